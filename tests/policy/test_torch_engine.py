@@ -306,7 +306,8 @@ def test_engine_computes_in_the_way_that_the_environment_names(way, monkeypatch)
 def test_way_that_the_machine_has_not_is_an_error_that_says_why(monkeypatch):
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "float16")
     with pytest.raises(
-        ModelError, match=r"HIVEWRIGHT_NATIVE: float16 can't be had here: .*no float16 arithmetic"
+        ModelError,
+        match=r"HIVEWRIGHT_NATIVE: float16 is not available here: .*no float16 arithmetic",
     ):
         native.load("-mno-avx512fp16" if platform.machine() == "x86_64" else "-DNOTHING")
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "int8")
@@ -348,7 +349,7 @@ def test_kernel_that_refuses_tiles_leaves_the_next_way(monkeypatch, caplog):
         "AMX not used reason=the kernel refuses AMX's tiles: Operation not permitted" in caplog.text
     )
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "amx")
-    with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: amx can't be had here: "):
+    with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: amx is not available here: "):
         native.load()
 
 

@@ -1,13 +1,11 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""The parts of a decoder of transformers, read from its modules: products, norms, rotations,
-windows.
+"""Read the parts of a transformers decoder from its modules: products, norms, rotations, windows.
 
-Weights are copied into the layout that makes a decoding step fast: q/k/v and gate/up side by side,
-blocked or transposed as the processor likes it. `Weights.refresh` copies again when they have
-changed.
+Weights are copied into a layout that makes a decoding step fast: q/k/v and gate/up joined, blocked
+or transposed to suit the processor. `Weights.refresh` copies them again when they have changed.
 """
 
-# H query heads, K key heads, D numbers of a head, S positions
+# H query heads, K key heads, D size of a head, S positions
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,22 +34,21 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 BOTH_DIRECTIONS = "attention in both directions"
 
 _BLOCKED_FROM = 1 << 20
-"""Weights of at least this many numbers go to oneDNN in its own blocked layout: they are read from
-memory at up to 1.3 times the speed. It costs 30 us a call, which smaller products don't earn
-back."""
+"""Weights of at least this size use oneDNN's blocked layout, which is read from memory up to 1.3
+times as fast. A call costs 30 us more, too much for smaller products."""
 _ROWS_HINT = 16  # oneDNN lays weights out for about this many rows
 
 
 class UnknownArchitectureError(Exception):
-    """Internal: what this model has that is not known here."""
+    """The lean decoder does not implement a part of this model."""
 
 
 class Product:
-    """`x @ weight.T + bias` of linear layers side by side. `orders` permutes the rows of each
-    (None: as they are).
+    """The product `x @ weight.T + bias` of joined linear layers.
 
-    In 16 bits adapters are no part of the weight, whose last bit is larger than what they add: they
-    have products of their own, in the type of x.
+    `orders` permutes the output rows of each layer; None: no permutation. In 16 bits adapters are
+    not added to the weight, whose last bit is larger than their contribution. They have products of
+    their own, in the type of x.
     """
 
     def __init__(
@@ -92,11 +89,11 @@ class Product:
 
     @property
     def panels(self) -> native.Panels | None:
-        """All of it, where it is one product of products_*.c."""
+        """Return the weight as laid out for products_*.c; None: another layout, or adapters."""
         return self._weight if self._layout == "panels" and not self._is_apart else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs), of the type of x."""
+        """Map (..., inputs) to (..., outputs), in the type of x."""
         product: Tensor
         if self._layout == "panels":
             product = self._weight(x)
@@ -123,8 +120,7 @@ class Product:
         return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
     def _read_adapters(self) -> None:
-        """All adapters as one pair of products: of each layer's the second makes its own outputs
-        alone."""
+        """Join all adapters into one pair of products; the second is block-diagonal by layer."""
         factors = [lora.factors_of(linear) for linear in self._linears]
         ups = [up if o is None else up[o] for (_, up), o in zip(factors, self._orders, strict=True)]
         self._down = torch.cat([down for down, _ in factors]).t().contiguous()
@@ -132,7 +128,7 @@ class Product:
 
 
 class Norm:
-    """An RMS norm over the last axis, whatever its family adds to the weight."""
+    """An RMS norm over the last axis, with the offset that some families add to its weight."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._module = module
@@ -150,7 +146,7 @@ class Norm:
 
 
 class HeadNorm:
-    """The norms of the queries' and the keys' heads in one: (R, H + K, D) -> the same."""
+    """The norms of query heads and key heads as one, over (R, H + K, D)."""
 
     def __init__(
         self, queries: nn.Module, keys: nn.Module, num_heads: int, num_kv_heads: int, order: Tensor
@@ -173,8 +169,11 @@ class HeadNorm:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """`window`: keys that a token sees, itself included; None: all. `rope`: the name of its
-    rotation."""
+    """One layer of a decoder.
+
+    `window` is the number of keys that a token sees, including its own; None: all. `rope` is the
+    name of its rotation.
+    """
 
     attention_norm: Norm
     qkv: Product
@@ -210,9 +209,9 @@ class Layer:
 
 
 class Weights:
-    """A decoder's layers in `dtype`, and what surrounds them.
+    """A decoder's layers in `dtype`, with its embedding, last norm and output layer.
 
-    Raises UnknownArchitectureError for whatever is not known to be computed alike here.
+    Raises UnknownArchitectureError for a model that the lean decoder does not implement.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -223,7 +222,7 @@ class Weights:
         self._model = model
         self.dtype = dtype
         self.device: torch.device = model.device
-        # Between the products a CPU computes in float32, whatever the weights are.
+        # Between the products a CPU computes in float32, whatever the type of the weights.
         self.activation_dtype = torch.float32 if self.device.type == "cpu" else dtype
         self.head_dim = int(attention.head_dim)
         self.num_heads = attention.q_proj.out_features // self.head_dim
@@ -231,22 +230,15 @@ class Weights:
         self.mlp_size = int(model.model.layers[0].mlp.down_proj.in_features)
         self.num_tokens = int(model.get_output_embeddings().weight.shape[0])
         self.scale = float(attention.scaling)
-        # Gemma 3 has the name, too, and makes no use of it.
-        self.score_cap = (
-            getattr(config, "attn_logit_softcapping", None)
-            if config.model_type == "gemma2"
-            else None
-        )
+        # Gemma 3 has this attribute too, but does not use it.
+        is_capped = config.model_type == "gemma2"
+        self.score_cap = getattr(config, "attn_logit_softcapping", None) if is_capped else None
         self.logit_cap = getattr(config, "final_logit_softcapping", None)
         self.embed = model.get_input_embeddings()
-        # Pairs that rotate together stand side by side: a rotation is one multiplication of complex
-        # numbers.
-        half = self.head_dim // 2
-        self._order_D = (
-            torch.stack([torch.arange(half), torch.arange(half) + half], 1)
-            .flatten()
-            .to(self.device)
-        )
+        # Numbers that rotate together are adjacent, so a rotation is one complex multiplication.
+        first = torch.arange(self.head_dim // 2)
+        pairs = torch.stack([first, first + self.head_dim // 2], 1)
+        self._order_D = pairs.flatten().to(self.device)
         self.layers = [self._read_layer(layer, i) for i, layer in enumerate(model.model.layers)]
         self.norm = Norm(model.model.norm, dtype)
         self.head = Product([model.get_output_embeddings()], dtype)
@@ -254,21 +246,16 @@ class Weights:
         self._seen = fingerprint(model)
 
     def refresh(self) -> None:
-        """Copy the weights again if the model's have changed, or its adapters alone if they
-        have."""
+        """Copy the model's weights again if they have changed, or only the changed adapters."""
         seen = fingerprint(self._model)
         if seen == self._seen:
             return
         names = (name for name, _ in self._model.named_parameters())
-        changed = [
-            name for name, new, old in zip(names, seen, self._seen, strict=True) if new != old
-        ]
+        sums = zip(names, seen, self._seen, strict=True)
+        changed = [name for name, new, old in sums if new != old]
         adapters_only = all(map(lora.is_of_adapter, changed))
-        for part in [
-            *(part for layer in self.layers for part in layer.parts),
-            self.norm,
-            self.head,
-        ]:
+        parts = [part for layer in self.layers for part in layer.parts]
+        for part in [*parts, self.norm, self.head]:
             if isinstance(part, Product):
                 part.refresh(adapters_only=adapters_only)
             else:
@@ -277,15 +264,12 @@ class Weights:
 
     @property
     def are_panels(self) -> bool:
-        """Whether every product is one of products_*.c, with nothing next to it."""
-        return all(
-            p.panels is not None
-            for p in [*(p for layer in self.layers for p in layer.products), self.head]
-        )
+        """Return whether all products are those of products_*.c, without separate adapters."""
+        products = [product for layer in self.layers for product in layer.products]
+        return all(product.panels is not None for product in [*products, self.head])
 
     def rotations(self, num_positions: int) -> dict[str, Tensor]:
-        """(S, D / 2) complex rotations of at least `num_positions` positions, by the name that
-        layers have for them."""
+        """Return complex rotations (S, D / 2) of at least `num_positions` positions, by name."""
         if not self._rotations or next(iter(self._rotations.values())).shape[0] < num_positions:
             positions = torch.arange(max(256, 2 * num_positions), device=self.device)[None]
             like = torch.empty(0, device=self.device)
@@ -332,35 +316,31 @@ class Weights:
 
 
 def fingerprint(model: nn.Module) -> list[int]:
-    """Sums over the bits of every weight, adapters included: another list when any of them has
-    changed.
+    """Return a sum over the bits of each weight, adapters included, to detect changes.
 
-    (`_version` would not do: fused AdamW leaves it alone.)
+    `_version` would not do: fused AdamW does not increase it.
     """
-    return [
-        int(n) for n in torch.stack([_sum_bits(p.detach()) for p in model.parameters()]).tolist()
-    ]
+    sums = [_sum_bits(parameter.detach()) for parameter in model.parameters()]
+    return [int(n) for n in torch.stack(sums).tolist()]
 
 
 def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
-    """Return how a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or
-    "panels" (products_*.c)."""
+    """Return a weight's layout.
+
+    It is "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (products_*.c).
+    """
     size = sum(linear.weight.numel() for linear in linears)
     if linears[0].weight.device.type != "cpu":
         return "plain"
     is_large = size >= _BLOCKED_FROM
     if dtype == torch.bfloat16 and native.load() is not None:
         return "panels"
-    return (
-        "blocked"
-        if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16)
-        else "transposed"
-    )
+    is_blocked = torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16)
+    return "blocked" if is_blocked else "transposed"
 
 
 def _sum_bits(weight: Tensor) -> Tensor:
-    """All the bits of a weight, as one 64-bit sum: eight bytes at a time, at the speed of the
-    memory."""
+    """Return a 64-bit sum over a weight's bits, eight bytes at a time, at the memory's speed."""
     flat = weight.reshape(-1)
     if flat.storage_offset() * flat.element_size() % 8:
         flat = flat.clone()
@@ -370,8 +350,7 @@ def _sum_bits(weight: Tensor) -> Tensor:
 
 
 def norm_weight(module: nn.Module) -> Tensor:
-    """Return what an RMS norm multiplies by in the end: some families add 1 to the weight. Read off
-    what it makes of ones."""
+    """Return the factor of an RMS norm, measured with ones: some families add 1 to the weight."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     with torch.no_grad():
         ones = torch.ones(weight.shape, device=weight.device)
@@ -389,8 +368,7 @@ def _bias_of(linear: nn.Linear) -> Tensor:
 
 
 def _window_of(attention: Any, config: Any) -> int | None:
-    # Mistral's attention has no attribute of its own: every layer has the window of the
-    # configuration.
+    # Mistral's attention has no such attribute: all layers have the window of the configuration.
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     return None if window is None else int(window)
 
@@ -400,7 +378,7 @@ def _has_named_ropes(config: Any) -> bool:
 
 
 def find_obstacle(model: Any) -> str | None:
-    """Return what of `model` the lean decoder does not know; None: it computes all of it."""
+    """Return the part of `model` that the lean decoder does not implement; None: there is none."""
     config = model.config
     if config.model_type not in _FAMILIES:
         return f"family {config.model_type}"

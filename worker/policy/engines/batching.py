@@ -1,11 +1,11 @@
-"""The number of answers that are generated at once: all, until memory does not take them.
+"""Split the answers of a round into as few batches as memory allows.
 
-On a CPU a piece is cut in two before it is tried if it would not fit: a kernel that promised memory
-ends the process that uses it. That is an estimate from what is free now, so it is made again for
-each piece and never remembered. On a GPU, and where a CPU's allocator does say no, the piece that
-failed is cut in two and made again. That limit is remembered, also in the next life of the node,
-and raised again a bit at a time. Memory that other programs have taken is waited for, and teaches
-nothing. Answers do not depend on how they are cut: each row has random numbers of its own.
+On a CPU a batch is split before it is tried if it would not fit, because the kernel overcommits
+memory and later kills the process that uses it. This is an estimate from the memory that is free
+now, so it is made for each batch and never stored. On a GPU, and if a CPU's allocator refuses, the
+batch that failed is split and repeated. That limit is stored, also for the next start of the node,
+and raised again step by step. Memory that other programs have taken is waited for and does not
+change the limit. Answers do not depend on the split, because each row has its own random numbers.
 """
 
 import logging
@@ -23,17 +23,19 @@ from worker.policy.memory_shortage import Shortage
 log = logging.getLogger(__name__)
 
 _SHARE = 0.8
-"""Of the memory that is free: what is needed is an estimate, and we are not alone."""
-
+"""Share of the free memory to use: the need is an estimate, and other programs run too."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2, 64
-"""Batches between two tries with more rows: twice as many after each that failed."""
+"""Calls between two attempts with more rows; doubled after each failed attempt."""
 
 
 class Rows:
-    """`limit`: rows of a piece at most. None: nothing has failed yet. `smallest_share`: of the rows
-    of the last batch, those of its smallest piece but the last; 1.0: all at once; None: nothing was
-    made yet."""
+    """Splits rows into pieces that fit into memory.
+
+    `limit` is the largest number of rows of a piece; None: nothing has failed yet. `smallest_share`
+    is the size of the smallest piece of the last call, except the last piece, as a share of its
+    rows; 1.0: one piece; None: no call yet.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.limit: int | None = None
@@ -44,10 +46,10 @@ class Rows:
         self._file: Path | None = None
         self._key = ""
         self._pause = self._batches_left = _FIRST_PAUSE
-        self._proven: int | None = None  # the limit before the one that is being tried
+        self._proven: int | None = None  # the limit before the present attempt with more rows
 
     def remember_in(self, file: Path, key: str) -> None:
-        """Take the limit that `file` has for `key`, and write down what is learnt from now on."""
+        """Read the limit for `key` from `file`, and store later limits there."""
         self._file, self._key = file, key
         record = memory.recall(file, key)
         if record is None:
@@ -61,7 +63,7 @@ class Rows:
     def run(
         self, num_rows: int, needed: Callable[[range], int], make: Callable[[range], list[Sampled]]
     ) -> list[Sampled]:
-        """`make` of all rows, in as many pieces as it takes; `needed` are the bytes of a piece.
+        """Return `make` of all rows, in pieces that fit; `needed` estimates the bytes of a piece.
 
         Raises ResourceError if not even one row fits.
         """
@@ -81,7 +83,7 @@ class Rows:
                 if not memory.is_out_of_memory(error):
                     raise
                 reason = memory.reason_of(error)
-            # The error is gone here, and with it what its frames held.
+            # Out of the except block, so that the error's frames no longer keep tensors alive.
             memory.release(self._device)
             if self._shortage.wait():
                 continue
@@ -96,22 +98,25 @@ class Rows:
         return done
 
     def _next_piece(self, start: int, num_rows: int, needed: Callable[[range], int]) -> range:
-        """As many rows as the limit allows and, on a CPU, as memory is free for."""
+        """Return as many rows as the limit allows and, on a CPU, as fit into the free memory."""
         whole = range(start, min(num_rows, start + (self.limit or num_rows)))
         if self._device.type != "cpu" or self._fits(needed(whole)):
             return whole
         if self._shortage.wait(lambda: self._fits(needed(whole))):
             return whole
-        # One row is tried even if it seems too much: it is an estimate.
+        # At least one row is tried, because the need is only an estimate.
         sizes = range(1, len(whole))
         size = max(1, bisect_left(sizes, True, key=lambda n: not self._fits(needed(whole[:n]))))
         if not self._has_said:
             self._has_said = True
             log.warning(
-                "little memory is free, answers are generated in smaller pieces for now rows=%d of=%d: about %d MiB "
-                "are needed, %d MiB are there",
-                size, len(whole), needed(whole) >> 20, self._room() >> 20,
-            )  # fmt: skip
+                "little memory is free, answers are generated in smaller pieces for now"
+                " rows=%d of=%d: about %d MiB are needed, %d MiB are free",
+                size,
+                len(whole),
+                needed(whole) >> 20,
+                self._room() >> 20,
+            )
         return whole[:size]
 
     def _fits(self, wanted: int) -> bool:
@@ -128,13 +133,15 @@ class Rows:
         self._batches_left = self._pause
         log.warning(
             "out of memory, answers are generated in smaller pieces rows=%d before=%d error=%s",
-            self.limit, len(piece), reason,
-        )  # fmt: skip
+            self.limit,
+            len(piece),
+            reason,
+        )
         if not self._shortage.is_foreign():
             self._write_down()
 
     def _try_more(self) -> None:
-        """Raise the limit by half now and then."""
+        """Raise the limit by half every `_pause` calls."""
         if self.limit is None:
             return
         self._batches_left -= 1
@@ -143,8 +150,7 @@ class Rows:
             self.limit += max(1, self.limit // 2)
 
     def _keep_what_fitted(self, num_rows: int) -> None:
-        """A limit that was tried and did not fail is the new one; none is needed once it is as
-        large as all rows."""
+        """Accept a raised limit that did not fail; drop it once it is as large as all rows."""
         if self._proven is None or self.limit is None:
             return
         log.info(

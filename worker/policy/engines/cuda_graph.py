@@ -1,9 +1,8 @@
-"""A decoding step on a GPU, recorded once and replayed: hundreds of small operations are launched
-as one CUDA graph.
+"""Record a decoding step on a GPU once and replay it as one CUDA graph.
 
-One by one a GPU waits for Python between them, most of the time. What is recorded works on the same
-memory each time, so its tensors must keep their places and their shapes, and nothing of it may
-depend on a number that Python computes.
+A step is hundreds of small operations. Launched one by one, the GPU mostly waits for Python. A
+graph works on the same memory each time, so its tensors must keep their addresses and shapes, and
+no operation may depend on a number that Python computes.
 """
 
 import functools
@@ -21,10 +20,10 @@ Work = Callable[[], Tensor]
 
 
 class Replay:
-    """Does the same work again and again: plainly the first time, when libraries load what they
-    need, then replayed.
+    """Repeats the same work, replayed from the second call on.
 
-    The tensor that it returns is overwritten by the next call.
+    The first call runs plainly, because libraries load their kernels then. The returned tensor is
+    overwritten by the next call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,21 +43,20 @@ class Replay:
         except RuntimeError as error:
             if memory.is_out_of_memory(error):
                 raise
-            _say_once(memory.reason_of(error))
+            _warn_once(memory.reason_of(error))
             return None
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
+def _warn_once(reason: str) -> None:
     log.warning("steps are not replayed reason=%s; generation is slower", reason)
 
 
 def record(work: Work, device: torch.device) -> Work:
-    """Return what `work` launches on the GPU, as one graph. Nothing is computed before the result
-    is called."""
+    """Return a function that replays what `work` launches on the GPU as one graph."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    # Other threads of the worker may use the GPU meanwhile.
+    # Thread-local, because other threads of the worker may use the GPU meanwhile.
     with (
         torch.cuda.device(device),
         torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),

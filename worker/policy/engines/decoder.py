@@ -1,15 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""The decoding step without ceremony: what transformers' forward computes, in a quarter of the
-time.
+"""The lean decoder: the computation of transformers' forward in a quarter of its time.
 
-Each distinct prompt goes through the model once, and the tokens that all prompts begin with go
-through it once for all of them. A prompt's keys and values are never copied: all its answers are
-rows of one product with them. The keys and values of the new tokens are in a cache of their own,
-with room ahead.
+Each distinct prompt goes through the model once, and tokens that all prompts begin with go through
+it once for all of them. A prompt's keys and values are never copied; all its answers are rows of
+one product with them. The keys and values of new tokens are in a separate cache, which is allocated
+ahead.
 """
 
-# P distinct prompts, L tokens of the longest, R rows (answers under way), W rows of a prompt at
-# most, N prompt tokens, H query heads, K key heads, Q = H / K, D numbers of a head, T new tokens so
+# P distinct prompts, L tokens of the longest, R rows (answers in progress), W most rows of a
+# prompt, N prompt tokens, H query heads, K key heads, Q = H / K, D size of a head, T new tokens so
 # far, V vocabulary
 
 import math
@@ -27,19 +26,21 @@ from worker.policy.engines.native_step import Step
 from worker.policy.logprobs import common_prefix
 
 _PREFILL_TOKENS = 4096
-"""Prompts go through the model in parts of about this many tokens, which bounds the memory."""
-_BLOCK = 16  # tokens whose keys lie side by side for native.c
-_FIRST_ROOM = 128  # new tokens that a cache has room for at first; it doubles when it is full
+"""Prompts go through the model in parts of about this many tokens, to limit the memory."""
+_BLOCK = 16  # tokens whose keys are adjacent, as native.c reads them
+_FIRST_ROOM = 128  # first capacity of the cache of new tokens; it doubles when it is full
 
 
 class LeanDecoder:
-    """Runs a model's decoder from its `Weights`. Raises UnknownArchitectureError for one that it
-    can't."""
+    """Runs a model's decoder from its `Weights`.
+
+    Raises UnknownArchitectureError for a model that it does not implement.
+    """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.weights = Weights(model, dtype)
         self.replays = self.weights.device.type == "cuda"
-        # Replayed, a step with fewer rows takes hardly less time, and it must be recorded again.
+        # A replayed step with fewer rows is hardly faster, and must be recorded again.
         self.compact_below = 0.5 if self.replays else 0.8
         has_native = self.weights.device.type == "cpu" and native.knows(
             self.weights.layers[0].activation
@@ -49,19 +50,15 @@ class LeanDecoder:
 
     @property
     def name(self) -> str:
-        helped = (
-            " with native operations"
-            if self.native
-            else " with CUDA graphs"
-            if self.replays
-            else ""
-        )
-        return f"lean decoder{helped}, {self.weights.dtype}"
+        extra = " with CUDA graphs" if self.replays else ""
+        if self.native:
+            extra = " with native operations"
+        return f"lean decoder{extra}, {self.weights.dtype}"
 
     def start(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> tuple["LeanBatch", Tensor]:
-        """A row for each prompt, and the logits (R, V) of their first tokens."""
+        """Return a batch with a row per prompt, and the logits (R, V) of the first tokens."""
         self.weights.refresh()
         batch: LeanBatch
         if self.replays:
@@ -75,25 +72,27 @@ class LeanDecoder:
         return batch, batch.logits_RV
 
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """Keys and values twice: they are copied when rows leave or room grows. Logits as the
-        sampler treats them."""
+        """Return an upper estimate of a batch's memory, in bytes.
+
+        Keys and values count twice, because they are copied when rows leave or the cache grows.
+        Logits count five times, for the sampler.
+        """
         weights = self.weights
         width, num_prompts = _padded(max(map(len, prompts))), len(set(map(tuple, prompts)))
         size = weights.activation_dtype.itemsize
         token = 2 * len(weights.layers) * weights.num_kv_heads * weights.head_dim * size
         caches = 2 * token * (num_prompts * width + len(prompts) * _padded(max_new_tokens))
         logits = 5 * 4 * len(prompts) * weights.num_tokens
-        prefill = (
-            size
-            * max(_PREFILL_TOKENS, width)
-            * (4 * weights.mlp_size + 6 * weights.num_heads * weights.head_dim)
-        )
+        per_token = 4 * weights.mlp_size + 6 * weights.num_heads * weights.head_dim
+        prefill = size * max(_PREFILL_TOKENS, width) * per_token
         return int(caches + logits + prefill)
 
 
 class LeanBatch:
-    """Answers under way. One row has its prompt's number in `_prompt_of` and its own new keys and
-    values."""
+    """The answers in progress.
+
+    A row has its prompt's number in `_prompt_of`, and keys and values of its new tokens.
+    """
 
     def __init__(
         self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int
@@ -124,13 +123,13 @@ class LeanBatch:
         self._keys = [self._new_keys(like, R, room) for _ in weights.layers]
         self._values = [like.new_zeros((R, K, room, D)) for _ in weights.layers]
         self._place_1 = torch.zeros(1, dtype=torch.long, device=weights.device)
-        """Where this step's keys and values go: `_step`, as a tensor."""
+        """Index of this step's keys and values in the cache: `_step`, as a tensor."""
         self._num_looked_at = 0
-        """How many of the new keys are looked at; those behind `_place_1` are hidden."""
+        """Number of new keys that attention reads; those behind `_place_1` are masked."""
         self._arrange()
 
     def _new_keys(self, like: Tensor, count: int, width: int) -> Tensor:
-        """Room for `width` keys, each of `count` rows or prompts."""
+        """Return a cache for `width` keys of each of `count` rows or prompts."""
         return like.new_zeros((count, self._weights.num_kv_heads, self._weights.head_dim, width))
 
     def _widen_keys(self, keys: Tensor, more: int) -> Tensor:
@@ -140,7 +139,7 @@ class LeanBatch:
         keys[prompt, :, :, : len(k_NKD)] = k_NKD.permute(1, 2, 0)
 
     def step(self, tokens_R: Tensor) -> Tensor:
-        """Logits (R, V) after one more token for each row."""
+        """Append one token to each row; return the logits (R, V) of the next ones."""
         self._make_room()
         self._place_1.fill_(self._step)
         self._num_looked_at = self._step + 1
@@ -165,7 +164,7 @@ class LeanBatch:
         return self._logits(x)
 
     def keep(self, lines: Sequence[int]) -> None:
-        """Only these lines of the batch go on, in this order, which must rise."""
+        """Keep only these lines of the batch, in this order, which must be ascending."""
         index = torch.tensor(lines, device=self._weights.device)
         self._keys = [keys.index_select(0, index) for keys in self._keys]
         self._values = [values.index_select(0, index) for values in self._values]
@@ -180,8 +179,10 @@ class LeanBatch:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Lay the rows out as a grid with a line for each prompt, for the products with the
-        prompts' keys."""
+        """Arrange the rows as a grid with a line per prompt, for products with the prompts' keys.
+
+        Shorter lines are padded by repeating their last row.
+        """
         rows_P: list[list[int]] = [[] for _ in self._lengths_P]
         for row, prompt in enumerate(self._prompt_of):
             rows_P[prompt].append(row)
@@ -212,12 +213,12 @@ class LeanBatch:
         return min(self._lengths_P) == width and (window is None or width + self._step < window)
 
     def _mask(self, window: int | None) -> Tensor | None:
-        """(R, 1, 1, L + T) what is added to the scores; None where everything may be seen."""
+        """Return the mask (R, 1, 1, L + T) that is added to the scores; None: nothing is hidden."""
         if self._hides_nothing(window):
             return None
         width = self._prompt_values[0].shape[2]
         places = torch.arange(width + self._num_looked_at, device=self._weights.device)
-        # Where a key stands, counted as its row counts; padding counts as the future.
+        # A key's position within its row; padding counts as the future.
         lengths_R1 = self._lengths_R[:, None]
         now_R1 = lengths_R1 + self._place_1
         positions_RS = torch.where(places < width, places, places - width + lengths_R1)
@@ -228,8 +229,10 @@ class LeanBatch:
         return mask_RS.masked_fill_(is_hidden_RS, -math.inf)[:, None, None]
 
     def _heads(self, layer: Layer, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (n, H, D), scaled, keys and values (n, K, D) of n tokens; queries and keys
-        rotated."""
+        """Return scaled queries (n, H, D), keys and values (n, K, D) of n tokens.
+
+        Queries and keys are rotated.
+        """
         H, K, D = self._weights.num_heads, self._weights.num_kv_heads, self._weights.head_dim
         heads = layer.qkv(layer.attention_norm(x)).view(-1, H + 2 * K, D).float()
         rotated = heads[:, : H + K]
@@ -260,7 +263,11 @@ class LeanBatch:
     def _attend(
         self, index: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """(R, H x D) of one new token for each row."""
+        """Store the new keys and values, and return the attention (R, H x D) of the new tokens.
+
+        Scores with a prompt's keys are one product for all its rows, in the layout of `_arrange`;
+        scores with a row's new keys are a product per row.
+        """
         R, H, D = q_RHD.shape
         K = k_RKD.shape[1]
         Q, P = H // K, self._grid[0]
@@ -284,7 +291,7 @@ class LeanBatch:
         return self._to_rows(shared, K).add(own.view(R, K, Q, D)).reshape(R, H * D)
 
     def _to_grid(self, rows: Tensor) -> Tensor:
-        """(R, K, Q, n) -> (P x K, W x Q, n)"""
+        """Rearrange (R, K, Q, n) to (P x K, W x Q, n)."""
         P, W = self._grid
         if self._row_of_slot is not None:
             rows = rows.index_select(0, self._row_of_slot)
@@ -292,14 +299,16 @@ class LeanBatch:
         return rows.reshape(P, W, K, Q, n).transpose(1, 2).reshape(P * K, W * Q, n)
 
     def _to_rows(self, grid: Tensor, K: int) -> Tensor:
-        """(P x K, W x Q, n) -> (R, K, Q, n)"""
+        """Rearrange (P x K, W x Q, n) to (R, K, Q, n)."""
         P, W = self._grid
         rows = grid.view(P, K, W, -1, grid.shape[-1]).transpose(1, 2).flatten(0, 1)
         return rows if self._slot_of_row is None else rows.index_select(0, self._slot_of_row)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> Tensor:
-        """Run prompts end to end, without padding, and what all of them begin with once; keep their
-        keys and values. (P, hidden) of their last tokens."""
+        """Run joined prompts without padding, their common beginning once, and store their keys.
+
+        Values are stored, too. Returns the hidden states (P, hidden) of the prompts' last tokens.
+        """
         device = self._weights.device
         shared = common_prefix(prompts)
         pieces = [prompts[0][:shared], *(prompt[shared:] for prompt in prompts)]
@@ -333,7 +342,7 @@ class LeanBatch:
     def _attend_prompt(
         self, q_NHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, window: int | None
     ) -> Tensor:
-        """(N, H x D): causal attention of the last N of a prompt's S tokens."""
+        """Return causal attention (N, H x D) of the last N of a prompt's S tokens."""
         N, S = len(q_NHD), len(k_SKD)
         if N == 0:
             return q_NHD.flatten(1)
@@ -356,8 +365,10 @@ class LeanBatch:
 
 
 class ReplayedBatch(LeanBatch):
-    """The same on a GPU, with each step replayed. It looks at all keys that there is room for:
-    shapes must stay."""
+    """A batch on a GPU, with replayed steps.
+
+    Attention reads the whole cache, because shapes must not change between steps.
+    """
 
     _replay: Replay | None = None
 
@@ -382,11 +393,11 @@ class ReplayedBatch(LeanBatch):
             self._replay = None
 
     def _hides_nothing(self, window: int | None) -> bool:
-        return False  # what is hidden differs from step to step
+        return False  # the hidden keys differ from step to step
 
 
 class NativeBatch(LeanBatch):
-    """The same on a CPU, with the small operations between the products in C."""
+    """A batch on a CPU, with the small operations between the products in C."""
 
     def __init__(
         self,
@@ -461,18 +472,10 @@ class NativeBatch(LeanBatch):
         self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor
     ) -> None:
         weights, norm = self._weights, self._weights.layers[index].head_norm
-        prompt_values, keys, values = (
-            self._prompt_values[index],
-            self._keys[index],
-            self._values[index],
-        )
-        R, H, K, D, room = (
-            len(qkv),
-            weights.num_heads,
-            weights.num_kv_heads,
-            weights.head_dim,
-            values.shape[2],
-        )
+        prompt_values = self._prompt_values[index]
+        keys, values = self._keys[index], self._values[index]
+        R, H, K = len(qkv), weights.num_heads, weights.num_kv_heads
+        D, room = weights.head_dim, values.shape[2]
         self._functions.turn_heads(
             qkv.data_ptr(),
             turn.data_ptr(),
@@ -508,7 +511,7 @@ class NativeBatch(LeanBatch):
 
 
 class PanelBatch(NativeBatch):
-    """The same where all products are those of products_*.c: a step is one call."""
+    """A batch whose products are all those of products_*.c, with a step as one call."""
 
     _described: Step | None = None
 
@@ -543,12 +546,12 @@ class PanelBatch(NativeBatch):
 
 
 def _padded(num_tokens: int) -> int:
-    """Room in a cache comes in steps of 64 tokens: the vectors of native.c take no less."""
+    """Return a cache's capacity: a multiple of 64 tokens, as native.c requires."""
     return -(-num_tokens // 64) * 64
 
 
 def _parts(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Bounds (a, b) of parts of the list that sum to at most _PREFILL_TOKENS, or hold one."""
+    """Return bounds (a, b) of parts that sum to at most _PREFILL_TOKENS or have one element."""
     parts: list[tuple[int, int]] = []
     start = total = 0
     for i, length in enumerate(lengths):

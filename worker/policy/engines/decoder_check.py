@@ -1,10 +1,9 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""The precision of a decoder: what it says of real prompts, next to what one plain forward pass
-says in float32.
+"""Measure the precision of a decoder: its logits of real prompts against a plain pass in float32.
 
-The plain pass has no cache and nothing before a prompt. Transformers' own pass in the decoder's
-precision shows what that precision costs; a decoder may be off by somewhat more than that. Weights
-are cast one layer at a time, so the check never has a second copy of the model.
+The plain pass has no cache and no padding before a prompt. Transformers' own pass in the decoder's
+precision shows the error of that precision, and a decoder's error may be somewhat larger. Weights
+are cast one layer at a time, so the check never needs a second copy of the model.
 """
 
 # R rows, S steps, V vocabulary
@@ -27,48 +26,49 @@ QUESTIONS = (
     ),
     "Which day of the week is it three days after a Tuesday?",
 )
-"""What is asked where the environment's own questions are not at hand."""
+"""Questions for callers that do not have the environment's."""
 
 STEPS = 4
-"""Positions of a prompt that are compared: its last ones. What comes before them is read at
-once."""
+"""Number of positions to compare: the last ones of a prompt. The tokens before them are
+prefilled."""
 _LONGEST = (96, 32, 24)
-"""Tokens of each prompt that are read, from its beginning: the check stays a few seconds on a slow
-processor."""
+"""Number of tokens of each prompt, from its beginning, so that the check takes only seconds on a
+slow processor."""
 _FLOOR = 1e-3
-"""Difference between two ways to compute the same in float32, of the logits' spread."""
+"""Difference between two float32 computations of the same logits, relative to their spread."""
 
 
 def shorten(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The prompts that are compared: at most three, each of more than STEPS tokens, cut where they
-    are long."""
+    """Return at most three prompts of more than STEPS tokens, with the long ones cut."""
     chosen = [list(prompt) for prompt in prompts if len(prompt) > STEPS][: len(_LONGEST)]
     return [prompt[:longest] for prompt, longest in zip(chosen, _LONGEST, strict=False)]
 
 
 def arbitrary_prompts(num_tokens: int) -> list[list[int]]:
-    """Prompts for a model without a tokenizer: token ids that mean nothing."""
+    """Return prompts of arbitrary token ids, for a model without a tokenizer."""
     return [[(7 * i + 3) % num_tokens for i in range(length)] for length in (24, 13, 9)]
 
 
 def allowed_error(theirs: float, factor: float) -> float:
-    """Return how far a decoder may be from float32, where transformers' own pass in its precision
-    is `theirs` away."""
+    """Return a decoder's largest allowed distance from float32.
+
+    `theirs` is the distance of transformers' own pass in the decoder's precision.
+    """
     return factor * theirs + _FLOOR
 
 
 def difference(ours: Tensor, exact: Tensor) -> float:
-    """Return how far logits (..., V) are apart (root mean square, of their spread)."""
+    """Return the root mean square difference of logits (..., V), relative to their spread."""
     spread = (exact - exact.mean(-1, keepdim=True)).square().mean().sqrt().clamp(min=1e-6)
     return float((ours - exact).square().mean().sqrt() / spread)
 
 
 @torch.no_grad()
 def plain_logits(model: Any, prompts: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
-    """(R, S, V) logits of the last positions of each prompt, computed in `dtype`: one pass, without
-    a cache.
+    """Return the logits (R, S, V) of each prompt's last positions, from one pass without a cache.
 
-    Prompts are filled up behind their end, which no position before it sees.
+    The pass computes in `dtype`. Prompts are padded after their end, where no position before sees
+    it.
     """
     width = max(map(len, prompts))
     ids_RL = torch.tensor(
@@ -85,11 +85,10 @@ def plain_logits(model: Any, prompts: Sequence[Sequence[int]], dtype: torch.dtyp
 def decoded_logits(
     decoder: Decoder, prompts: Sequence[Sequence[int]], device: torch.device
 ) -> Tensor:
-    """The same from a decoder, which reads the prompts' beginnings and then gets their last tokens
-    one by one.
+    """Return the same logits from a decoder, with the prompts' last tokens one by one.
 
-    The first prompt is in two rows, one of which leaves after the first step, as answers do that
-    are complete.
+    The first prompt is in two rows, one of which leaves after the first step, as complete answers
+    do.
     """
     rows = [prompts[0], *prompts]
     batch, logits_RV = decoder.start([prompt[: 1 - STEPS] for prompt in rows], STEPS)
@@ -105,8 +104,10 @@ def decoded_logits(
 
 @contextmanager
 def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, forward passes compute in `dtype`: a layer's weights are cast before it runs, and put
-    back after it."""
+    """Compute forward passes in `dtype` inside of this context.
+
+    A layer's weights are cast before it runs and restored after it.
+    """
     weights = [
         p
         for name, p in model.named_parameters()
@@ -118,11 +119,11 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         for module in _pieces(model):
             kept: list[tuple[nn.Parameter, Tensor]] = []
-            stack.callback(_put_back, kept)
+            stack.callback(_restore, kept)
             for hook in (
                 module.register_forward_pre_hook(_caster(kept, dtype), with_kwargs=True),
                 module.register_forward_hook(
-                    lambda *_, kept=kept: _put_back(kept), always_call=True
+                    lambda *_, kept=kept: _restore(kept), always_call=True
                 ),
             ):
                 stack.callback(hook.remove)
@@ -130,8 +131,11 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _pieces(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are cast at a time: a layer as a whole, for some read their parts' weights
-    without a call."""
+    """Yield the modules to cast at a time.
+
+    A layer is cast as a whole, because some layers read the weights of their parts without calling
+    them.
+    """
     layers = {id(child) for m in model.modules() if isinstance(m, nn.ModuleList) for child in m}
 
     def walk(module: nn.Module) -> Iterator[nn.Module]:
@@ -165,7 +169,7 @@ def _cast_value(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _put_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
+def _restore(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
     for parameter, data in kept:
         parameter.data = data
     kept.clear()

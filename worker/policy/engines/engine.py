@@ -1,8 +1,10 @@
 # ruff: noqa: N803 - tensors are named with their axes
-"""The interface of generation engines: prompts in, G sampled answers each out, with the policy's
-own log-probabilities."""
+"""The interfaces of generation engines and decoders.
 
-# R rows (answers under way), T new tokens, V vocabulary
+An engine samples G answers to each prompt, with the policy's log-probabilities of their tokens.
+"""
+
+# R rows (answers in progress), T new tokens, V vocabulary
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +17,11 @@ from worker import settings
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One row: `token_ids` (T,), `logprobs` (T,) of the policy, and whether it came to an end.
+    """One answer: `token_ids` (T,), `logprobs` (T,) of the policy, and whether it is complete.
 
-    The log-probabilities are at the temperature that was sampled with, before top-k, top-p, min-p
-    and repetition penalty: what the trainer computes for the same tokens. (vLLM at temperatures
-    other than 1: after these, as in TRL.)
+    The log-probabilities are at the sampling temperature, before top-k, top-p, min-p and repetition
+    penalty, as the trainer computes them. (vLLM at temperatures other than 1: after these, as in
+    TRL.)
     """
 
     token_ids: tuple[int, ...]
@@ -29,11 +31,11 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """When an answer is over: after one of `end_ids` (kept in its tokens), or when `is_done` says
-    so of its tokens.
+    """The rule by which an answer ends.
 
-    `is_done` is asked only after tokens that `may_be_done` (one flag a token of the vocabulary)
-    marks.
+    It ends after one of `end_ids`, which is kept in its tokens, or when `is_done` returns True for
+    its tokens. `is_done` is called only after tokens whose flag in `may_be_done` (one per token of
+    the vocabulary) is set.
     """
 
     end_ids: frozenset[int]
@@ -47,22 +49,22 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Setback:
-    """One reason why an engine is slower, or computes in another precision, than it was meant
-    to."""
+    """A reason why an engine is slower, or computes in another precision, than intended."""
 
     of: Literal["engine", "precision"]
     reason: str
 
 
 class Engine(Protocol):
+    """A way to sample answers from a model."""
+
     @property
     def name(self) -> str:
-        """For people: what samples, and in what type."""
+        """Return a name for the log: what samples, and in which type."""
 
     @property
     def setbacks(self) -> Sequence[Setback]:
-        """Return where it falls short of what the settings ask for, or of what this machine could
-        do."""
+        """Return where the engine falls short of the settings, or of what this machine could do."""
 
     def generate(
         self,
@@ -71,37 +73,39 @@ class Engine(Protocol):
         seed: int,
         ending: Ending,
     ) -> list[list[Sampled]]:
-        """G = `generation.num_generations` answers to each prompt (token ids, none empty).
+        """Sample `generation.num_generations` answers to each prompt (token ids, none empty).
 
-        A row ends as `ending` says, or unfinished at max_completion_length. Raises ResourceError if
-        memory does not take even one row.
+        An answer ends by the rule `ending`, or unfinished at max_completion_length. Raises
+        ResourceError if not even one answer fits into memory.
         """
 
 
 class Batch(Protocol):
-    """Answers under way, of a decoder."""
+    """The answers in progress of a decoder."""
 
     def step(self, tokens_R: Tensor) -> Tensor:
-        """Logits (R, V) after one more token for each row."""
+        """Append one token to each row; return the logits (R, V) of the next ones."""
 
     def keep(self, lines: Sequence[int]) -> None:
-        """Only these lines of the batch go on, in this order, which rises."""
+        """Keep only these lines of the batch, in this order, which must be ascending."""
 
 
 class Decoder(Protocol):
-    """A model that goes on from prompts, a token at a time."""
+    """A model that continues prompts, one token at a time."""
 
     compact_below: float
-    """Rows are copied together once fewer than this share of a batch is alive: copying costs as
-    much as some steps."""
+    """Drop complete rows once less than this share of a batch is in progress. Dropping rows copies
+    the others, which costs as much as some steps."""
 
     @property
     def name(self) -> str:
-        """For people: how it computes, and in what type."""
+        """Return a name for the log: how it computes, and in which type."""
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[Batch, Tensor]:
-        """A row for each prompt, and the logits (R, V) of their first tokens. Equal prompts are
-        read once."""
+        """Return a batch with a row for each prompt, and the logits (R, V) of their first tokens.
+
+        Equal prompts go through the model once.
+        """
 
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """Return what such a batch takes of memory at most, as far as that can be told before."""
+        """Return an upper estimate of the memory of such a batch, in bytes."""

@@ -1,8 +1,8 @@
 # ruff: noqa: N803, N806, N815 - tensors are named with their axes
-"""Decoding with transformers' own forward and cache: for every decoder that transformers can run.
+"""Decode with transformers' forward and cache, for every decoder that transformers can run.
 
-One prefill for each distinct prompt, the cache repeated for its answers. Slower than the lean
-decoder, which takes its place for the families that it knows.
+Each distinct prompt goes through the model once, and its cache is repeated for its answers. The
+lean decoder is faster and is used for the families that it implements.
 """
 
 # B prompts, R rows, L prompt tokens, T new tokens, S tokens seen, V vocabulary
@@ -18,8 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 @dataclass(slots=True)
 class Prefix:
-    """Prompts that went through the model once. Left-padded: the last position is every prompt's
-    last token.
+    """Prompts after their forward pass, padded on the left, so that they end together.
 
     `mask_BL` is 1 on real tokens, `lengths_B` counts them, `logits_BV` predict the first new token.
     """
@@ -30,11 +29,8 @@ class Prefix:
     logits_BV: Tensor
 
     def select(self, index_R: Tensor) -> "Prefix":
-        """A row for each of these numbers of prompts. Uses up this object.
-
-        `reorder_cache` because every kind of layer has it, also those with a convolution's or a
-        recurrent state.
-        """
+        """Return a row for each of these prompt numbers; this object can't be used afterwards."""
+        # Every kind of layer has reorder_cache, also those with a convolutional or recurrent state.
         self.cache.reorder_cache(index_R)
         return Prefix(
             self.cache, self.mask_BL[index_R], self.lengths_B[index_R], self.logits_BV[index_R]
@@ -42,10 +38,12 @@ class Prefix:
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
-    """One forward pass over `prompts` (token ids, none empty). Differentiable where gradients are
-    on."""
+    """Run one forward pass over `prompts` (token ids, none empty).
+
+    It is differentiable if gradients are enabled.
+    """
     width = max(len(p) for p in prompts)
-    # The pad token's id does not matter: the mask hides it.
+    # Any token id pads: the mask hides it.
     ids_BL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     lengths_B = torch.tensor([len(p) for p in prompts], device=model.device)
     mask_BL = (torch.arange(width, device=model.device) >= width - lengths_B[:, None]).long()
@@ -63,21 +61,22 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """Bytes that a model keeps of a row: `row` at any length (states of linear attention), and
-    `token` of each."""
+    """Bytes of a model's cache: `row` for each row at any length, `token` for each of its tokens.
+
+    The former are states such as those of linear attention.
+    """
 
     row: int
     token: int
 
     def of(self, num_rows: int, num_tokens: int) -> int:
-        """Bytes of a batch."""
+        """Return the bytes of a batch."""
         return num_rows * (self.row + num_tokens * self.token)
 
 
 @torch.no_grad()
 def measure_cache(model: Any) -> CacheSize:
-    """Return what `model` keeps, measured with two short prompts: layers of one model may differ in
-    all of it."""
+    """Measure the cache of `model` with two short prompts, since layers of a model may differ."""
     short, long = (_bytes_kept(model, length) for length in (1, 9))
     token = max(0, long - short) // 8
     return CacheSize(row=max(0, short - token), token=token)
@@ -92,7 +91,7 @@ def _bytes_kept(model: Any, length: int) -> int:
 
 
 def _tensors_of(value: Any, *left_out: str) -> dict[int, Tensor]:
-    """All tensors in an output of a model, whatever keeps them, by their address."""
+    """Return by address all tensors in a model's output, including those inside of caches."""
     if isinstance(value, Tensor):
         return {value.data_ptr(): value}
     if isinstance(value, dict):
@@ -107,7 +106,7 @@ def _tensors_of(value: Any, *left_out: str) -> dict[int, Tensor]:
 
 
 class CachedDecoder:
-    """Answers from a model of transformers."""
+    """Continues prompts with transformers' forward."""
 
     compact_below = 0.8
 
@@ -119,7 +118,7 @@ class CachedDecoder:
     def start(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> tuple["CachedBatch", Tensor]:
-        """A row for each prompt, and the logits (R, V) of their first tokens."""
+        """Return a batch with a row per prompt, and the logits (R, V) of the first tokens."""
         number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         index_R = torch.tensor(
             [number[tuple(prompt)] for prompt in prompts], device=self._model.device
@@ -128,20 +127,23 @@ class CachedDecoder:
         return CachedBatch(self._model, prefix, max_new_tokens), prefix.logits_BV
 
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """Every row has keys and values of its prompt, too; all are copied when rows leave."""
+        """Return an upper estimate of a batch's memory, in bytes.
+
+        Every row includes the keys and values of its prompt, and all are copied when rows leave.
+        """
         width = max(map(len, prompts))
         self._size = self._size or measure_cache(self._model)
         caches = 2 * self._size.of(len(prompts), width + max_new_tokens)
         logits = 5 * 4 * len(prompts) * self._model.get_output_embeddings().weight.shape[0]
-        # What a layer makes of all distinct prompts at once; an MLP is seldom more than four times
-        # as wide.
+        # Activations of a layer for all distinct prompts; an MLP is seldom more than four times as
+        # wide as the hidden size.
         hidden = self._model.config.get_text_config().hidden_size
         prefill = 16 * hidden * self._model.dtype.itemsize * len(set(map(tuple, prompts))) * width
         return int(caches + logits + prefill)
 
 
 class CachedBatch:
-    """Answers under way."""
+    """The answers in progress of a CachedDecoder."""
 
     def __init__(self, model: Any, prefix: Prefix, max_new_tokens: int) -> None:
         self._model = model
@@ -153,7 +155,7 @@ class CachedBatch:
         _preallocate(self._cache, self._mask_RS.shape[1])
 
     def step(self, tokens_R: Tensor) -> Tensor:
-        """Logits (R, V) after one more token for each row."""
+        """Append one token to each row; return the logits (R, V) of the next ones."""
         self._num_seen += 1
         out = self._model(
             input_ids=tokens_R[:, None],
@@ -167,15 +169,14 @@ class CachedBatch:
         return logits_RV
 
     def keep(self, lines: Sequence[int]) -> None:
-        """Only these lines of the batch go on, in this order."""
+        """Keep only these lines of the batch, in this order."""
         index = torch.tensor(lines, device=self._positions_R.device)
         self._cache.reorder_cache(index)
         self._mask_RS, self._positions_R = self._mask_RS[index], self._positions_R[index]
 
 
 class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer with room for `capacity` tokens, so that a step writes one token instead of
-    copying all."""
+    """A cache layer with room for `capacity` tokens, so that a step writes only the new token."""
 
     def __init__(self, filled: DynamicLayer, capacity: int) -> None:
         super().__init__()
@@ -204,7 +205,7 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _preallocate(cache: DynamicCache, capacity: int) -> None:
-    # Sliding windows and the like keep transformers' own layers: they are bounded already.
+    # Layers with sliding windows and similar ones are bounded already and stay as they are.
     cache.layers = [
         _PreallocatedLayer(layer, capacity)
         if type(layer) is DynamicLayer and layer.is_initialized

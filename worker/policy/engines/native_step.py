@@ -1,9 +1,7 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""A whole decoding step as one call of step.c: the structures that it reads, and the room that it
-works in."""
+"""Run a whole decoding step as one call of step.c: its structures and its scratch buffers."""
 
-# R rows, H query heads, K key heads, D numbers of a head, L tokens of the longest prompt, V
-# vocabulary
+# R rows, H query heads, K key heads, D size of a head, L tokens of the longest prompt, V vocabulary
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -59,8 +57,10 @@ class _Batch(ctypes.Structure):
 
 
 class Step:
-    """Steps of `num_rows` rows with these caches: (prompt keys, prompt values, keys, values) of
-    each layer."""
+    """Decoding steps of `num_rows` rows.
+
+    `caches` has the prompt keys, prompt values, keys and values of each layer.
+    """
 
     def __init__(self, weights: Weights, num_rows: int, caches: Sequence[Sequence[Tensor]]) -> None:
         R, H, K, D = num_rows, weights.num_heads, weights.num_kv_heads, weights.head_dim
@@ -106,8 +106,10 @@ class Step:
         lengths_R: Tensor,
         step: int,
     ) -> Tensor:
-        """Logits (R, V) of the tokens with the embeddings `x` (R, hidden), which are written
-        over."""
+        """Return the logits (R, V) after tokens with the embeddings `x` (R, hidden).
+
+        `x` is overwritten.
+        """
         for layer, rope in zip(self._layers, self._ropes, strict=True):
             layer.turn = turns[rope].data_ptr()
         logits_RV = x.new_empty((len(x), self._num_tokens))
@@ -130,7 +132,7 @@ def _describe(layer: Layer, caches: Sequence[Tensor]) -> _Layer:
 
 def _panels_of(product: Product) -> native.Panels:
     if product.panels is None:
-        raise TypeError("a step in C needs products of products_*.c alone: see Weights.are_panels")
+        raise TypeError("a step in C needs all products from products_*.c: see Weights.are_panels")
     return product.panels
 
 

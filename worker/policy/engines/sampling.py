@@ -1,14 +1,12 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Drawing the next tokens: temperature, top-k, top-p, min-p and repetition penalty as transformers
-means them.
+"""Sample tokens with temperature, top-k, top-p, min-p and repetition penalty, as in transformers.
 
-Inverse transform sampling, with one uniform number for each row and step. A vocabulary of 152,000
-costs more than some of the model's products if it is sorted or normalised; here it is read four
-times, and nothing is sorted whole.
+This is inverse transform sampling with one uniform number per row and step. Sorting or normalising
+a vocabulary of 152,000 tokens takes longer than some of the model's products, so the logits are
+read four times and never sorted as a whole.
 """
 
-# R rows, V vocabulary, S tokens that a row has seen, C tokens that are left to choose from, B
-# numbers of a block
+# R rows, V vocabulary, S tokens that a row has seen, C candidate tokens, B blocks
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +20,12 @@ from worker.policy.engines import native
 _LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
 _BLOCK = 512
 _NUCLEUS = 128
-"""This many of the likeliest tokens are tried first for top-p, then sixteen times as many, until
-they hold enough."""
+"""Number of the likeliest tokens that are tried first for top-p; then sixteen times as many, until
+their probabilities are large enough."""
 
 
 class Sampler:
-    """Draws for rows that answer `prompts` (one prompt a row)."""
+    """Draws the next tokens of rows that answer `prompts` (one prompt per row)."""
 
     def __init__(
         self,
@@ -38,7 +36,7 @@ class Sampler:
         self._generation = generation
         self._seen_RS: Tensor | None = None
         if generation.repetition_penalty != 1.0:
-            # Filled up with a token of the prompt: a token that is named twice is penalised once.
+            # Padded with the prompt's first token: a repeated token is penalised once.
             width = max(map(len, prompts))
             self._seen_RS = torch.tensor(
                 [[*p, *[p[0]] * (width - len(p))] for p in prompts], device=device
@@ -47,15 +45,15 @@ class Sampler:
         self._functions: Any | None = native.load() if is_plain and device.type == "cpu" else None
 
     def keep(self, lines: Tensor) -> None:
-        """Only these lines of the batch go on."""
+        """Keep only these lines of the batch."""
         if self._seen_RS is not None:
             self._seen_RS = self._seen_RS[lines]
 
     def choose(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next tokens (R,) and their log-probabilities (R,).
+        """Return next tokens (R,), drawn with `uniform_R` in [0, 1), and log-probabilities (R,).
 
-        Those are at the temperature that is sampled with, as the trainer computes them, before any
-        of the limits. `uniform_R` in [0, 1) decides.
+        The log-probabilities are at the sampling temperature, before any of the limits, as the
+        trainer computes them.
         """
         logits_RV = logits_RV.float()
         if self._functions is not None:
@@ -68,14 +66,14 @@ class Sampler:
         weights_RV = (scores_RV - top_R1).exp_()
         blocks = _Blocks(weights_RV)
         next_R1 = self._pick(weights_RV, blocks, uniform_R[:, None].clamp(max=_LARGEST_UNIFORM))
-        # The sum is there already where no token has been penalised.
+        # Without a penalty the blocks already have the sum.
         total_R1 = top_R1 + blocks.total_R1.log() if is_plain else _log_sum(logits_RV)
         if self._seen_RS is not None:
             self._seen_RS = torch.cat([self._seen_RS, next_R1], dim=1)
         return next_R1[:, 0], (logits_RV.gather(1, next_R1) - total_R1)[:, 0]
 
     def _draw(self, functions: Any, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in C, where nothing has to be sorted."""
+        """Draw in C, for settings that need no sorting."""
         R, V = logits_RV.shape
         tokens_R, logprobs_R = torch.empty(R, dtype=torch.long), torch.empty(R)
         sums = torch.empty(R, V // 512 + 1)
@@ -106,8 +104,8 @@ class Sampler:
                 blocks = _Blocks(weights_RV.masked_fill_(weights_RV < min_weight, 0.0))
             return blocks.find(uniform_R1)
         if generation.top_p < 1:
-            # Sorted downwards here: a token stays while those before it hold less than top_p; the
-            # first always does.
+            # The candidates are in descending order: a token stays while the sum before it is less
+            # than top_p. The first one always stays.
             before_RC = weights_RC.cumsum(-1) - weights_RC
             weights_RC.masked_fill_(before_RC >= generation.top_p * total_R1, 0.0)
         weights_RC.masked_fill_(weights_RC < min_weight, 0.0)
@@ -115,7 +113,7 @@ class Sampler:
 
 
 class _Blocks:
-    """Sums over blocks of the weights, so that a draw looks at one block only."""
+    """Sums over blocks of the weights, so that a draw reads only one block."""
 
     def __init__(self, weights_RV: Tensor) -> None:
         self._num_tokens = weights_RV.shape[1]
@@ -132,7 +130,7 @@ class _Blocks:
         self.total_R1 = self._cumulative_RB[:, -1:]
 
     def find(self, uniform_R1: Tensor) -> Tensor:
-        """(R, 1) the tokens at these shares of the total."""
+        """Return the tokens (R, 1) at these shares of the total weight."""
         found_R1 = _search(self._cumulative_RB, uniform_R1)
         if self._sums_RB is self._weights_RV:
             return found_R1
@@ -148,20 +146,22 @@ class _Blocks:
 
 
 def _log_sum(logits_RV: Tensor) -> Tensor:
-    """(R, 1) `logsumexp`, in a third of its time."""
+    """Return the logsumexp (R, 1) of each row, in a third of torch's time."""
     top_R1 = logits_RV.amax(-1, keepdim=True)
     return top_R1 + (logits_RV - top_R1).exp_().sum(-1, keepdim=True).log_()
 
 
 def _search(cumulative_RC: Tensor, uniform_R1: Tensor) -> Tensor:
-    """(R, 1) where the cumulative weights pass these shares of their total: never at a weight of
-    0."""
+    """Return the index (R, 1) where the cumulative weights pass these shares of their total.
+
+    It is never an index with weight 0.
+    """
     found_R1 = torch.searchsorted(cumulative_RC, uniform_R1 * cumulative_RC[:, -1:], right=True)
     return found_R1.clamp_(max=cumulative_RC.shape[1] - 1)
 
 
 def _likeliest(weights_RV: Tensor, wanted_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and tokens (R, C), sorted downwards, that hold at least `wanted_R1` in every row."""
+    """Return weights and tokens (R, C), descending, that sum to at least `wanted_R1` per row."""
     count = _NUCLEUS
     while count < weights_RV.shape[1] // 4:
         weights_RC, tokens_RC = weights_RV.topk(count)

@@ -1,14 +1,13 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Our generation engine: batched sampling over a decoder, `LeanDecoder` for the families that it
-knows, transformers' own forward for others.
+"""Our generation engine: batched sampling with a decoder.
 
-Deterministic for a seed. Each row and step has its own uniform number, drawn whether or not the row
-still lives, so that the answers do not depend on when other rows finish, nor on which rows are
-generated together.
+The decoder is `LeanDecoder` for the families that it implements, otherwise transformers' forward.
+Sampling is deterministic for a seed. Each row and step has its own uniform number, also after the
+row is complete, so answers depend neither on when other rows finish nor on which rows are generated
+together.
 """
 
-# R rows (those still in the batch, where a step is meant), N all of them, T new tokens, V
-# vocabulary
+# R rows (in a step, those still in the batch), N all rows, T new tokens, V vocabulary
 
 import gc
 import logging
@@ -38,11 +37,11 @@ from worker.policy.engines.vllm import VllmEngine
 log = logging.getLogger(__name__)
 
 _WORSE_THAN_THEIRS = 1.5
-"""The lean decoder may be this many times as far from float32 as transformers' pass in the same
-precision is."""
+"""Largest distance of the lean decoder from float32, relative to that of transformers' pass in the
+same precision."""
 _WORSE_IS_WRONG = 4.0
-"""The same for transformers' forward with a cache. It is the last way, and a wrong cache is much
-further off."""
+"""The same for transformers' forward with a cache. The limit is larger, because there is no other
+decoder left and an incorrect cache is much further off."""
 
 Prompts = Sequence[Sequence[int]]
 
@@ -50,13 +49,13 @@ Prompts = Sequence[Sequence[int]]
 def load_engine(
     model: Any, generation: settings.Generation, rows: Rows | None = None, prompts: Prompts = ()
 ) -> Engine:
-    """The engine that the settings name, for this model. It follows the model's weights.
+    """Return the engine that the settings name for this model; it follows the model's weights.
 
-    `rows` is how many answers it generates at once; None: it finds out for itself. `prompts` are
-    real ones, which our engine is checked with; none: arbitrary tokens.
+    `rows` limits the answers that are generated at once; None: a limit of its own. Our engine is
+    checked with `prompts`; if there are none, with arbitrary tokens.
 
-    Raises ModelError for a vLLM that is asked for and can't be had, and for a model that our engine
-    computes wrongly.
+    Raises ModelError if vLLM is required but unavailable, or if our engine computes the model
+    incorrectly.
     """
     if generation.engine == "transformers":
         wanted = model.dtype if generation.dtype == "auto" else find_dtype(model, generation.dtype)
@@ -72,13 +71,13 @@ def load_engine(
         except ModelError as error:
             log.warning("vllm not used reason=%s", error)
             setbacks = (Setback("engine", f"vllm is installed and not used: {error}"),)
-        gc.collect()  # what it has taken of the GPU so far
+        gc.collect()  # frees the GPU memory of the failed start
         memory.release(model.device)
     return TorchEngine(model, generation.dtype, rows, prompts, setbacks)
 
 
 class TorchEngine:
-    """Ours. `decoder` is what it found fit for the model."""
+    """Our engine; `decoder` is the one that passed the check for the model."""
 
     def __init__(
         self,
@@ -115,7 +114,7 @@ class TorchEngine:
     ) -> list[list[Sampled]]:
         G, T = generation.num_generations, generation.max_completion_length
         prompts_R = [prompt for prompt in prompts for _ in range(G)]
-        # Drawn on the CPU: the same numbers on every device.
+        # Drawn on the CPU, so that every device gets the same numbers.
         uniform_TR = torch.rand((T, len(prompts_R)), generator=torch.Generator().manual_seed(seed))
 
         def needed(piece: range) -> int:
@@ -139,7 +138,7 @@ def sample(
     uniform_TR: Tensor,
     ending: Ending,
 ) -> list[Sampled]:
-    """An answer to each prompt. `uniform_TR` in [0, 1), on the model's device, decides which."""
+    """Return an answer to each prompt, drawn with `uniform_TR` in [0, 1) on the model's device."""
     device = uniform_TR.device
     rows = list(range(len(prompts_R)))  # row number of each line of the batch
     sampler = Sampler(generation, prompts_R, device)
@@ -173,8 +172,10 @@ def sample(
 
 
 def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> list[list[float]]:
-    """Each row's log-probabilities, as many as it has tokens. Fetched at the end: a GPU is waited
-    for once a step."""
+    """Return each row's log-probabilities, one per token.
+
+    They are fetched at the end, because each fetch during the steps would wait for the GPU.
+    """
     logprobs: list[list[float]] = [[] for _ in lengths_N]
     for rows, logprobs_R in history:
         for row, logprob in zip(rows, logprobs_R.tolist(), strict=True):
@@ -184,8 +185,7 @@ def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> l
 
 
 def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[Setback]:
-    """Return the setback of an engine that computes in another precision than is wanted; none if it
-    does not."""
+    """Return the setback of an engine whose precision is not the wanted one; empty if it is."""
     if wanted == actual:
         return []
     reason = f"{wanted} is wanted (generation.dtype), {engine} computes in {actual}"
@@ -196,16 +196,16 @@ def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[S
 def _find_decoder(
     model: Any, dtype: torch.dtype, prompts: Prompts, setbacks: list[Setback]
 ) -> Decoder:
-    """Return the first way that computes the model rightly: the lean decoder in `dtype`, in
-    float32, transformers' forward. What goes wrong on the way is added to `setbacks`.
+    """Return the first decoder that computes the model correctly.
 
-    Raises ModelError where none does.
+    Tried are the lean decoder in `dtype`, then in float32, then transformers' forward. Failures on
+    the way are added to `setbacks`. Raises ModelError if all fail.
     """
     obstacle = find_obstacle(model)
     if obstacle == BOTH_DIRECTIONS:
         raise ModelError(
-            f"model of type {model.config.model_type}: {BOTH_DIRECTIONS}: it reads what comes after"
-            " a token, too, so it can't be sampled; take a causal language model"
+            f"model of type {model.config.model_type}: {BOTH_DIRECTIONS}: a token also sees later"
+            " ones, so it can't be sampled; take a causal language model"
             " (use_bidirectional_attention off in config.json)"
         )
     if obstacle:
@@ -226,8 +226,7 @@ def _find_decoder(
 
 
 class _Trial:
-    """Prompts, and what plain forward passes say of them in float32: what decoders are judged
-    by."""
+    """The reference for decoders: prompts, and their logits by plain forward passes in float32."""
 
     def __init__(self, model: Any, prompts: Prompts) -> None:
         self._model = model
@@ -240,11 +239,9 @@ class _Trial:
         self._theirs: dict[torch.dtype, float] = {torch.float32: 0.0}
 
     def judge(self, decoder: Decoder, dtype: torch.dtype, factor: float) -> tuple[float, float]:
-        """The decoder's distance from float32, and the largest that is accepted of one that
-        computes in `dtype`."""
-        error = decoder_check.difference(
-            decoder_check.decoded_logits(decoder, self._prompts, self._model.device), self._exact
-        )
+        """Return the decoder's distance from float32, and the largest accepted one in `dtype`."""
+        logits = decoder_check.decoded_logits(decoder, self._prompts, self._model.device)
+        error = decoder_check.difference(logits, self._exact)
         if dtype not in self._theirs:
             theirs = decoder_check.plain_logits(self._model, self._prompts, dtype)
             self._theirs[dtype] = decoder_check.difference(theirs, self._exact)
@@ -254,14 +251,19 @@ class _Trial:
 def _try_lean(
     model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setback]
 ) -> LeanDecoder | None:
-    """Return the lean decoder, if memory takes it and it is right; otherwise log and add to
-    `setbacks` why not."""
+    """Return the lean decoder if it fits into memory and passes the check.
+
+    Otherwise the reason is logged and added to `setbacks`.
+    """
     needed, free = model.num_parameters() * dtype.itemsize, memory.free(model.device)
     if dtype != model.dtype and needed > free:
         log.warning(
-            "lean decoder not tried dtype=%s reason=its copy of the weights takes %d MiB, %d MiB are free",
-            dtype, needed >> 20, free >> 20,
-        )  # fmt: skip
+            "lean decoder not tried dtype=%s"
+            " reason=its copy of the weights takes %d MiB, %d MiB are free",
+            dtype,
+            needed >> 20,
+            free >> 20,
+        )
         setbacks.append(_not_lean(dtype, f"{needed >> 20} MiB are needed, {free >> 20} MiB free"))
         return None
     try:
@@ -275,8 +277,11 @@ def _try_lean(
         return decoder
     log.warning(
         "lean decoder not used reason=disagreement family=%s dtype=%s error=%.2g allowed=%.2g",
-        model.config.model_type, dtype, error, allowed,
-    )  # fmt: skip
+        model.config.model_type,
+        dtype,
+        error,
+        allowed,
+    )
     setbacks.append(_not_lean(dtype, f"it is {error:.2g} off, {allowed:.2g} are allowed"))
     return None
 
@@ -286,7 +291,7 @@ def _not_lean(dtype: torch.dtype, reason: str) -> Setback:
 
 
 def _require_cached(model: Any, trial: _Trial) -> CachedDecoder:
-    """transformers' forward with a cache, which must say what its forward without one says."""
+    """Return transformers' forward with a cache; raise ModelError if it disagrees with one pass."""
     decoder = CachedDecoder(model)
     try:
         error, allowed = trial.judge(decoder, model.dtype, _WORSE_IS_WRONG)
@@ -294,13 +299,13 @@ def _require_cached(model: Any, trial: _Trial) -> CachedDecoder:
         reason = memory.reason_of(failure)
         if memory.is_out_of_memory(failure):
             raise ModelError(
-                f"model of type {model.config.model_type}: memory does not take even the check with"
-                f" four short prompts ({reason}); free memory, or take a smaller model"
+                f"model of type {model.config.model_type}: not even the check with four short"
+                f" prompts fits into memory ({reason}); free memory, or take a smaller model"
             ) from failure
         raise _refusal(model, f"fails: {type(failure).__name__}: {reason}") from failure
     if not error <= allowed:
         raise _refusal(
-            model, f"is {error:.2g} off one pass without a cache, allowed are {allowed:.2g}"
+            model, f"is {error:.2g} off one pass without a cache, {allowed:.2g} is allowed"
         )
     return decoder
 
@@ -309,19 +314,22 @@ def _refusal(model: Any, reason: str) -> ModelError:
     return ModelError(
         f"model of type {model.config.model_type} ({type(model).__name__}): transformers' forward"
         f" with a cache {reason}; its answers would not be the model's. Set generation.engine to"
-        " transformers, which generates this type in its own way, slower, or take a model of a"
-        " family that docs/models.md lists"
+        " transformers, which generates with the model's own cache, slower, or take a model of"
+        " a family in docs/models.md"
     )
 
 
 def find_dtype(model: Any, name: str) -> torch.dtype:
-    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX2, with our own operations); else the
-    model's own."""
+    """Return the type that `generation.dtype` names.
+
+    auto: bfloat16 on a CPU that computes it fast (AMX; or AVX2, with our own operations), otherwise
+    the model's type.
+    """
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
-    dtype: torch.dtype = (
-        torch.bfloat16 if model.device.type == "cpu" and has_fast_bfloat16() else model.dtype
-    )
+    dtype: torch.dtype = model.dtype
+    if model.device.type == "cpu" and has_fast_bfloat16():
+        dtype = torch.bfloat16
     return dtype
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""`model.generate` of transformers as an engine: what tests and benchmarks compare with."""
+"""`model.generate` of transformers as an engine: the reference of tests and benchmarks."""
 
 # P prompts, R rows, L prompt tokens, T new tokens, V vocabulary
 
@@ -18,8 +18,11 @@ from worker.policy.engines.hf_decoder import CacheSize, measure_cache
 
 
 class ReferenceEngine:
-    """All answers in one batch. Its random numbers are torch's own: another stream than ours, so
-    sampled answers differ, and depend on the batch; greedy ones don't."""
+    """Generates with `model.generate`.
+
+    Its random numbers are torch's, so sampled answers differ from those of our engine and depend on
+    the batch. Greedy answers are the same.
+    """
 
     def __init__(
         self, model: Any, rows: Rows | None = None, setbacks: Sequence[Setback] = ()
@@ -87,8 +90,11 @@ class ReferenceEngine:
 
 @contextmanager
 def _without_own_config(model: Any) -> Iterator[None]:
-    """transformers would take what our settings leave out (min_p, no_repeat_ngram_size) from the
-    model's own."""
+    """Replace the model's generation config by an empty one inside of this context.
+
+    Otherwise transformers would take from it what our settings leave out (min_p,
+    no_repeat_ngram_size).
+    """
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -97,7 +103,7 @@ def _without_own_config(model: Any) -> Iterator[None]:
 
 
 def cut(tokens: list[int], logprobs: list[float], ending: Ending) -> Sampled:
-    """A row up to its end; what follows are pad tokens."""
+    """Return a row up to the end of its answer, without the pad tokens after it."""
     for length in range(1, len(tokens) + 1):
         if ending.reached(tokens[:length]):
             return Sampled(tuple(tokens[:length]), tuple(logprobs[:length]), finished=True)
@@ -116,8 +122,7 @@ def _generation_config(generation: settings.Generation, ending: Ending) -> Gener
         eos_token_id=sorted(ending.end_ids),
         pad_token_id=min(ending.end_ids, default=0),
         output_logits=True,
-        # Broken weights answer something; their log-probabilities, of the raw logits, say that they
-        # are broken.
+        # Non-finite weights still generate; the log-probabilities of the raw logits reveal them.
         remove_invalid_values=True,
         return_dict_in_generate=True,
     )

@@ -1,12 +1,11 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""vLLM as a generation engine, in this process and on the model's own GPU, where it is installed.
+"""Generate with vLLM, in this process and on the model's GPU, if it is installed.
 
-It is given the model's configuration only. Its weights are ours: brought over when it starts and
-whenever they have changed since, adapters merged in; the keys and values that it keeps of prompts
-are then thrown away. It never sees a tokenizer: prompts are token ids, and an answer is ended from
-here, by the rule that all engines share.
+vLLM gets only the model's configuration. The worker hands over its weights at the start and after
+each change, with adapters merged, and then resets the prefix cache. vLLM has no tokenizer: prompts
+are token ids, and the worker ends an answer by the rule that all engines share.
 
-vLLM applies min-p before top-p, transformers after it: with both set its nucleus is a little
+vLLM applies min-p before top-p, transformers after it. With both set its nucleus is a little
 smaller.
 """
 
@@ -34,11 +33,11 @@ from worker.policy.logprobs import completion_logprobs
 log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, or its weights would be out of reach
-    "VLLM_CONFIGURE_LOGGING": "0",  # its lines go where ours go
-    "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # another process would put its weights out of reach
+    "VLLM_CONFIGURE_LOGGING": "0",  # its log lines go where ours go
+    "VLLM_NO_USAGE_STATS": "1",  # no reports to its makers
 }
-"""vLLM has no other way to say these."""
+"""Options that vLLM takes only from the environment."""
 
 _UNFIT = (
     ValueError,
@@ -49,31 +48,30 @@ _UNFIT = (
     AttributeError,
     ImportError,
 )
-"""What it raises of a model, a machine or a version that does not fit: it has no class of its own
-for that."""
+"""Errors that vLLM raises for an unsupported model, machine or version; it has no class for
+that."""
 
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Limit on how far its log-probabilities may be from those that we train on, on average."""
+"""Largest mean difference of its log-probabilities from those of the trainer."""
 
 
 def is_installed() -> bool:
-    """Return whether there is a vLLM to try."""
+    """Return whether vLLM is installed."""
     return importlib.util.find_spec("vllm") is not None
 
 
 class VllmEngine:
-    """Raises ModelError where vLLM can't run this model here, or says other things of it than
-    transformers."""
+    """Generates with vLLM.
+
+    Raises ModelError if vLLM can't run this model here, or disagrees with transformers about it.
+    """
 
     def __init__(self, model: Any, generation: settings.Generation) -> None:
         os.environ.update(_ENVIRONMENT)
         try:
             import vllm
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-        ) as error:  # RuntimeError: built for another torch
+        # RuntimeError: built for another torch.
+        except (ImportError, OSError, RuntimeError) as error:
             raise ModelError(
                 f"generation.engine: vllm: can't be imported: {memory.reason_of(error)}; expected"
                 f" vLLM, built for torch {torch.__version__}, in this environment, or engine: torch"
@@ -108,8 +106,7 @@ class VllmEngine:
         G = generation.num_generations
         with _own_random_numbers(self._model.device):
             self._bring_weights()
-            # The answers to a prompt follow each other: they find its keys and values in vLLM's
-            # cache.
+            # The answers to a prompt are adjacent, so they find its keys in vLLM's prefix cache.
             rows = self._run([p for p in prompts for _ in range(G)], generation, seed, ending)
         return [rows[i : i + G] for i in range(0, len(rows), G)]
 
@@ -148,22 +145,22 @@ class VllmEngine:
             min_p=generation.min_p or 0.0,
             repetition_penalty=generation.repetition_penalty,
             seed=seed,
-            ignore_eos=True,  # which tokens end an answer is ours to say
+            ignore_eos=True,  # `ending` decides which tokens end an answer
             stop_token_ids=sorted(ending.end_ids),
-            logprobs=0,  # of the token that was drawn alone
+            logprobs=0,  # only that of the drawn token
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
 
     def _bring_weights(self) -> None:
-        """Have vLLM compute with the weights that the model has now."""
+        """Hand the model's present weights over to vLLM if they have changed."""
         seen = fingerprint(self._model)
         if seen == self._seen:
             return
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
         if self._llm.reset_prefix_cache() is False:
             raise ModelError(
-                f"{self.name}: keeps the keys and values of weights that it has no more"
+                f"{self.name}: can't reset its prefix cache, which belongs to earlier weights"
             )
         self._seen = seen
 
@@ -174,8 +171,7 @@ class VllmEngine:
             yield "lm_head.weight", head.weight.detach().to(self._dtype)
 
     def _require_agreement(self, generation: settings.Generation) -> None:
-        """Its log-probabilities are what the trainer takes for its own: see that they are, on a few
-        answers."""
+        """Check on a few answers that vLLM's log-probabilities are those of the trainer."""
         count = self._model.get_output_embeddings().weight.shape[0]
         prompts = [[(7 * i + 3) % count for i in range(n)] for n in (24, 9)]
         length = min(4, generation.max_completion_length)
@@ -199,7 +195,7 @@ class VllmEngine:
 
 
 class _Row:
-    """An answer under way."""
+    """An answer in progress."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
@@ -207,7 +203,7 @@ class _Row:
         self._finished = False
 
     def extend(self, output: Any, ending: Ending) -> bool:
-        """Add what vLLM has drawn; whether it must be told to stop."""
+        """Add the tokens that vLLM has drawn; return whether it must abort the request."""
         for token, logprobs in zip(output.token_ids, output.logprobs, strict=True):
             if not self._finished:
                 self._tokens.append(token)
@@ -220,7 +216,7 @@ class _Row:
 
 
 def _start(make: Any, model: Any, dtype: torch.dtype, generation: settings.Generation) -> Any:
-    """vLLM's LLM, with weights of no meaning as yet."""
+    """Return an LLM of vLLM with dummy weights."""
     arguments = _arguments(model.device, dtype, generation)
     with (
         tempfile.TemporaryDirectory(prefix="hivewright-vllm-") as folder,
@@ -232,8 +228,7 @@ def _start(make: Any, model: Any, dtype: torch.dtype, generation: settings.Gener
 
 @contextmanager
 def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """vLLM sets seeds and draws: the states of this process, which a checkpoint goes on from, stay
-    as they are."""
+    """Restore this process's random states, which checkpoints save, after vLLM has used them."""
     state = random.getstate()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -246,30 +241,30 @@ def _arguments(
     device: torch.device, dtype: torch.dtype, generation: settings.Generation
 ) -> dict[str, Any]:
     return {
-        # As torch counts them: of those that are visible.
+        # The index among the visible devices, as in torch.
         **({"device_ids": [device.index]} if device.type == "cuda" and device.index else {}),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # none of the model's own: ours are the settings
+        "generation_config": "vllm",  # ignores the model's generation config
         "dtype": str(dtype).removeprefix("torch."),
         "max_model_len": generation.max_prompt_length + generation.max_completion_length,
         "gpu_memory_utilization": generation.vllm_memory,
         "enable_prefix_caching": True,
-        # At the sampling temperature. vLLM knows this before the limits only for temperature 1;
-        # after them, as in TRL.
+        # At the sampling temperature. For temperatures other than 1, vLLM has these only after the
+        # limits, as in TRL.
         "logprobs_mode": "raw_logprobs" if generation.temperature == 1 else "processed_logprobs",
         "distributed_executor_backend": "uni",
-        "async_scheduling": False,  # else a step is under way when we change the weights
+        "async_scheduling": False,  # otherwise weights would change during a step
         "seed": 0,
     }
 
 
 def _describe(model: Any, folder: Path) -> None:
-    """The model's configuration as transformers would have saved it with weights."""
+    """Save the model's configuration as transformers would save it along with the weights."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     if model.device.type == "cpu":
-        # There vLLM packs the output layer apart from the embedding that it is tied to: it would
-        # not follow it.
+        # On a CPU vLLM packs the output layer separately, so it would not follow the embedding that
+        # it is tied to.
         config.tie_word_embeddings = False
     config.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""The operations of a decoding step in C (native.c, products_*.c), compiled for this machine when a
-model is loaded.
+"""The operations of a decoding step in C, compiled for this machine when a model is loaded.
 
-Where there is no C compiler, or no CPU to run on, decoder.py does the same in torch, slower.
+The sources are native.c, step.c and products_*.c. Without a C compiler, or on a GPU, decoder.py
+computes the same in torch.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from worker.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-_COMPILE_SECONDS = 180.0  # it takes four of a processor that it has for itself
-_LINE = 64  # bytes of the cache's lines
+_COMPILE_SECONDS = 180.0  # it takes four on an idle processor
+_LINE = 64  # bytes of a cache line
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "add_norm": [_POINTER] * 4 + [_INT] * 2 + [_FLOAT],
@@ -42,9 +42,9 @@ _ARGUMENTS = {
     "run_step": [_POINTER],
 }
 _COUNTS = ("panel_bytes", "block_bytes", "ask_for_tiles")
-"""Functions that return a number."""
+"""Functions that return an integer; the others return nothing."""
 QUERIES = 4
-"""Queries that attention treats at once, at most: `scores` has room for that many."""
+"""Most queries that attention treats at once; the size of the `scores` buffer depends on it."""
 
 
 def is_gelu(activation: Any) -> bool:
@@ -56,16 +56,15 @@ def knows(activation: Any) -> bool:
 
 
 _CHUNK = 32 << 20
-"""Bytes that are asked of the kernel at once, for small weights to share."""
+"""Bytes to map at once; small weights share such a chunk."""
 _chunk: list[tuple[mmap.mmap, int]] = []
-"""The one that has room left, and how much of it is taken."""
+"""The chunk with room left, and the number of its bytes in use; empty at first."""
 
 
 def _take_room(size: int) -> Tensor:
-    """That many bytes, at the beginning of a line of the cache, in huge pages where the kernel has
-    them.
+    """Return `size` bytes, aligned to a cache line, in huge pages if the kernel has them.
 
-    A step reads all weights once: with pages of 4 KiB it takes a sixth longer.
+    A step reads all weights once; with pages of 4 KiB that takes a sixth longer.
     """
     size = -(-size // _LINE) * _LINE
     if size >= _CHUNK:
@@ -86,7 +85,7 @@ def _map_memory(size: int) -> mmap.mmap:
 
 
 class Panels:
-    """A weight (N, M) in 16 bits, laid out for `x @ weight.T + bias` of float32 rows."""
+    """A 16-bit weight (N, M) in the layout for `x @ weight.T + bias` with float32 rows x."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, functions: Any) -> None:
         self._functions = functions
@@ -95,7 +94,7 @@ class Panels:
         self.fill(weight, bias)
 
     def fill(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take another weight of the same shape."""
+        """Replace the weight by another one of the same shape."""
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
         self._functions.pack(
@@ -103,12 +102,12 @@ class Panels:
         )
 
     def fields(self) -> tuple[int, int | None, int, int]:
-        """`struct product` of step.c. It points into this object, which must be kept as long."""
+        """Return the fields of `struct product` in step.c; they point into this object."""
         bias = None if self._bias is None else self._bias.data_ptr()
         return self._panels.data_ptr(), bias, self.num_outputs, self.num_inputs
 
     def block_bytes(self, num_rows: int) -> int:
-        """The room that `multiply` needs for that many rows."""
+        """Return the bytes of the buffer that `multiply` needs for that many rows."""
         return int(self._functions.block_bytes(num_rows, self.num_inputs))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -127,22 +126,21 @@ class Panels:
 
 
 WAYS = ("amx", "int16", "float16", "bfloat16")
-"""The kinds of products_*.c. HIVEWRIGHT_NATIVE names one, or `none` for torch's own operations."""
+"""The formats of products_*.c. HIVEWRIGHT_NATIVE names one, or `none` for torch's operations."""
 
 
 def load(*flags: str) -> Any | None:
-    """The functions of the C files, compiled with more `flags`; None, logged, where they can't be
-    compiled.
+    """Return the C functions, compiled with additional `flags`.
 
-    Raises ModelError if HIVEWRIGHT_NATIVE names products that this machine can't compute.
+    None if they can't be compiled, which is logged. Raises ModelError if HIVEWRIGHT_NATIVE names a
+    format that this machine can't compute.
     """
     way = wanted()
     return None if way == "none" else _load(way, *flags)
 
 
 def wanted() -> str | None:
-    """Return what HIVEWRIGHT_NATIVE says: which products are to be taken in place of those that
-    this machine does best."""
+    """Return the format in HIVEWRIGHT_NATIVE; None: the fastest of this machine."""
     way = os.environ.get("HIVEWRIGHT_NATIVE", "")
     if way in ("", "auto"):
         return None
@@ -157,7 +155,7 @@ _reasons: list[str] = []
 
 
 def why_not() -> str:
-    """Return why `load` gave None, if it did."""
+    """Return why `load` returned None."""
     return _reasons[-1] if _reasons else "not tried"
 
 
@@ -170,7 +168,7 @@ def _load(way: str | None, *flags: str) -> Any | None:
     except _NotCompiledError as error:
         if way:
             raise ModelError(
-                f"HIVEWRIGHT_NATIVE: {way} can't be had here: {error}; take another of"
+                f"HIVEWRIGHT_NATIVE: {way} is not available here: {error}; expected another of"
                 f" {', '.join(WAYS)}, none or auto"
             ) from None
         _reasons.append(str(error))
@@ -179,7 +177,7 @@ def _load(way: str | None, *flags: str) -> Any | None:
 
 
 class _NotCompiledError(Exception):
-    """Internal: why there is no library. `level` of the log."""
+    """The library can't be compiled; `level` is that of the log line."""
 
     def __init__(self, reason: str, level: int) -> None:
         super().__init__(reason)
@@ -187,7 +185,7 @@ class _NotCompiledError(Exception):
 
 
 class _TilesRefusedError(_NotCompiledError):
-    """Internal: the processor has AMX, and the kernel does not let this process use it."""
+    """The processor has AMX, but the kernel does not let this process use it."""
 
 
 def _link_what_is_allowed(*flags: str) -> Any:
@@ -226,8 +224,8 @@ def _compile(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
     folder_of_sources = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
         library = f"{folder}/native.so"
-        # Threads come from torch's own OpenMP, so that there is one pool. Not linked with
-        # -ffast-math: that would switch denormal numbers off in the whole process.
+        # Linked with torch's OpenMP, so that there is one pool of threads. Not linked with
+        # -ffast-math, which would disable denormal numbers in the whole process.
         openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
         flags = [
             "-O3",
