@@ -61,7 +61,7 @@ def test_table_in_the_docs_is_what_the_code_says(folders):
 
 
 @pytest.mark.parametrize(("config", "reason"), [
-    (transformers.MambaConfig(hidden_size=32, num_hidden_layers=1), "its cache is one of its own"),
+    (transformers.MambaConfig(hidden_size=32, num_hidden_layers=1), "it has a cache of its own"),
     (transformers.ViTConfig(), "has no causal language model of this type"),
 ])  # fmt: skip
 def test_model_that_can_not_be_trained_here_is_refused_with_its_reason(

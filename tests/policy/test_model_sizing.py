@@ -178,7 +178,7 @@ def test_machine_without_room_is_not_enrolled(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", "{}", json.dumps({"name": 3}), "[]"])
 def test_choice_that_is_broken_is_explained(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(ModelError, match=r"model.json: .*expected what `hivewright enrol` writes"):
+    with pytest.raises(ModelError, match=r"model.json: .*expected the file that `hivewright enrol` writes"):
         model_sizing.settle(settings_for(tmp_path).model, tmp_path)
 
 

@@ -1,10 +1,9 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""A linear layer with a LoRA adapter (arXiv 2106.09685) whose products are made in the type of the
-layer's weights.
+"""A linear layer with a LoRA adapter (arXiv 2106.09685), computed in the type of its weights.
 
 peft casts a layer's inputs and outputs to float32 and back around its adapter, and keeps both for
-the backward pass; with small models that takes longer than the products. Here the adapter's
-factors, which are small, are cast instead. Gradients of the frozen weight are never computed.
+the backward pass; with small models that takes longer than the products. This layer casts the
+adapter's factors instead, which are small. Gradients of the frozen weight are never computed.
 """
 
 # N tokens, I inputs, O outputs, R rank
@@ -17,16 +16,12 @@ from torch import Tensor, nn
 
 
 class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's layer with another forward pass; everything else, such as its parameters' names, is
-    peft's."""
+    """The layer of peft with another forward pass, and the same parameters."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return (..., O) for `x` (..., I), in the type of the layer's weights."""
-        if (
-            self.disable_adapters
-            or type(self.base_layer) is not nn.Linear
-            or x.dtype != self.base_layer.weight.dtype
-        ):
+        is_linear = type(self.base_layer) is nn.Linear
+        if self.disable_adapters or not is_linear or x.dtype != self.base_layer.weight.dtype:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         (name,) = self.active_adapters
         out: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
@@ -41,7 +36,7 @@ class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
 
 
 class _AdaptedProduct(torch.autograd.Function):
-    """x @ W.T + bias + scaling * (x @ A.T) @ B.T"""
+    """Compute x @ W.T + bias + scaling * (x @ A.T) @ B.T."""
 
     @staticmethod
     def forward(
@@ -57,8 +52,8 @@ class _AdaptedProduct(torch.autograd.Function):
         down_RI = a_RI.to(x.dtype)
         up_OR = (b_OR * scaling).to(x.dtype)
         inner_NR = x_NI @ down_RI.T
-        # Models may change what they get in place, which autograd forbids for a view: `out` is not
-        # one.
+        # Models may change their inputs in place, which autograd forbids for a view, so `out` is
+        # allocated with its final shape.
         out = x.new_empty((*x.shape[:-1], weight_OI.shape[0]))
         out_NO = out.view(-1, weight_OI.shape[0])
         if bias_O is None:

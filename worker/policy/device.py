@@ -1,5 +1,4 @@
-"""Check that torch really computes on a device: a kernel forward and one backward, checked against
-known numbers."""
+"""Check that torch computes on a device: a product and its gradient, against known numbers."""
 
 import re
 import subprocess
@@ -12,14 +11,12 @@ from worker.errors import ModelError
 
 SIZE = 256
 UVM, DXG = Path("/dev/nvidia-uvm"), Path("/dev/dxg")
-# What nvidia-smi prints in the place of a figure that it can't read from a card: not [N/A], which
-# is normal.
+# What nvidia-smi prints instead of a figure that it can't read from a card. [N/A] is normal.
 _SICK = re.compile(r"ERR!|Unknown Error|requires reset|is lost|Unable to determine", re.I)
 
 
 def missing_files() -> str:
-    """Return advice for a message where the driver's device files are missing; empty: they are
-    there."""
+    """Return advice for a message if the driver's device files are missing, otherwise ""."""
     if UVM.exists() or DXG.exists():
         return ""
     return (
@@ -29,7 +26,7 @@ def missing_files() -> str:
 
 
 def sick_cards() -> list[str]:
-    """Return nvidia-smi's lines about GPUs that do not work, this process's own or others."""
+    """Return nvidia-smi's lines about broken GPUs, including those of other processes."""
     query = [
         "nvidia-smi",
         "--query-gpu=index,uuid,memory.used,utilization.gpu",
@@ -45,11 +42,10 @@ def sick_cards() -> list[str]:
 
 
 def compute(device: str, dtype: str) -> tuple[str, float]:
-    """Name of the device, and the seconds that products and their gradients took there, the first
-    use included.
+    """Return the device's name, and the seconds of a product and its gradient, with the first use.
 
-    `dtype`: float32 or bfloat16. Raises ModelError with cause and fix: no such GPU, one that this
-    build of torch has no kernels for, a driver that fails, results that are wrong.
+    `dtype` is float32 or bfloat16. Raises ModelError with cause and fix for a missing GPU, one
+    without kernels in this build of torch, a driver that fails, or wrong results.
     """
     where = torch.device(device)
     name = "CPU"
@@ -63,12 +59,9 @@ def compute(device: str, dtype: str) -> tuple[str, float]:
         total = (matrix @ ones).sum()
         torch.autograd.backward(total)
         gradient = matrix.grad
-        # Twice the number of elements, and a gradient of SIZE everywhere: exact in either type.
-        is_right = (
-            gradient is not None
-            and total.item() == 2 * SIZE * SIZE
-            and bool((gradient == SIZE).all())
-        )
+        # The sum is twice the number of elements, and the gradient SIZE everywhere, in either type.
+        is_right = total.item() == 2 * SIZE * SIZE
+        is_right = is_right and gradient is not None and bool((gradient == SIZE).all())
     except RuntimeError as error:
         said = str(error).splitlines()[0]
         raise ModelError(

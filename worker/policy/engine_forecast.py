@@ -1,5 +1,4 @@
-"""The engine that a model would get here, told from its configuration alone: no weights are read,
-and none are made."""
+"""Predict from a model's configuration which engine it would get here, without any weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,18 @@ from worker.policy.model_sizing import find_source_folder, gguf_arguments
 
 LEAN, FORWARD, REFUSED = "lean decoder", "transformers' forward", "refused"
 OWN_CACHE = (
-    "its cache is one of its own, which our engine does not have; generation.engine: transformers"
+    "it has a cache of its own, which our engine does not support; generation.engine: transformers"
     " generates with it, slower"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """`way`: what generates (LEAN, FORWARD, REFUSED), and `reason` why it is not the lean decoder.
+    """The prediction for a model.
 
-    `packing`: why training takes a row for each completion; None: it is packed. `targets`: layers
-    that LoRA adapts.
+    `way` is what generates (LEAN, FORWARD, REFUSED), and `reason` why it is not the lean decoder.
+    `packing` is why training takes a row per completion; None: it is packed. `targets` are the
+    layers with LoRA adapters.
     """
 
     model_type: str
@@ -41,15 +41,13 @@ class Outlook:
         return self.way == REFUSED and not is_left_to_transformers
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the lines that `hivewright check --model` prints."""
         if self.way == REFUSED:
             return [f"type: {self.model_type}", f"generation: {REFUSED}: {self.reason}"]
         why = f" ({self.reason})" if self.reason else ""
-        packed = (
-            f"one row for each completion ({self.packing})"
-            if self.packing
-            else "packed, without padding"
-        )
+        packed = "packed, without padding"
+        if self.packing:
+            packed = f"one row for each completion ({self.packing})"
         return [
             f"type: {self.model_type}",
             f"generation: {self.way}{why}, checked against one plain pass when the worker starts",
@@ -59,7 +57,10 @@ class Outlook:
 
 
 def read(model: settings.Model) -> Outlook:
-    """Of the model of these settings. Raises ModelError where its configuration can't be had."""
+    """Return the outlook of the configured model.
+
+    Raises ModelError if its configuration is unavailable.
+    """
     source, gguf = find_source_folder(model) or model.name, gguf_arguments(model)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
@@ -72,7 +73,7 @@ def read(model: settings.Model) -> Outlook:
 
 
 def judge(config: Any) -> Outlook:
-    """Of a model with this configuration. Of a model that sees or hears, its text part is meant."""
+    """Return the outlook of a model with this configuration, or of its text part."""
     text = config.get_text_config()
     try:
         with torch.device("meta"):

@@ -1,10 +1,9 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Log-probabilities and entropies of logits, made in one pass, with a gradient that needs no second
-one.
+"""Compute log-probabilities, entropies and the gradient of logits in one pass, in place.
 
-A vocabulary of 49,000 makes these logits the largest tensor of a training step. Written with
-torch's own operations they are read and written ten times; here a few rows at a time, which stay in
-the processor's cache, become their probabilities in place, and these become the gradient in place.
+With a vocabulary of 49,000 tokens the logits are the largest tensor of a training step, and torch's
+operations would read and write them ten times. Here a few rows at a time, which fit into the
+processor's cache, are replaced by their probabilities, and these later by the gradient.
 """
 
 # M tokens, V vocabulary, C tokens of a piece
@@ -16,15 +15,14 @@ import torch
 from torch import Tensor
 
 _PIECE = 1 << 19
-"""Numbers that are worked on at a time on a CPU (2 MiB in float32)."""
+"""Numbers to process at a time on a CPU (2 MiB in float32)."""
 
 
 def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return (M,) log-probabilities of `ids_M` at `temperature`, and (M,) entropies, without
-    gradient. float32.
+    """Return the log-probabilities (M,) of `ids_M` at `temperature`, and the entropies (M,).
 
-    `logits_MV` is overwritten where it is float32: nothing else may need its values, in a backward
-    pass either.
+    Both are float32; the entropies have no gradient. `logits_MV` is overwritten if it is float32,
+    so nothing else may use its values, not even a backward pass.
     """
     logprobs_M, entropies_M = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         logits_MV, ids_M, temperature
@@ -56,7 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
             chosen_C = piece_CV.gather(1, ids_C[:, None])[:, 0]
             weights_CV = piece_CV.exp()
             total_C = weights_CV.sum(-1)
-            # A weight of 0 adds nothing, also where its logit is -inf.
+            # A weight of 0 must add nothing, even if its logit is -inf.
             mean_C = (piece_CV.clamp_(min=-1e30) * weights_CV).sum(-1) / total_C
             logprobs_C.copy_(chosen_C - total_C.log())
             entropies_C.copy_(total_C.log() - mean_C)
@@ -71,7 +69,7 @@ class _TokenLogprobs(torch.autograd.Function):
         (ids_M,) = ctx.saved_tensors
         gradient_MV, ctx.probabilities_MV = ctx.probabilities_MV, None
         if gradient_MV is None:
-            raise RuntimeError("token_logprobs: its gradient can be taken once only")
+            raise RuntimeError("token_logprobs: the gradient can be computed only once")
         scale_M = gradients[0].float() / ctx.temperature
         for piece_CV, ids_C, scale_C in _pieces(gradient_MV, ids_M, scale_M):
             piece_CV.mul_(-scale_C[:, None])

@@ -1,15 +1,15 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Log-probabilities of given completions under the policy: what the loss is made of.
+"""Compute log-probabilities of given completions under the policy, for the loss.
 
-A batch is one row: what its prompts begin with in common, the rest of each prompt, its completions,
-each once and nothing padded (packed_attention.py).
-The logits of all its tokens are never there at once. Models whose layers can't be packed are given
-one sequence to a row; those of them that do more to their logits than we know make those of all
+A batch is one row: the common beginning of its prompts once, then the rest of each prompt and its
+completions, without padding (packed_attention.py). The logits of all its tokens never exist at
+once. Models whose layers can't be packed get one sequence per row. Those of them whose logits need
+unknown steps compute the logits of all
 completions at once.
 """
 
-# S tokens of the packed row, M completion tokens that are scored, N completions, T tokens of the
-# longest, E size of the hidden states, V vocabulary
+# S tokens of the packed row, M scored completion tokens, N completions, T tokens of the longest,
+# E size of the hidden states, V vocabulary
 
 import inspect
 import logging
@@ -28,52 +28,54 @@ from worker.policy.packed_attention import PACKED, Layout
 log = logging.getLogger(__name__)
 
 _MAX_LOGITS = 1 << 26
-"""Logits that are there at a time (256 MiB in float32). More of them are made twice: in the forward
-pass, and, piece by piece, in the backward pass."""
+"""Most logits at a time (256 MiB in float32). More are computed piece by piece, and again in the
+backward pass."""
 
 _WORTH_SHARING = 16
-"""Tokens that prompts have in common from which on these go through the model once."""
+"""Shortest common beginning of prompts that goes through the model only once, in tokens."""
 
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""Limit on how far a packed log-probability may be from the plain one; what leaks from one sequence
-to another is far more."""
+"""Largest difference of packed and plain log-probabilities. A leak between sequences is far
+larger."""
 
 
 class PromptGroup(NamedTuple):
-    """A prompt and completions of it, as token ids. None is empty."""
+    """A prompt and its completions, as token ids; none of them is empty."""
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
 
 
 class Scorer:
-    """Scores completions with `model`, inside `with scorer.passes():`, which the backward pass
-    belongs into too.
+    """Scores completions with `model`.
 
-    `recomputes` saves memory for time: layers are computed again in the backward pass (gradient
-    checkpointing).
+    Forward and backward passes belong inside of `with scorer.passes():`. `recomputes` trades time
+    for memory: layers are computed again in the backward pass (gradient checkpointing).
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.recomputes = False
-        self.is_packed = _has_packable_layers(model)
+        self.is_packed = packing_obstacle(model) is None
         if self.is_packed:
             self.is_packed = self._is_exact(self._packed_hidden)
-        self.has_plain_head = self.is_packed or (
-            _has_own_head(model) and self._is_exact(self._padded_hidden)
-        )
+        self.has_plain_head = self.is_packed
         if not self.is_packed:
+            self.has_plain_head = _has_own_head(model) and self._is_exact(self._padded_hidden)
             log.warning(
-                "model is not packed, training takes one row for each completion type=%s pieces_of_logits=%s",
-                type(model).__name__, self.has_plain_head,
-            )  # fmt: skip
+                "model is not packed, training takes one row for each completion"
+                " type=%s pieces_of_logits=%s",
+                type(model).__name__,
+                self.has_plain_head,
+            )
 
     def count_tokens(self, prompts: Collection[Sequence[int]], completions: Sequence[int]) -> int:
-        """Return the tokens that go through the model, padding included, for these distinct prompts
-        (token ids) and completions of these lengths."""
+        """Return the tokens that go through the model, with padding.
+
+        `prompts` are the distinct prompts as token ids, `completions` the lengths of completions.
+        """
         if self.is_packed:
             shared = (len(prompts) - 1) * common_prefix(prompts)
             return sum(map(len, prompts)) - shared + sum(completions)
@@ -81,7 +83,7 @@ class Scorer:
 
     @contextmanager
     def passes(self) -> Iterator[None]:
-        """Forward and backward passes are made in here; generation is not."""
+        """Prepare the model for forward and backward passes inside of this context."""
         config = self.model.config
         before = config._attn_implementation
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -89,7 +91,7 @@ class Scorer:
             config._attn_implementation = PACKED
         if self.recomputes:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-            for layer in layers:  # only the layer itself: what is in it stays in evaluation mode
+            for layer in layers:  # only the layer itself; its parts stay in evaluation mode
                 layer.training = True
         try:
             yield
@@ -101,20 +103,18 @@ class Scorer:
                     layer.training = False
 
     def logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
-        """Return (M,) log-probabilities at `temperature` of all completions' tokens, one completion
-        after the other.
+        """Return the log-probabilities (M,) at `temperature` of the joined completions' tokens.
 
-        float32. Differentiable where gradients are on.
+        They are float32, and differentiable if gradients are enabled.
         """
         return self.logprobs_and_entropies(groups, temperature)[0]
 
     def logprobs_and_entropies(
         self, groups: Sequence[PromptGroup], temperature: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Return `logprobs`, and (M,) the entropies of what the tokens were drawn from, without a
-        gradient.
+        """Return `logprobs` and the entropies (M,) of the tokens' distributions, without gradient.
 
-        None in their place: the model makes its logits in ways that only it knows.
+        The entropies are None if the model computes its logits in an unknown way.
         """
         if self.is_packed:
             return self._logprobs_of(*self._packed_hidden(groups), temperature)
@@ -131,7 +131,7 @@ class Scorer:
         return torch.cat([row_T[: len(c)] for row_T, c in zip(rows_NT, completions, strict=True)])
 
     def _packed_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
-        """(M, E) hidden states that predict the completions' tokens, and (M,) these."""
+        """Return the hidden states (M, E) that predict the completions' tokens, and these (M,)."""
         prefix = common_prefix([group.prompt for group in groups])
         ids, positions, predicting, predicted = _pack(groups, prefix)
         device = self.model.device
@@ -154,7 +154,7 @@ class Scorer:
         return hidden_ME, torch.tensor(predicted, device=device)
 
     def _padded_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
-        """The same from a row for each completion."""
+        """Return the same as `_packed_hidden`, computed with a row per completion."""
         ids_NS, mask_NS, starts_N = _pad(
             [(g.prompt, c) for g in groups for c in g.completions], self.model.device
         )
@@ -198,8 +198,10 @@ class Scorer:
     def _is_exact(
         self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]
     ) -> bool:
-        """Return whether a small batch has the same log-probabilities so and plain: families do
-        things of their own."""
+        """Return whether a small batch has the same log-probabilities as in the plain way.
+
+        Families may have steps of their own that differ.
+        """
         high = self.model.config.get_text_config().vocab_size
         drawn = torch.randint(high, (32,), generator=torch.Generator().manual_seed(0)).tolist()
         prefix, ids = tuple(drawn[:_WORTH_SHARING]), tuple(drawn[_WORTH_SHARING:])
@@ -209,9 +211,8 @@ class Scorer:
         ]
         with self.passes():
             found_M, _ = self._logprobs_of(*find_hidden(groups), 1.0)
-        return bool(
-            (found_M - self._plain_logprobs(groups, 1.0)).abs().max() < _SAME[self.model.dtype]
-        )
+        error = (found_M - self._plain_logprobs(groups, 1.0)).abs().max()
+        return bool(error < _SAME[self.model.dtype])
 
 
 def completion_logprobs(
@@ -221,12 +222,11 @@ def completion_logprobs(
     prompt_of: Sequence[int],
     temperature: float,
 ) -> Tensor:
-    """(N, T) log-probabilities of `completions` (token ids, none empty) at `temperature`, 0 where
-    there is padding.
+    """Return the log-probabilities (N, T) of `completions` at `temperature`, 0 on padding.
 
-    Completion n answers `prompts[prompt_of[n]]`. The plain way, for any causal language model: a
-    row holds one prompt and one completion, padded on the right. Differentiable where gradients are
-    on. float32.
+    Completion n, which is not empty, answers `prompts[prompt_of[n]]`. This is the plain way, for
+    any causal language model: a row has one prompt and one completion, padded on the right. The
+    result is float32, and differentiable if gradients are enabled.
     """
     device = model.device
     ids_NS, mask_NS, starts_N = _pad(
@@ -250,8 +250,10 @@ def completion_logprobs(
 def _pad(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and completions in a row each, padded on the right: (N, S) ids, (N, S) which of them
-    are real, (N,) where completions start."""
+    """Pad rows of prompt and completion on the right.
+
+    Returns ids (N, S), a mask (N, S) of the real ones, and the starts (N,) of the completions.
+    """
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     width = max(lengths)
     ids = [
@@ -267,17 +269,12 @@ def _pad(
 
 
 def _has_own_head(model: Any) -> bool:
-    """Return whether hidden states are to be had before the logits are made of them."""
+    """Return whether the model has hidden states and a separate output layer."""
     return model.base_model is not model and model.get_output_embeddings() is not None
 
 
-def _has_packable_layers(model: Any) -> bool:
-    return packing_obstacle(model) is None
-
-
 def packing_obstacle(model: Any) -> str | None:
-    """Return why a model's layers can't be packed, as its configuration says; None: they can,
-    unless a trial fails."""
+    """Return why a model's layers can't be packed, by its configuration; None: a trial decides."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if others := sorted(layer_types - _PACKABLE_LAYERS):
@@ -295,14 +292,14 @@ def takes(model: Any, argument: str) -> bool:
 
 
 def common_prefix(prompts: Collection[Sequence[int]]) -> int:
-    """Return how many tokens several prompts begin with in common; each keeps one of its own.
+    """Return the length of the prompts' common beginning; each prompt keeps at least one token.
 
-    0 where it is not worth it: one prompt, or a few tokens.
+    0 if sharing it is not worth it: for one prompt, or for a few tokens.
     """
     if len(prompts) < 2:
         return 0
     ordered = sorted(tuple(prompt) for prompt in prompts)
-    first, last = ordered[0], ordered[-1]  # all others lie between them
+    first, last = ordered[0], ordered[-1]  # all others are between them
     limit = min(map(len, prompts)) - 1
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
     return length if length >= _WORTH_SHARING else 0
@@ -311,10 +308,11 @@ def common_prefix(prompts: Collection[Sequence[int]]) -> int:
 def _pack(
     groups: Sequence[PromptGroup], prefix: int
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Token ids and positions of the row, which of its tokens predict the completions' tokens, and
-    these. The first `prefix` tokens of all prompts stand in it once.
+    """Return the row's token ids and positions, its tokens that predict completions, and these.
 
-    A completion's last token is not in the row: it predicts nothing that is asked for.
+    The first `prefix` tokens of all prompts are in the row once.
+
+    A completion's last token is not in the row, because no token after it is scored.
     """
     ids = list(groups[0].prompt[:prefix])
     positions = list(range(prefix))

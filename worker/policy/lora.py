@@ -1,8 +1,8 @@
-"""LoRA: a few small matrices are trained next to weights that stay as they are (peft).
+"""LoRA: train small matrices next to frozen weights, with peft.
 
-The adapters sit in the model's own linear layers, so that its forward pass, and with it training,
-scoring and transformers' generation, goes through them. Whoever reads a layer's `weight` reads it
-without its adapter: `weight_of` and `merged_weights` read it with it.
+The adapters are inside of the model's linear layers, so training, scoring and transformers'
+generation use them. A layer's attribute `weight` does not include its adapter; `weight_of` and
+`merged_weights` do.
 """
 
 import copy
@@ -23,18 +23,16 @@ from worker import settings
 from worker.errors import ModelError
 
 _LINEAR = (torch.nn.Linear, Conv1D)
-_ADAPTER = "default"  # peft's name for the only one
+_ADAPTER = "default"  # peft's name of the only adapter
 _NUM_COMPARED = 64
-"""Values of a weight that are enough to tell it from another model's."""
+"""Number of values of a weight that distinguish it from another model's."""
 
 
 def attach(model: Any, lora: settings.Lora) -> None:
-    """Put fresh adapters, which change nothing yet, into `model`; from now on only they have
-    gradients.
+    """Add new adapters, which change no output yet, to `model`; only they have gradients then.
 
-    The same start everywhere, whatever torch's random state, which stays as it is. float32 also
-    next to bfloat16 weights. Raises ModelError if the model has no layers of the names that the
-    settings give.
+    Their initial values are the same everywhere, and torch's random state does not change. They are
+    float32, also with bfloat16 weights. Raises ModelError if no layer has a name in the settings.
     """
     from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA takes
 
@@ -56,7 +54,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
     config._register_custom_module({torch.nn.Linear: AdaptedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
-        # It finds out for itself, layer by layer, in which order GPT-2's weights are.
+        # peft detects the order of GPT-2's weights layer by layer, so the warning is of no use.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         try:
             inject_adapter_in_model(config, _Nameless(model))
@@ -73,7 +71,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
 
 
 def use_peft_layers(model: Any) -> None:
-    """Give adapted layers peft's own forward pass, to compare with it."""
+    """Restore peft's forward pass in adapted layers, for comparisons."""
     from peft.tuners.lora import Linear
 
     from worker.policy.adapted_linear import AdaptedLinear
@@ -84,8 +82,7 @@ def use_peft_layers(model: Any) -> None:
 
 
 class _Nameless(torch.nn.Module):
-    """A model without its type: peft would put adapters into the experts of types that it knows,
-    too."""
+    """A wrapper that hides a model's type: peft adds adapters to the experts of types it knows."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -93,12 +90,11 @@ class _Nameless(torch.nn.Module):
 
 
 def find_targets(model: Any, wanted: Sequence[str] | None) -> list[str]:
-    """Names of the linear layers that adapters go into: those called `wanted`; None: all but the
-    output layer.
+    """Return the names of the layers to adapt: those named `wanted`; None: all suitable ones.
 
-    Left out, where none are named, are routers of experts, which are no plain linear layers, and
-    what a Mamba mixer's kernels read without calling it: an adapter there would learn nothing, and
-    be merged in the end.
+    Suitable are all except the output layer, routers of experts, which are not plain linear layers,
+    and layers that a Mamba mixer's kernels read without calling them: an adapter there would learn
+    nothing, and still be merged.
     """
     layers = dict(model.named_modules())
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, _LINEAR)}
@@ -123,26 +119,24 @@ def _is_read_raw(name: str, owner: Any) -> bool:
 
 
 def fingerprint(model: Any) -> str:
-    """Of the weights that adapters are attached to: some values of each, of whatever type. Two
-    models differ in it."""
+    """Return a digest of some values of each frozen weight, which differs between models."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             values = parameter.detach().flatten()
-            # As bfloat16: the same model may be loaded as float32 today, and on another machine as
-            # bfloat16.
+            # As bfloat16, because the same model may be loaded in that type on another machine.
             some = values[:: max(1, values.numel() // _NUM_COMPARED)].bfloat16().cpu()
             digest.update(name.encode() + some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def has_adapters(model: Any) -> bool:
-    """Return whether some layers of `model` add something to what their weights say."""
+    """Return whether layers of `model` have adapters."""
     return hasattr(model, "peft_config")
 
 
 def plain(layer: Any) -> Any:
-    """The layer of the model itself, where an adapter sits in it."""
+    """Return the model's own layer inside of an adapted one; a layer without an adapter itself."""
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
 
@@ -152,17 +146,16 @@ def is_of_adapter(name: str) -> bool:
 
 
 def base_weight_of(layer: Any) -> Tensor:
-    """The weight of a layer without its adapter."""
+    """Return the weight of a layer without its adapter."""
     weight: Tensor = plain(layer).weight
     return weight
 
 
 @torch.no_grad()
 def factors_of(layer: Any) -> tuple[Tensor, Tensor]:
-    """(r, inputs) and (outputs, r): what a layer's adapter adds is their product, the second times
-    the first.
+    """Return the factors (r, inputs) and (outputs, r) of a layer's adapter.
 
-    Of a layer without an adapter r is 0.
+    The adapter adds the second times the first to the weight. Without an adapter r is 0.
     """
     weight = base_weight_of(layer)
     if plain(layer) is layer:
@@ -173,10 +166,10 @@ def factors_of(layer: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def weight_of(layer: Any) -> Tensor:
-    """The weight of a layer with what its adapter adds to it: in float32 where there is one, of the
-    weight's type else.
+    """Return the weight of a layer with its adapter merged.
 
-    bfloat16 would lose it: what a young adapter adds is far below the last of its eight bits.
+    It is float32 if there is an adapter, because bfloat16 would lose the small values of a young
+    adapter; otherwise it has the weight's type.
     """
     weight: Tensor = plain(layer).weight
     if plain(layer) is layer:
@@ -186,10 +179,9 @@ def weight_of(layer: Any) -> Tensor:
 
 
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """All weights of the plain model by its own names, adapters merged in, one after the other.
-    Tied ones come once.
+    """Yield all weights of the plain model by its own names, with adapters merged.
 
-    A model without adapters gives its own. Buffers that belong to a model's files come too.
+    Tied weights are yielded once. Buffers that belong to the model's files are included.
     """
     yield from ((name, buffer.detach()) for name, buffer in _saved_buffers(model))
     layers = dict(model.named_modules())
@@ -206,14 +198,12 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def merged_weights_as(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """`merged_weights` in another type. What adapters add to bfloat16 weights is kept on average.
+    """Yield `merged_weights` in another type; bfloat16 keeps the adapters' values on average.
 
-    Rounded to the nearest, most of what a young adapter adds would be lost, and the old policy
-    would be sampled.
+    Rounding to nearest would lose most of a young adapter, and vLLM would sample the old policy.
     """
-    adapted = {
-        f"{name}.weight" for name, layer in model.named_modules() if plain(layer) is not layer
-    }
+    modules = model.named_modules()
+    adapted = {f"{name}.weight" for name, layer in modules if plain(layer) is not layer}
     for seed, (name, weight) in enumerate(merged_weights(model)):
         if dtype is torch.bfloat16 and name in adapted:
             yield name, _round_at_random(weight.float(), seed)
@@ -223,26 +213,22 @@ def merged_weights_as(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Ten
 
 @torch.no_grad()
 def _round_at_random(weight: Tensor, seed: int) -> Tensor:
-    """Return a float32 weight as bfloat16, rounded up or down so that its mean is kept; the same
-    for the same seed.
+    """Return a float32 weight as bfloat16, randomly rounded so that its mean is kept.
 
-    bfloat16 is the upper half of float32: a random lower half is added to that of the weight, and
-    what is carried over counts. What bfloat16 has exactly stays as it is.
+    bfloat16 is the upper half of float32. A random number is added to the lower half, so that its
+    carry rounds up; values that bfloat16 has exactly do not change. The same seed gives the same
+    result.
     """
     generator = torch.Generator(weight.device).manual_seed(seed)
     lower = torch.randint(
         0, 1 << 16, weight.shape, dtype=torch.int32, device=weight.device, generator=generator
     )
-    return (
-        ((weight.contiguous().view(torch.int32) + lower) & -(1 << 16))
-        .view(torch.float32)
-        .bfloat16()
-    )
+    rounded = (weight.contiguous().view(torch.int32) + lower) & -(1 << 16)
+    return rounded.view(torch.float32).bfloat16()
 
 
 def has_more_than_parameters(model: Any) -> bool:
-    """Return whether a model's files have more than its parameters: a checkpoint of these alone is
-    not a whole model."""
+    """Return whether a model's files have buffers in addition to its parameters."""
     return next(_saved_buffers(model), None) is not None
 
 
@@ -254,16 +240,13 @@ def _saved_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_merged(model: Any, file: Path) -> None:
-    """Write all weights of the plain model. Raises OSError or SafetensorError if the disk does not
-    take them."""
-    save_file(
-        {n: w.cpu().contiguous() for n, w in merged_weights(model)}, file, metadata={"format": "pt"}
-    )
+    """Write all weights of the plain model; raise OSError or SafetensorError if that fails."""
+    weights = {name: weight.cpu().contiguous() for name, weight in merged_weights(model)}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def save_config(model: Any, folder: Path) -> None:
-    """Write the configuration that goes with `save_merged`: merged weights are float32, whatever
-    the model has."""
+    """Write the configuration for `save_merged`, whose merged weights are always float32."""
     config = copy.deepcopy(model.config)
     if has_adapters(model):
         config.dtype = torch.float32
@@ -272,7 +255,7 @@ def save_config(model: Any, folder: Path) -> None:
 
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """The model without its adapters: what it was before training. For passes without gradients."""
+    """Switch adapters off inside of this context, for passes of the untrained model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -286,8 +269,7 @@ def switched_off(model: Any) -> Iterator[None]:
 
 
 def _refuse_tied(model: Any, lora: settings.Lora) -> None:
-    """Raises ModelError for an adapter in a weight that the model has twice: merged, it would
-    change the other, too."""
+    """Raise ModelError for an adapter on a tied weight: merging it would change the other layer."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = plain(head).weight is plain(embedding).weight
     if is_tied and any(plain(layer) is not layer for layer in (head, embedding)):

@@ -1,8 +1,7 @@
-"""Memory: what may still be taken, what is in use, when an error says that there is none, and what
-was learnt of it.
+"""Measure free and used memory, recognise out-of-memory errors, and store measured limits.
 
-What was learnt on this machine is in small files of the state folder, each with a key that says
-what it holds for.
+Limits of this machine are in small files of the state folder, each with a key that names what it is
+valid for.
 """
 
 import json
@@ -24,40 +23,42 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # what cuDNN 9 says in its place
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # of cuDNN 9
     "std::bad_alloc",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has an error of its own for its allocators; what else takes memory says it in its own
-    words."""
+    """Return whether an error is a lack of memory.
+
+    torch has a class for errors of its allocators; other allocations are recognised by their
+    messages.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def release(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device."""
+    """Return memory that torch caches to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def used(device: torch.device) -> int:
-    """Bytes in use: by torch on a GPU, by this process on a CPU."""
+    """Return the bytes in use: by torch on a GPU, by this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _pages(1)
 
 
 def free(device: torch.device) -> int:
-    """Bytes that may still be taken: of the GPU, or of this machine's memory within this process's
-    own limits."""
+    """Return the free bytes of the GPU, or of the RAM within this process's own limits."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -69,7 +70,7 @@ def free(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The machine as far as its memory goes, for keys."""
+    """Describe the machine's memory, for the keys of stored limits."""
     if device.type == "cuda":
         return (
             f"{torch.cuda.get_device_name(device)}"
@@ -79,8 +80,10 @@ def describe(device: torch.device) -> str:
 
 
 def recall(file: Path, key: str) -> dict[str, Any] | None:
-    """Return what `file` remembers; None if there is none, if it is for something else, or damaged
-    (warned of)."""
+    """Return the values in `file`; None if it is missing, has another key, or is damaged.
+
+    A damaged file is logged.
+    """
     try:
         record = json.loads(file.read_text())
         return dict(record) if record["key"] == key else None
@@ -88,7 +91,7 @@ def recall(file: Path, key: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.warning(
-            "what was learnt of memory can't be read, it is measured again path=%s error=%r",
+            "ignoring a corrupt memory limit, measuring it again path=%s error=%r",
             file,
             error,
         )
@@ -96,12 +99,12 @@ def recall(file: Path, key: str) -> dict[str, Any] | None:
 
 
 def remember(file: Path, key: str, values: dict[str, Any]) -> None:
-    """Write `values` down. Raises ResourceError if the disk does not take it."""
+    """Write `values` to `file`; raise ResourceError if the disk is full or fails."""
     write_whole(file, json.dumps({"key": key, **values}, indent=1) + "\n")
 
 
 def left_in(group: Path) -> list[int]:
-    """Return what a control group (v2) and those above it still allow, where they have a limit."""
+    """Return the free bytes of a control group (v2) and of its ancestors, if they have a limit."""
     left = []
     for folder in (group, *group.parents):
         limit, current = folder / "memory.max", folder / "memory.current"
@@ -117,7 +120,7 @@ def _left_of_own_control_groups() -> list[int]:
 
 
 def _pages(field: int) -> int:
-    """Bytes of /proc/self/statm: 0 the whole address space, 1 what is in memory."""
+    """Return a field of /proc/self/statm in bytes: 0 the address space, 1 the resident memory."""
     return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
 
 

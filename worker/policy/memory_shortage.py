@@ -1,7 +1,7 @@
-"""Memory that other programs have taken: told apart from what this process needs, and waited for.
+"""Recognise memory that other programs have taken, and wait for it.
 
-What is free and what this process uses add up to what it could have. When that sum falls, others
-have taken memory. So a shortage of their making says nothing about what fits on this machine.
+Free memory plus the memory of this process is what it could have. If that sum falls, other programs
+have taken memory, and a shortage says nothing about what fits on this machine.
 """
 
 import logging
@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 15.0
 _POLL_SECONDS = 0.2
 _BETWEEN_WAITS_SECONDS = 600.0
 _SLACK = 0.1
-"""The sum changes a little by itself: caches, shared pages, our own children."""
+"""Share by which the sum varies anyway: caches, shared pages, child processes."""
 
 
 class Shortage:
@@ -30,19 +30,18 @@ class Shortage:
         self._not_before = 0.0
 
     def look(self) -> None:
-        """Remember how much this process could have, if that is the most so far."""
+        """Record the memory that this process could have, if it is the most so far."""
         self._most = max(self._most, self._reachable())
 
     def is_foreign(self) -> bool:
-        """Return whether others have taken memory since there was the most."""
+        """Return whether others have taken memory since the maximum."""
         return self._reachable() < (1 - _SLACK) * self._most
 
     def wait(self, is_enough: Callable[[], bool] | None = None) -> bool:
-        """Wait some seconds for memory that others have taken, and return whether there is enough
-        again.
+        """Wait some seconds for memory that others have taken; return whether there is enough.
 
-        `is_enough`: None means as much as there was. Returns False at once for a shortage of our
-        own making, and for ten minutes after it has waited in vain.
+        `is_enough` decides that; None: as much as before. Returns False at once if others have not
+        taken memory, and for ten minutes after a wait without success.
         """
         if not self.is_foreign() or time.monotonic() < self._not_before:
             return False
@@ -53,14 +52,11 @@ class Shortage:
         )
         end = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < end:
-            if (is_enough or self._is_over)():
+            if is_enough() if is_enough else not self.is_foreign():
                 return True
             time.sleep(_POLL_SECONDS)
         self._not_before = time.monotonic() + _BETWEEN_WAITS_SECONDS
         return False
-
-    def _is_over(self) -> bool:
-        return not self.is_foreign()
 
     def _reachable(self) -> int:
         return memory.free(self._device) + memory.used(self._device)

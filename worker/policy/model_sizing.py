@@ -1,8 +1,8 @@
-"""Choose the model that fits this machine: pools and limits are data (models.yaml), the choice is
-made once, at enrolment.
+"""Choose a model that fits this machine, once, at enrolment.
 
-A node with `model.name: auto` keeps its choice in `model.json` in its state folder; nothing ever
-chooses again while that file is there. A name or path in the settings counts before it.
+Pools and limits are in models.yaml. A node with `model.name: auto` keeps its choice in `model.json`
+in its state folder; nothing chooses again while that file exists. A name or path in the settings
+takes precedence.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ AUTO = "auto"
 TINY = "hivewright/tiny"
 GIB = 2**30
 _LARGE_ENOUGH_FOR_BFLOAT16 = 50_000_000
-"""Parameters of a model whose products take most of a training step on a CPU."""
+"""Parameters of a model from which on products take most of a training step on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pool:
-    """Models of one size, for GPUs with at least `min_gpu_gib` of memory in all; 0: for any
-    machine."""
+    """Models of one size, for GPUs with at least `min_gpu_gib` in total; 0: any machine."""
 
     name: str
     min_gpu_gib: float
@@ -53,7 +52,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pools:
-    """All of models.yaml."""
+    """The contents of models.yaml."""
 
     bytes_per_parameter: dict[str, int]
     bytes_per_frozen_parameter: dict[str, int]
@@ -64,8 +63,10 @@ class Pools:
 
 @dataclass(frozen=True)
 class Machine:
-    """The place where the model will run. `gpu_gib`: all of the GPU's memory, 0 on a CPU;
-    `free_gib`: of the GPU or the RAM."""
+    """The device that the model will run on.
+
+    `gpu_gib` is the GPU's total memory, 0 on a CPU; `free_gib` the free memory of GPU or RAM.
+    """
 
     device: str
     dtype: str
@@ -75,7 +76,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on whether a model fits: `reason` is None if it does, else why not."""
+    """The verdict on whether a model fits; `reason` is why it does not, None if it does."""
 
     pool: str
     name: str
@@ -85,7 +86,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice made at enrolment, and the machine that it was made on."""
+    """The choice at enrolment, and the machine that it was made for."""
 
     name: str
     pool: str
@@ -95,27 +96,30 @@ class Choice:
 
 @cache
 def load_pools() -> Pools:
-    """The pools that come with the package."""
+    """Return the pools in models.yaml."""
     raw = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())
     return TypeAdapter(Pools).validate_python(raw)
 
 
 def auto_dtype(device: str, parameters: int | None = None) -> str:
-    """Return the type of the weights that `model.dtype: auto` comes to on this machine.
+    """Return the type of the weights for `model.dtype: auto` on this machine.
 
-    `parameters`: the model's; None: those of any model that is chosen for a machine.
+    `parameters` is the number of the model's; None: as many as any model that `auto` chooses.
     """
     if device != "cpu":
         return "bfloat16"
     is_large = parameters is None or parameters >= _LARGE_ENOUGH_FOR_BFLOAT16
-    # AMX multiplies bfloat16 ten times as fast as other units multiply float32; without it, it is
+    # AMX multiplies bfloat16 ten times as fast as a CPU multiplies float32. Without AMX bfloat16 is
     # slower.
     return "bfloat16" if is_large and torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def measure(model: settings.Model) -> Machine:
-    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is
-    not there, ResourceError for one that this process was given and that is gone."""
+    """Return the machine as the configured model will find it.
+
+    Raises ModelError for a GPU that does not exist, ResourceError for one that was assigned to this
+    process and is gone.
+    """
     device = chosen_device(model)
     if device == "cpu":
         dtype = auto_dtype("cpu") if model.dtype == "auto" else model.dtype
@@ -132,11 +136,10 @@ def measure(model: settings.Model) -> Machine:
 
 
 def chosen_device(model: settings.Model) -> str:
-    """Return the device that model.device names, or that `auto` comes to here.
+    """Return the device that model.device names, or the one for `auto`.
 
-    Raises ResourceError if this process was given a GPU and there is no CUDA: training on the CPU
-    would look healthy. An empty CUDA_VISIBLE_DEVICES, or -1, is how somebody says that there shall
-    be none.
+    Raises ResourceError if a GPU was assigned to this process and CUDA is unavailable, because
+    training on the CPU would look healthy. CUDA_VISIBLE_DEVICES that is empty or -1 means no GPU.
     """
     if model.device != "auto":
         return model.device
@@ -154,13 +157,13 @@ def chosen_device(model: settings.Model) -> str:
 
 
 _DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
-"""The driver's own list, which is there whatever torch was built for."""
+"""The driver's list, which does not depend on the build of torch."""
 
 
 def count_unused_gpus(model: settings.Model, device: str) -> int:
-    """Return how many GPUs the driver lists while `model.device: auto` came to the CPU.
+    """Return the number of GPUs that the driver lists although `model.device: auto` uses the CPU.
 
-    Where CUDA_VISIBLE_DEVICES is set, somebody has said that there shall be none.
+    0 if CUDA_VISIBLE_DEVICES is set: the choice was then deliberate.
     """
     if model.device != "auto" or device != "cpu" or "CUDA_VISIBLE_DEVICES" in os.environ:
         return 0
@@ -168,8 +171,7 @@ def count_unused_gpus(model: settings.Model, device: str) -> int:
 
 
 def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
-    """Every model of every pool, in the pools' order, and whether training it so fits the
-    machine."""
+    """Return a verdict on each model of each pool: whether training it fits the machine."""
     pools = load_pools()
     verdicts = []
     for pool in pools.pools:
@@ -178,9 +180,8 @@ def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
             reason = None
             if machine.gpu_gib < pool.min_gpu_gib:
                 has = f"{machine.gpu_gib:.1f} GiB" if machine.gpu_gib else "no GPU"
-                reason = (
-                    f"for GPUs of {pool.min_gpu_gib:g} GiB and more; {machine.device} has {has}"
-                )
+                least = f"{pool.min_gpu_gib:g} GiB"
+                reason = f"for GPUs of {least} and more; {machine.device} has {has}"
             elif machine.free_gib < needed:
                 reason = f"{machine.free_gib:.1f} GiB are free on {machine.device}"
             verdicts.append(Verdict(pool.name, model.name, needed, reason))
@@ -188,8 +189,10 @@ def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
 
 
 def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
-    """A fitting model of the first pool that has one; the same for a peer id. Raises ModelError if
-    none fits."""
+    """Return a model that fits, from the first pool with one, the same for a peer id.
+
+    Raises ModelError if none fits.
+    """
     verdicts = judge(machine, trainer)
     fitting = [verdict for verdict in verdicts if verdict.reason is None]
     if not fitting:
@@ -206,8 +209,7 @@ def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
 
 
 def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_id: str) -> str:
-    """The name of the node's model; with `auto` chosen now and written down, unless it was
-    before."""
+    """Return the name of the node's model; with `auto` choose and store it, unless it is stored."""
     if model.name != AUTO:
         return model.name
     if not (StateDir(folder).model_choice).exists():
@@ -217,8 +219,10 @@ def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_
 
 
 def settle(model: settings.Model, folder: Path) -> settings.Model:
-    """The settings, with what was decided at enrolment in the place of `auto`. Raises ModelError if
-    nothing was."""
+    """Return the settings with the choice at enrolment instead of `auto`.
+
+    Raises ModelError if there is no choice.
+    """
     if model.name != AUTO:
         return model
     file = StateDir(folder).model_choice
@@ -231,15 +235,14 @@ def settle(model: settings.Model, folder: Path) -> settings.Model:
         ) from None
     except ValidationError as error:
         raise ModelError(
-            f"{file}: {error.errors()[0]['msg']}; expected what `hivewright enrol` writes; put it"
-            " back from a backup, or name the model in model.name"
+            f"{file}: {error.errors()[0]['msg']}; expected the file that `hivewright enrol` writes;"
+            " restore it from a backup, or name the model in model.name"
         ) from None
     return model.model_copy(update={"name": choice.name})
 
 
 def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> list[str]:
-    """For people: what the machine has, what of the pools fits and why not otherwise, and what this
-    node trains."""
+    """Return lines about the machine, the models that fit or why not, and the node's model."""
     machine = measure(model)
     memory = f"{machine.free_gib:.1f} GiB free"
     if machine.gpu_gib:
@@ -267,7 +270,7 @@ def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) ->
     pools = load_pools()
     frozen = pools.bytes_per_frozen_parameter[machine.dtype]
     lora = trainer.lora_for(parameters)
-    if lora is not None:  # the model without its adapters is the reference, too
+    if lora is not None:  # the model without its adapters is also the reference
         per_parameter = frozen + pools.lora_bytes_per_parameter_and_rank * lora.rank
     else:
         per_parameter = pools.bytes_per_parameter[machine.dtype] + (frozen if trainer.beta else 0)
@@ -275,8 +278,10 @@ def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) ->
 
 
 def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> float | None:
-    """Memory to train a model, estimated by its parameters. None: they are only known when it has
-    been downloaded."""
+    """Estimate the memory to train a model, in GiB, by its number of parameters.
+
+    None if that is unknown before the download.
+    """
     for pool in load_pools().pools:
         for candidate in pool.models:
             if candidate.name == model.name:
@@ -287,8 +292,10 @@ def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Traine
 
 
 def find_folder(model: settings.Model) -> Path | None:
-    """Return where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises
-    ModelError for a path without one."""
+    """Return the folder of the model; None if it is on Hugging Face, or a GGUF file.
+
+    Raises ModelError for a path without a model.
+    """
     name = model.name
     if name == TINY:
         return Path(__file__).parent / "tiny"
@@ -312,12 +319,12 @@ def find_folder(model: settings.Model) -> Path | None:
 
 
 def is_gguf(name: str) -> bool:
-    """Return whether a model is a file of llama.cpp's format, not a folder of transformers'."""
+    """Return whether a model is a file in llama.cpp's format rather than a folder."""
     return name.lower().endswith(".gguf")
 
 
 def gguf_arguments(model: settings.Model) -> dict[str, str]:
-    """Return the arguments that transformers needs for a GGUF file, none for other models.
+    """Return transformers' arguments for a GGUF file; empty for other models.
 
     Raises ModelError if the package that reads such files is not installed.
     """
@@ -333,15 +340,16 @@ def gguf_arguments(model: settings.Model) -> dict[str, str]:
 
 
 def find_source_folder(model: settings.Model) -> Path | None:
-    """Return the folder that transformers loads from; None: the model is one of a hub. Raises
-    ModelError as `find_folder` does."""
+    """Return the folder that transformers loads from; None if the model is on Hugging Face.
+
+    Raises ModelError as `find_folder` does.
+    """
     folder = find_folder(model)
     return Path(model.name).expanduser().parent if is_gguf(model.name) else folder
 
 
 def require_context(model: settings.Model, generation: settings.Generation) -> None:
-    """`compare_context` of a model whose files are on this machine; of others it is not known
-    yet."""
+    """Call `compare_context` for a model whose files are on this machine; skip others."""
     folder = find_folder(model)
     if folder is None:
         return
@@ -363,8 +371,7 @@ def require_context(model: settings.Model, generation: settings.Generation) -> N
 
 
 def compare_context(name: str, context: int | None, generation: settings.Generation) -> None:
-    """Raises ModelError if the longest prompt with the longest completion is more than the model
-    takes."""
+    """Raise ModelError if the longest prompt and completion exceed the model's context."""
     wanted = generation.max_prompt_length + generation.max_completion_length
     if context is not None and wanted > context:
         raise ModelError(
@@ -376,21 +383,18 @@ def compare_context(name: str, context: int | None, generation: settings.Generat
 
 
 def shared_folder(shared_dir: Path, name: str) -> Path:
-    """Return where a model of Hugging Face's is among those that nodes share, once it is there,
-    whole."""
+    """Return the folder of a Hugging Face model among shared models; it exists when complete."""
     return shared_dir / name.replace("/", "--")
 
 
 def _fit_of(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> str:
-    """Return what a model that the user names needs, where that is known."""
+    """Return the memory that the model needs and whether it fits, "" if it is unknown."""
     needed = needed_gib(model, machine, trainer)
     if needed is None:
         return ""
-    fits = (
-        "fits"
-        if needed <= machine.free_gib
-        else f"does not fit: {machine.free_gib:.1f} GiB are free"
-    )
+    fits = "fits"
+    if needed > machine.free_gib:
+        fits = f"does not fit: {machine.free_gib:.1f} GiB are free"
     return f": needs {needed:.1f} GiB: {fits}"
 
 
@@ -405,5 +409,5 @@ def _count_parameters(file: Path) -> int:
 
 
 def free_ram_gib() -> float:
-    """Memory that a process of this one's control group may still take, without the GPUs'."""
+    """Return the RAM that a process of this control group may still use, in GiB."""
     return memory.free(torch.device("cpu")) / GIB

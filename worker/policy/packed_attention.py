@@ -1,14 +1,15 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Attention over a packed row: what all prompts begin with once, the rest of every prompt once, each
-of its completions after it, no padding between them.
+"""Attention over a packed row: the prompts' common beginning, then each prompt and completions.
 
-Registered with transformers' AttentionInterface, so that every family that goes through it can be
-packed. A prompt's tokens see those before them; a completion's tokens see its prompt and those
-before them in the same completion.
+The common beginning and the rest of each prompt are in the row once; nothing is padded.
+
+It is registered with transformers' AttentionInterface, so every family that uses that can be
+packed. A prompt's token sees the tokens before it; a completion's token sees its prompt and the
+tokens before it in the same completion.
 """
 
-# S tokens of the row, P of what all prompts begin with, L of the rest of one prompt, C completions of a prompt, T tokens of the longest of them,
-# H heads, K key heads, R = H / K, D head size
+# S tokens of the row, P of the common beginning, L of the rest of a prompt, C completions of a
+# prompt, T tokens of the longest of them, H heads, K key heads, R = H / K, D head size
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,13 +25,16 @@ from worker.policy import prompt_attention
 
 PACKED = "hivewright-packed"
 """Name of this attention in a model's configuration. transformers makes no mask for a name that it
-has none for."""
+does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of a packed row. `prefix`: P, 0 where prompts share nothing; `groups` has the
-    length L of the rest of each prompt and those of its completions, in order."""
+    """The layout of a packed row.
+
+    `prefix` is the length P of the prompts' common beginning, 0 if there is none. `groups` has the
+    length L of the rest of each prompt with the lengths of its completions.
+    """
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     prefix: int = 0
@@ -38,21 +42,23 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """The lengths of all pieces, in the order of the row."""
+        """Return the lengths of all pieces, in the order of the row."""
         sizes = [size for prompt, completions in self.groups for size in (prompt, *completions)]
         return [self.prefix, *sizes]
 
     def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor:
-        """(length, before + length) where a token may look at: itself, what is before it, and
-        within `window`."""
+        """Return the mask (length, before + length) of the keys that a token sees.
+
+        These are itself and the keys before it, within `window` if there is one.
+        """
         key = (before, length, window)
         if key not in self._masks:
             query_T1 = torch.arange(before, before + length, device=device)[:, None]
             other_S = torch.arange(before + length, device=device)
             mask_TS = other_S <= query_T1
-            self._masks[key] = (
-                mask_TS if window is None else mask_TS & (query_T1 - other_S < window)
-            )
+            if window is not None:
+                mask_TS = mask_TS & (query_T1 - other_S < window)
+            self._masks[key] = mask_TS
         return self._masks[key]
 
 
@@ -69,11 +75,10 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function. (1, S, H, D), and no weights. Dropout is never on, in
-    training as in sampling.
+    """Return the attention (1, S, H, D), and None for its weights, as transformers expects.
 
-    What a family passes besides these is left to `Scorer`, which packs no model that it would make
-    a difference to.
+    Dropout is never used, neither in training nor in sampling. Other arguments of a family are
+    ignored: `Scorer` does not pack a model for which they make a difference.
     """
     scale = query_1HSD.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (
@@ -99,7 +104,7 @@ def attend(
         outputs.append(out_LHD)
         completions = _Group(layout, layout.prefix + length, scale, sliding_window, softcap)
         for run in _runs(lengths, query_1HSD.device):
-            # Padded on the right, among one prompt's completions only: nobody looks to the right.
+            # Padded on the right, which no token sees, and only among one prompt's completions.
             q_CTHD, k_CTKD, v_CTKD = (
                 _stack([next(x) for _ in run]) for x in (queries, keys, values)
             )
@@ -113,8 +118,7 @@ def attend(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Rows of equal length (C, T, heads, D) that share the `before` keys and values of their
-    prompt."""
+    """Rows of equal length (C, T, heads, D) that share `before` keys and values of their prompt."""
 
     layout: Layout
     before: int
@@ -130,8 +134,8 @@ class _Group:
         prompt_k: Tensor | None,
         prompt_v: Tensor | None,
     ) -> Tensor:
-        """(C, T, H, D)"""
-        if self.softcap is not None:  # which torch's fused kernel does not know
+        """Return the attention (C, T, H, D)."""
+        if self.softcap is not None:  # which torch's fused kernel does not support
             return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, self.softcap)
         if prompt_k is not None and prompt_v is not None and q_CTHD.device.type == "cpu":
             mask_TS = self.layout.mask(self.before, q_CTHD.shape[1], self.window, q_CTHD.device)
@@ -154,9 +158,9 @@ class _Group:
             v_CTKD = torch.cat([prompt_v.expand(num_rows, -1, -1, -1), v_CTKD], dim=1)
         repeats = q_CTHD.shape[2] // k_CTKD.shape[2]
         is_plain = self.before == 0 and (self.window is None or length <= self.window)
-        mask = (
-            None if is_plain else self.layout.mask(self.before, length, self.window, q_CTHD.device)
-        )
+        mask = None
+        if not is_plain:
+            mask = self.layout.mask(self.before, length, self.window, q_CTHD.device)
         out_CHTD = F.scaled_dot_product_attention(
             q_CTHD.transpose(1, 2),
             k_CTKD.repeat_interleave(repeats, 2).transpose(1, 2),
@@ -178,31 +182,30 @@ class _Group:
     ) -> Tensor:
         num_rows, length, num_heads, size = q_CTHD.shape
         num_keys = k_CTKD.shape[2]
-        # The prompt's keys are one product's right side for all rows and all heads that share them.
-        q_KRCTD = (
-            (q_CTHD * self.scale).permute(2, 0, 1, 3).reshape(num_keys, -1, num_rows, length, size)
-        )
+        # One product with the prompt's keys for all rows and all heads that share them.
+        q_HCTD = (q_CTHD * self.scale).permute(2, 0, 1, 3)
+        q_KRCTD = q_HCTD.reshape(num_keys, -1, num_rows, length, size)
         scores = q_KRCTD @ k_CTKD.permute(2, 0, 3, 1)[:, None]
         if prompt_k is not None:
             shared = q_KRCTD.reshape(num_keys, -1, size) @ prompt_k.permute(1, 2, 0)
             scores = torch.cat([shared.view(*scores.shape[:-1], self.before), scores], dim=-1)
         scores = torch.tanh(scores / softcap) * softcap
         mask = self.layout.mask(self.before, length, self.window, q_CTHD.device)
-        weights = (
-            scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(q_CTHD.dtype)
-        )
+        scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1, dtype=torch.float32).to(q_CTHD.dtype)
         out_KRCTD = weights[..., self.before :] @ v_CTKD.permute(2, 0, 1, 3)[:, None]
         if prompt_v is not None:
-            shared = weights[..., : self.before].reshape(
-                num_keys, -1, self.before
-            ) @ prompt_v.transpose(0, 1)
+            of_prompt = weights[..., : self.before].reshape(num_keys, -1, self.before)
+            shared = of_prompt @ prompt_v.transpose(0, 1)
             out_KRCTD = out_KRCTD + shared.view_as(out_KRCTD)
         return out_KRCTD.reshape(num_heads, num_rows, length, size).permute(1, 2, 0, 3)
 
 
 def _runs(lengths: tuple[int, ...], device: torch.device) -> list[list[int]]:
-    """Neighbours that go through attention together: on a CPU those of similar length, for padding
-    costs time there."""
+    """Return runs of adjacent completions that go through attention together.
+
+    On a CPU these are completions of similar length, because padding costs time there.
+    """
     if device.type != "cpu":
         return [list(lengths)]
     runs: list[list[int]] = []

@@ -1,10 +1,9 @@
-"""Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and
-JSON, never pickle.
+"""Save and restore checkpoints: the exact state of training, as safetensors and JSON, no pickle.
 
-`FOLDER/checkpoint-00000012/` holds model.safetensors (what is trained, under its usual names: all
-weights, or the adapters), optimizer.safetensors (moments, float32 masters, torch's random states)
-and state.json. It is written under another name, flushed to the disk and renamed, so that a kill -9
-or a full disk leaves the ones before as they are.
+`FOLDER/checkpoint-00000012/` has model.safetensors (the trained parameters by their usual names:
+all weights, or the adapters), optimizer.safetensors (moments, float32 masters, torch's random
+states) and state.json. It is written under another name, flushed to disk and renamed, so a kill -9
+or a full disk does not damage earlier checkpoints.
 """
 
 import json
@@ -34,10 +33,10 @@ _READ_ATTEMPTS = 5
 
 
 def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
-    """Write a checkpoint and return its folder; only the newest `keep` remain.
+    """Write a checkpoint and return its folder; keep only the newest `keep`.
 
-    `state` is the caller's own (round, sampler): plain JSON values. Raises ResourceError if the
-    disk does not take it.
+    `state` is the caller's (round, mixture): plain JSON values. Raises ResourceError if the disk is
+    full or fails.
     """
     newest = max((_number(path) for path in _finished(folder)), default=0)
     final = folder / f"{_PREFIX}{newest + 1:08d}"
@@ -62,11 +61,10 @@ def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
 
 
 def restore(folder: Path, trainer: Trainer) -> State | None:
-    """Bring `trainer` and its policy to the newest checkpoint that can be read; returns its
-    `state`, or None.
+    """Restore `trainer` and its policy from the newest readable checkpoint; return its `state`.
 
-    Raises ModelError if the checkpoint is of another model, TrainingError if there are checkpoints
-    and all are damaged.
+    Returns None if there is no checkpoint. Raises ModelError if the checkpoint is of another model,
+    TrainingError if all checkpoints are damaged.
     """
     checkpoints = _finished(folder)
     for path in reversed(checkpoints):
@@ -75,12 +73,8 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
             tensors = load_file(path / "optimizer.safetensors")
             record = json.loads((path / "state.json").read_text())
             _check(path, trainer, weights, tensors, record)
-        except (
-            OSError,
-            SafetensorError,
-            ValueError,
-            RecursionError,
-        ) as error:  # JSON that is nested without end
+        # RecursionError: deeply nested JSON.
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
             continue
         _apply(trainer, weights, tensors, record)
@@ -95,8 +89,10 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
 
 
 def has_adapters(folder: Path) -> bool | None:
-    """Return whether the newest checkpoint that can be read is of adapters, not of all weights;
-    None: there is none."""
+    """Return whether the newest readable checkpoint has adapters rather than all weights.
+
+    None: there is no readable checkpoint.
+    """
     for path in reversed(_finished(folder)):
         try:
             return "lora_alpha" in json.loads((path / "state.json").read_text())
@@ -106,16 +102,16 @@ def has_adapters(folder: Path) -> bool | None:
 
 
 def exists(folder: Path) -> bool:
-    """Return whether `folder` is a checkpoint, or has a finished one in it."""
+    """Return whether `folder` is a checkpoint or contains a finished one."""
     return bool(_in(folder))
 
 
 def restore_weights(folder: Path, trainer: Trainer) -> State | None:
-    """Bring the weights alone to those of a checkpoint, or of the newest in a folder; returns its
-    `state`, or None.
+    """Restore only the weights, from a checkpoint or the newest one in a folder.
 
-    For readers next to a node that trains: a checkpoint that the node removes meanwhile is looked
-    for again. Raises as `restore` does.
+    Returns its `state`, or None if there is none. This is for readers next to a node that trains:
+    if the node removes a checkpoint meanwhile, the newest one is looked up again. Raises as
+    `restore` does.
     """
     for _ in range(_READ_ATTEMPTS):
         checkpoints = _in(folder)
@@ -126,7 +122,7 @@ def restore_weights(folder: Path, trainer: Trainer) -> State | None:
                 _check_record(path, trainer, weights, record)
             except (OSError, SafetensorError, ValueError, RecursionError) as error:
                 if not path.exists():
-                    break  # removed while it was read: there is a newer one
+                    break  # removed while it was read, so there is a newer one
                 log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
                 continue
             _apply_weights(trainer, weights)
@@ -148,7 +144,7 @@ def _in(folder: Path) -> list[Path]:
 
 
 def _write(path: Path, trainer: Trainer, state: State) -> None:
-    # A CPU copy in one piece: safetensors takes no views, and tied weights are one parameter.
+    # Contiguous CPU copies, because safetensors does not save views.
     weights = {name: p.detach().cpu().contiguous() for name, p in trainer.parameters.items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     save_file(_training_tensors(trainer), path / "optimizer.safetensors")
@@ -184,8 +180,7 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _check_record(path: Path, trainer: Trainer, weights: dict[str, Tensor], record: Any) -> None:
-    """Raise ValueError if the record or the weights are damaged, ModelError if they are of another
-    model."""
+    """Raise ValueError for a damaged record or weights, ModelError for those of another model."""
     if not isinstance(record, dict) or type(record.get("version")) is not int:
         raise ValueError("state.json: no object with a version")
     if record["version"] > VERSION:
@@ -204,7 +199,7 @@ def _check_record(path: Path, trainer: Trainer, weights: dict[str, Tensor], reco
             f" {trainer.policy.name}; {_ADVICE}"
         )
     for what, ours in trainer.origin.items():
-        theirs = record.get(what, ours)  # checkpoints of 0.1.0 say nothing of adapters
+        theirs = record.get(what, ours)  # checkpoints of 0.1.0 do not record adapters
         if theirs != ours:
             raise ModelError(
                 f"checkpoint {path}: is of {what} {theirs}, and this node's is {ours}; {_ADVICE}"
@@ -224,7 +219,7 @@ def _check(
     tensors: dict[str, Tensor],
     record: Any,
 ) -> None:
-    """See, before anything is applied, that all can be. Raises as `_check_record` does."""
+    """Check a whole checkpoint before any of it is applied; raise as `_check_record` does."""
     _check_record(path, trainer, weights, record)
     _check_finite(tensors)
     expected = _expected_shapes(trainer, weights, tensors)
@@ -245,10 +240,9 @@ def _check(
 def _expected_shapes(
     trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor]
 ) -> dict[str, torch.Size]:
-    """Return what optimizer.safetensors must hold next to random states, as `_training_tensors`
-    wrote it."""
+    """Return the shapes of the tensors in optimizer.safetensors, except random states."""
     shapes: dict[str, torch.Size] = {}
-    # A parameter that never had a gradient has no moments; one that has some has all.
+    # A parameter without any gradient so far has no moments; others have all of them.
     started = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
     optimized = [
         parameter for group in trainer.optimizer.param_groups for parameter in group["params"]
@@ -275,7 +269,7 @@ def _check_random(tensors: dict[str, Tensor], device: str) -> None:
 def _apply_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
     for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
         parameter.copy_(weights[name])
-        # Weights that were float32 are their own masters, whatever type ours are.
+        # float32 weights are also the masters, even if ours have another type.
         master.copy_(weights[name])
 
 
@@ -303,10 +297,9 @@ def _apply(
 
 
 def _finished(folder: Path) -> list[Path]:
-    """Checkpoints, the oldest first."""
-    return sorted(
-        (p for p in folder.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()), key=_number
-    )
+    """Return the finished checkpoints, the oldest first."""
+    names = folder.glob(f"{_PREFIX}*")
+    return sorted((p for p in names if p.name.removeprefix(_PREFIX).isdigit()), key=_number)
 
 
 def _number(path: Path) -> int:
@@ -314,7 +307,7 @@ def _number(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Renamed first: half a checkpoint must never carry a checkpoint's name."""
+    """Remove a checkpoint, renamed first: half of one must never have a checkpoint's name."""
     doomed = path.with_name(_DOOMED + path.name)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
@@ -325,7 +318,7 @@ def _remove_leftovers(folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:  # whoever made it: it must not block every checkpoint to come
+            else:  # not ours, but it would block all later checkpoints
                 path.unlink()
 
 

@@ -1,8 +1,8 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""GRPO as arithmetic: advantages within a group, the clipped loss. Pure functions with TRL's
-meaning (a test compares).
+"""The arithmetic of GRPO as pure functions: advantages within a group and the clipped loss.
 
-Left out: entropy bonus, sequence-level ratios and the loss types that settings do not name.
+The definitions are TRL's, and a test compares them. Not implemented: entropy bonus, sequence-level
+ratios, and loss types that the settings do not name.
 """
 
 # M completion tokens, one completion after the other
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from worker import settings
 
-STD_EPSILON = 1e-4  # as TRL
+STD_EPSILON = 1e-4  # as in TRL
 
 
 def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float]:
-    """Rewards of one group less their mean; "group" divides by their standard deviation (unbiased)
-    too."""
+    """Return the rewards of a group minus their mean.
+
+    With `scale_rewards` "group" they are also divided by their unbiased standard deviation.
+    """
     reward_tensor = torch.tensor(rewards, dtype=torch.float32)
     advantages = reward_tensor - reward_tensor.mean()
     if scale_rewards == "group":
@@ -30,17 +32,16 @@ def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float
 def sequence_weights(
     lengths: Sequence[int], loss_type: str, max_completion_length: int
 ) -> list[float]:
-    """Return what a token of each of the batch's sequences weighs in the loss, which is then a
-    plain weighted sum.
+    """Return the weight of each sequence's tokens in the loss, which is then a weighted sum.
 
-    Known before any forward pass, so the sum can be cut into micro-batches wherever memory wants
-    it. `lengths` are the tokens that count in each sequence: 0 for one that is masked out, which
-    yet counts as a sequence.
+    The weights do not depend on the forward pass, so the sum can be split into micro-batches.
+    `lengths` are the counted tokens of each sequence; 0 for a masked one, which still counts as a
+    sequence.
     """
     match loss_type:
         case "grpo":
             return [1 / (len(lengths) * length) if length else 0.0 for length in lengths]
-        case "bnpo" | "dapo":  # the same, when a step sees its whole batch, as ours does
+        case "bnpo" | "dapo":  # the same if a step sees its whole batch, as ours does
             return [1 / max(1, sum(lengths))] * len(lengths)
         case "dr_grpo":
             return [1 / (len(lengths) * max_completion_length)] * len(lengths)
@@ -53,11 +54,10 @@ def sampling_ratios(
     sampler_logprobs: Sequence[Tensor | None],
     trainer: settings.Trainer,
 ) -> list[Tensor]:
-    """Return each sequence's importance ratios between trainer and sampler, which its policy loss
-    is multiplied by.
+    """Return importance ratios between trainer and sampler, which multiply the policy loss.
 
-    (T,) for each sequence: ratios within the bounds that `trainer` sets. 1 where the sampler's
-    log-probabilities are not known: a whole sequence (None), or a token (NaN).
+    Each sequence has ratios (T,) within the bounds in `trainer`. They are 1 where the sampler's
+    log-probabilities are unknown: for a whole sequence (None) or a token (NaN).
     """
     ratios = []
     for old_T, sampler_T in zip(old_logprobs, sampler_logprobs, strict=True):
@@ -95,11 +95,10 @@ def token_losses(
     reference_logprobs_M: Tensor | None = None,
     sampling_ratios_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M,) clipped policy loss of each token, and where the clipping took effect. A token has its
-    sequence's advantage.
+    """Return the clipped policy loss (M,) of each token, and whether it was clipped (M,).
 
-    `sampling_ratios_M` is what `sampling_ratios` returns; None: 1. `reference_logprobs_M` is
-    needed, and used, when `trainer.beta` is not 0.
+    A token has its sequence's advantage. `sampling_ratios_M` is the result of `sampling_ratios`;
+    None: 1. `reference_logprobs_M` is required, and used, if `trainer.beta` is not 0.
     """
     high = trainer.epsilon if trainer.epsilon_high is None else trainer.epsilon_high
     ratio_M = torch.exp(logprobs_M - old_logprobs_M)
@@ -109,8 +108,8 @@ def token_losses(
         loss_M = loss_M * sampling_ratios_M
     if trainer.beta and reference_logprobs_M is not None:
         gap_M = reference_logprobs_M - logprobs_M
-        # The tokens are of the old policy: the ratio makes the gradient that of the KL itself
-        # (arXiv 2512.02556; TRL's use_bias_correction_kl, its default).
+        # The tokens were drawn from the old policy; the ratio corrects the gradient to that of the
+        # KL (arXiv 2512.02556; TRL's use_bias_correction_kl, its default).
         loss_M = loss_M + trainer.beta * ratio_M * (torch.exp(gap_M) - gap_M - 1)
     too_low_M = (ratio_M < 1 - trainer.epsilon) & (advantages_M < 0)
     too_high_M = (ratio_M > 1 + high) & (advantages_M > 0)

@@ -1,6 +1,5 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""Figures that show how healthy a training step is (`records.StepQuality`): trainer against
-sampler, and lengths."""
+"""Figures on the health of a training step (`records.StepQuality`)."""
 
 # T tokens of one completion
 
@@ -15,8 +14,7 @@ from worker.records import ScoredGroup
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One completion as the trainer and as its sampler see it: (T,) each, and the ratio that its
-    loss was given."""
+    """The log-probabilities (T,) of a completion by trainer and sampler, and its loss's ratios."""
 
     trainer_logprobs: Tensor
     sampler_logprobs: Tensor
@@ -24,12 +22,14 @@ class Compared:
 
 
 def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str, float]:
-    """Return how far trainer and sampler are apart. `is_by_sequence`: a completion has one ratio,
-    counted once."""
+    """Return the differences between trainer and sampler.
+
+    With `is_by_sequence` a completion has one ratio, which counts once.
+    """
     if not compared:
         return {}
     gap = torch.cat([c.trainer_logprobs - c.sampler_logprobs for c in compared])
-    gap = gap[~gap.isnan()]  # tokens whose log-probability the sampler did not tell
+    gap = gap[~gap.isnan()]  # tokens without a log-probability of the sampler
     ratios = torch.cat([c.ratios[:1] if is_by_sequence else c.ratios for c in compared])
     figures = {
         "sampling_importance_sampling_ratio_min": float(ratios.min()),
@@ -46,8 +46,7 @@ def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str,
 
 
 def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Return lengths and truncated share of sampled completions, and the share of groups without a
-    signal."""
+    """Return lengths and truncated share of completions, and the share of groups without signal."""
     completions = [completion for group in groups for completion in group.sampled]
     lengths = [len(completion.token_ids) for completion in completions]
     if not lengths:

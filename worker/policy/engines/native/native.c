@@ -1,17 +1,18 @@
-/* The small operations of a decoding step, each in one pass: in torch they cost more calls than arithmetic.
- * float32, row-major. R rows, H query heads, K key heads, Q = H / K, D numbers of a head, L room for prompt tokens.
- * native.py compiles this, with -ffast-math, and calls it; decoder.py does the same in torch and says what it means. */
+/* The small operations of a decoding step, each in one pass. In torch their calls take longer than their arithmetic.
+ *
+ * All arrays are float32 and row-major. R rows, H query heads, K key heads, Q = H / K, D size of a head, L capacity for
+ * prompt tokens. __init__.py compiles this file with -ffast-math; decoder.py has the same operations in torch. */
 #include <math.h>
 
 #include "processor.h"
 
 enum {
-    most = lanes == 4 ? 2 : 4,  /* queries treated at once: keys and values are then read less often */
-    block = 16,                 /* tokens whose keys lie side by side */
+    most = lanes == 4 ? 2 : 4,    /* queries to treat at once, so that keys and values are read less often */
+    block = 16,                   /* tokens whose keys are adjacent */
     vectors = block / lanes,
-    blocks = lanes == 16 ? 2 : 1, /* treated at once: as many as the processor has registers for their sums */
-    wide = lanes == 16 ? 4 : 2,   /* vectors of values that are */
-    ahead = 256 /* numbers of keys and values asked for early */
+    blocks = lanes == 16 ? 2 : 1, /* blocks of keys to treat at once: their sums must fit into registers */
+    wide = lanes == 16 ? 4 : 2,   /* vectors of values to treat at once, for the same reason */
+    ahead = 256                   /* prefetch distance in keys and values, in numbers */
 };
 
 static float inverse_rms(const float *x, int64_t n, float eps) {
@@ -20,7 +21,7 @@ static float inverse_rms(const float *x, int64_t n, float eps) {
     return 1 / sqrtf(sum / (float)n + eps);
 }
 
-/* out = norm(x) * weight, after x += added where `added` is given. Each (R, n). */
+/* x += added unless `added` is null; then out = norm(x) * weight. All are (R, n). */
 void add_norm(float *restrict x, const float *restrict added, const float *restrict weight, float *restrict out,
               int64_t R, int64_t n, float eps) {
 #pragma omp parallel for schedule(static) if (R * n > 1 << 13)
@@ -33,9 +34,9 @@ void add_norm(float *restrict x, const float *restrict added, const float *restr
     }
 }
 
-/* Queries and keys in qkv (R, H + 2K, D): norms of heads where `weight` (H + K, D) is given, then rotation by `turn`
- * (R, D): pairs of cosine and sine. Queries are scaled. Keys go to keys (R, K, room / 16, D, 16), values to
- * values (R, K, room, D), both at token `step`. */
+/* Prepare the heads in qkv (R, H + 2K, D): normalise queries and keys unless `weight` (H + K, D) is null, scale queries,
+ * and rotate both by `turn` (R, D), pairs of cosine and sine. Store keys in keys (R, K, room / 16, D, 16) and values in
+ * values (R, K, room, D), at token `step`. */
 void turn_heads(float *restrict qkv, const float *restrict turn, const float *restrict weight, float *restrict keys,
                 float *restrict values, int64_t R, int64_t H, int64_t K, int64_t D, int64_t room, int64_t step, float eps,
                 float scale) {
@@ -67,8 +68,8 @@ void turn_heads(float *restrict qkv, const float *restrict turn, const float *re
     }
 }
 
-/* scores (queries, width) of so many blocks of tokens of keys (blocks, D, 16) for queries (queries, D). The sums of every
- * other number stand apart where there are few: no addition waits for the one before. */
+/* Compute scores (queries, width) of `count` blocks of keys (count, D, 16) for query (queries, D). With `apart` 2, even
+ * and odd numbers have separate sums, so that with few sums no addition waits for the one before. */
 static inline __attribute__((always_inline)) void score_blocks(const int queries, const int count, const int apart,
                                                                const float *restrict query, const float *restrict keys,
                                                                float *restrict scores, int64_t D, int64_t width) {
@@ -95,7 +96,7 @@ static inline __attribute__((always_inline)) void score_blocks(const int queries
                 *(loose *)(scores + q * width + b * block + v * lanes) = sums[q][b][v][0] + sums[q][b][v][1];
 }
 
-/* The same of tokens from..to. What lies around them in their blocks is computed, too, and not looked at. */
+/* Compute the scores of tokens from..to. Those around them in their blocks are computed too, and ignored. */
 static inline __attribute__((always_inline)) void score(const int queries, const float *restrict query,
                                                         const float *restrict keys, float *restrict scores, int64_t from,
                                                         int64_t to, int64_t D, int64_t width) {
@@ -106,7 +107,7 @@ static inline __attribute__((always_inline)) void score(const int queries, const
     if (start < to) score_blocks(queries, 1, apart, query, keys + start * D, scores + start, D, width);
 }
 
-/* The largest of scores from..to, which are softly capped first where `cap` is given. */
+/* Cap scores from..to softly if `cap` is positive, and return the largest. */
 static float find_largest(float *restrict scores, int64_t from, int64_t to, float cap) {
     float largest = -3e38f;
     if (cap > 0)
@@ -115,8 +116,8 @@ static float find_largest(float *restrict scores, int64_t from, int64_t to, floa
     return largest;
 }
 
-/* Scores from..to become shares, but for their sum, which is returned. Whole blocks of them leave no rest to be computed
- * one by one: what lies around them is made next to nothing, by no more than expf does quickly. */
+/* Exponentiate scores from..to in place and return their sum. Whole blocks are computed, so that vectors leave no
+ * remainder: scores around the range become negligible, but not so small that expf is slow. */
 static float exponentiate(float *restrict scores, int64_t from, int64_t to, float largest) {
     const int64_t start = from / block * block, end = (to + block - 1) / block * block;
     float total = 0;
@@ -129,7 +130,7 @@ static float exponentiate(float *restrict scores, int64_t from, int64_t to, floa
     return total;
 }
 
-/* out (queries, D) += shares (queries, width) from..to @ values (room, D), for so many vectors of the D numbers. */
+/* out (queries, D) += shares (queries, width) of from..to @ values (room, D), for `count` vectors of the D numbers. */
 static inline __attribute__((always_inline)) void gather_vectors(const int queries, const int count,
                                                                  const float *restrict shares,
                                                                  const float *restrict values, float *restrict out,
@@ -150,7 +151,7 @@ static inline __attribute__((always_inline)) void gather_vectors(const int queri
         for (int i = 0; i < count; i++) *(loose *)(out + q * D + i * lanes) += sums[q][i];
 }
 
-/* The same for all D numbers. */
+/* out (queries, D) += shares (queries, width) of from..to @ values (room, D). */
 static inline __attribute__((always_inline)) void gather(const int queries, const float *restrict shares,
                                                          const float *restrict values, float *restrict out, int64_t from,
                                                          int64_t to, int64_t D, int64_t width) {
@@ -166,14 +167,14 @@ static inline __attribute__((always_inline)) void gather(const int queries, cons
             for (int64_t t = from; t < to; t++) out[q * D + d] += shares[q * width + t] * values[t * D + d];
 }
 
-/* Tokens from..to of keys (blocks, D, 16) and values (tokens, D), and where a query's scores of them go. */
+/* Tokens from..to of keys (blocks, D, 16) and values (tokens, D), and the buffer of a query's scores. */
 struct part {
     const float *keys, *values;
     float *scores;
     int64_t from, to;
 };
 
-/* out (queries, D): attention of up to four queries of a row to its prompt and its own tokens. */
+/* Compute the attention out (queries, D) of up to four queries of a row to its prompt and its own tokens. */
 static inline __attribute__((always_inline)) void attend_to(const int queries, const float *restrict query,
                                                             const struct part *parts, float *restrict out, int64_t D,
                                                             int64_t width, float cap) {
@@ -196,15 +197,15 @@ static inline __attribute__((always_inline)) void attend_to(const int queries, c
         for (int64_t d = 0; d < D; d++) out[q * D + d] /= totals[q];
 }
 
-/* Attention of one new token for each row, to its prompt's keys (P, K, L / 16, D, 16) and its own (R, K, room / 16, D, 16),
- * the first step + 1 of them. `window`: how many keys it sees, itself included; 0: all. `scores`: (R x K, 4, L + room),
- * room to work in. out (R, H, D). */
+/* Compute the attention out (R, H, D) of one new token per row, to its prompt's keys (P, K, L / 16, D, 16) and to the
+ * first step + 1 of its own keys (R, K, room / 16, D, 16). `window` is the number of keys that it sees, including its
+ * own; 0: all. `scores` (R x K, 4, L + room) is a work buffer. */
 void attend(const float *restrict qkv, const float *restrict prompt_keys, const float *restrict prompt_values,
             const float *restrict keys, const float *restrict values, const int64_t *restrict prompt_of,
             const int64_t *restrict lengths, float *restrict scores, float *restrict out, int64_t R, int64_t H, int64_t K,
             int64_t D, int64_t L, int64_t room, int64_t step, int64_t window, float cap) {
     const int64_t Q = H / K, width = L + room;
-    /* Rows of one prompt follow each other under one key head: its keys stay in the cache. */
+    /* For a key head, the rows of a prompt are adjacent, so its keys stay in the processor's cache. */
 #pragma omp parallel for schedule(static) if (R * H * D * (L + step) > 1 << 18)
     for (int64_t i = 0; i < K * R; i++) {
         const int64_t k = i / R, r = i % R, p = prompt_of[r], length = lengths[r];
@@ -225,7 +226,7 @@ void attend(const float *restrict qkv, const float *restrict prompt_keys, const 
     }
 }
 
-/* out (R, n) = activation(gate) * up of gate_up (R, 2n). is_gelu: GELU by tanh, else SiLU. */
+/* out (R, n) = activation(gate) * up, with gate and up in gate_up (R, 2n). is_gelu: GELU by tanh, otherwise SiLU. */
 void gate(const float *restrict gate_up, float *restrict out, int64_t R, int64_t n, int64_t is_gelu) {
 #pragma omp parallel for schedule(static) if (R * n > 1 << 12)
     for (int64_t r = 0; r < R; r++) {
@@ -241,9 +242,10 @@ void gate(const float *restrict gate_up, float *restrict out, int64_t R, int64_t
     }
 }
 
-enum { drawn = 512 }; /* tokens whose weights are summed up together: a draw looks at one such block only */
+enum { drawn = 512 }; /* tokens whose weights are summed together, so that a draw reads only one such block */
 
-/* weights (count) = exp(logits * scale - top), 0 where less than `least`; their sum, and in `all` that with the others. */
+/* weights (count) = exp(logits * scale - top), or 0 if that is less than `least`. Returns their sum, and adds the sum
+ * of all, without this limit, to `all`. */
 static float weigh(const float *restrict logits, float *restrict weights, int64_t count, float scale, float top,
                    float least, double *all) {
     float kept = 0, sum = 0;
@@ -257,7 +259,8 @@ static float weigh(const float *restrict logits, float *restrict weights, int64_
     return kept;
 }
 
-/* Where the sum of weights passes `wanted`: never at a weight of 0, if there is another. *before: the sum up to there. */
+/* Return the index where the sum of weights passes `wanted`, never one with weight 0 if there is another. `before`
+ * becomes the sum of the weights before it. */
 static int64_t find_place(const float *weights, int64_t count, double wanted, double *before) {
     int64_t last = 0;
     double sum = 0;
@@ -272,8 +275,9 @@ static int64_t find_place(const float *weights, int64_t count, double wanted, do
     return last;
 }
 
-/* For each row of logits (R, V) a token, as uniform (R) in [0, 1) says, and its log-probability. Logits are multiplied by
- * `scale`; tokens less than `least` times as likely as the likeliest are not drawn. `sums`: (R, V / 512 + 1), to work in. */
+/* Draw a token for each row of logits (R, V) with uniform (R) in [0, 1), and compute its log-probability. Logits are
+ * multiplied by `scale`. Tokens less than `least` times as likely as the likeliest are not drawn. `sums` (R, V / 512 + 1)
+ * is a work buffer. */
 void draw(const float *restrict logits, const float *restrict uniform, int64_t *restrict tokens, float *restrict logprobs,
           float *restrict sums, int64_t R, int64_t V, float scale, float least) {
     const int64_t num_blocks = (V + drawn - 1) / drawn;

@@ -1,7 +1,7 @@
-/* What this processor has: how wide its vectors are, and which of the products_*.c it takes. */
+/* Properties of this processor: the width of its vectors, and the file of products_*.c that is compiled for it. */
 #include <stdint.h>
 
-/* How many float32 numbers a register holds: vectors that are wider end up in memory, and cost tenfold. */
+/* float32 numbers in a register. Wider vectors would be kept in memory and be ten times as slow. */
 #if defined __AVX512F__
 enum { lanes = 16 };
 #elif defined __AVX__
@@ -12,13 +12,13 @@ enum { lanes = 4 };
 
 typedef float floats __attribute__((vector_size(lanes * 4)));
 typedef uint32_t words __attribute__((vector_size(lanes * 4)));
-typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* anywhere in memory */
+typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* without alignment */
 
 #if defined __AMX_TILE__ && defined __AMX_BF16__ && defined __AVX512BF16__
 #define HAS_AMX
 #endif
 
-/* The products that compute most numbers in an operation, or those that WANTED_* names (native.py). */
+/* The format with most numbers in an operation, or the one that WANTED_* names (__init__.py). */
 #if defined WANTED_AMX
 #if !defined HAS_AMX
 #error "this processor has no tiles of bfloat16 numbers (AMX)"

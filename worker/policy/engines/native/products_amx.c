@@ -1,10 +1,10 @@
-/* Products of float32 rows with bfloat16 weights in AMX tiles: what products_bfloat16.c does elsewhere, and as exact. A row
- * of x is the sum of two bfloat16 numbers, what it is rounded to and what that leaves, and each has a product of its own:
- * the tiles compute faster than memory brings weights. Sums are in float32.
+/* Products of float32 rows with bfloat16 weights in AMX tiles, as exact as those of products_bfloat16.c. Each number of x
+ * is the sum of two bfloat16 numbers, the rounded value and the remainder, with a product for each: tiles compute faster
+ * than memory delivers weights. Sums are in float32.
  *
- * Weights lie in panels of 32 outputs, rounded up: for every 32 inputs two tiles of 16 outputs, each (16, 16, 2), two
- * inputs side by side. x lies in blocks of 16 rows: for every 32 inputs two tiles (16, 32), the rounded numbers and what
- * they leave. */
+ * Weights are in panels of 32 outputs, rounded up: for every 32 inputs two tiles of 16 outputs, each (16, 16, 2), with
+ * pairs of inputs adjacent. x is in blocks of 16 rows: for every 32 inputs two tiles (16, 32), the rounded values and the
+ * remainders. */
 #include "processor.h"
 #ifdef PRODUCTS_AMX
 #include <errno.h>
@@ -16,7 +16,7 @@
 enum {
     tile = 1024,  /* bytes: 16 rows of 64 */
     rows_in_cache = 256,
-    ahead = 1024, /* bytes of weights asked for early: without, half the time is waiting for memory */
+    ahead = 1024, /* prefetch distance in weights, in bytes: without it half the time is waiting for memory */
     large_state = 18, request_permission = 0x1023 /* of arch_prctl, for the tiles' data (XTILEDATA) */
 };
 
@@ -34,7 +34,7 @@ int64_t panel_bytes(int64_t N, int64_t M) { return (N + 31) / 32 * bytes_of_pane
 
 int64_t block_bytes(int64_t R, int64_t M) { return (R + 15) / 16 * bytes_of_panel(M); }
 
-/* Linux gives tiles to processes that ask for them, once. */
+/* Request tiles from Linux, once per process. Returns 0 or an errno. */
 int64_t ask_for_tiles(void) { return syscall(SYS_arch_prctl, request_permission, large_state) ? errno : 0; }
 
 static uint16_t round_to_bfloat16(float x) {
@@ -42,7 +42,7 @@ static uint16_t round_to_bfloat16(float x) {
     return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
 }
 
-/* weight (N, M) -> panels, of panel_bytes. */
+/* Write weight (N, M) into panels, a buffer of panel_bytes. */
 void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, int64_t M) {
     const int64_t steps = steps_of(M);
 #pragma omp parallel for schedule(static) if (N * M > 1 << 17)
@@ -53,7 +53,7 @@ void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, in
     }
 }
 
-/* A row (M) to its place in a block. Numbers that are not finite leave one that is none. */
+/* Write a row (M) to its place in a block. The remainder of a number that is not finite is NaN. */
 static void split_row(const float *restrict x, char *restrict place, int64_t M) {
     for (int64_t m = 0; m < M; m += 32, place += 2 * tile) {
         const int64_t rest = M - m;
@@ -69,7 +69,7 @@ static void split_row(const float *restrict x, char *restrict place, int64_t M) 
     }
 }
 
-/* sums: four tiles, of the rounded numbers and what they leave with 16 outputs and 16 more. */
+/* Compute four tiles of sums: rounded values and remainders, with the first and the second 16 outputs. */
 static void multiply_tiles(const char *restrict x, const char *restrict panel, float *restrict sums, int64_t steps) {
     _tile_zero(0);
     _tile_zero(1);
@@ -93,7 +93,7 @@ static void multiply_tiles(const char *restrict x, const char *restrict panel, f
     _tile_stored(3, sums + 768, 64);
 }
 
-/* out (rows, columns of 32; of N) = the sums + bias. */
+/* out (rows, columns) = the sums + bias; N is the row length of out. */
 static void finish(const float *restrict sums, const float *restrict bias, float *restrict out, int64_t rows,
                    int64_t columns, int64_t N) {
     for (int64_t start = 0; start < columns; start += 16, sums += 512) {
@@ -107,11 +107,11 @@ static void finish(const float *restrict sums, const float *restrict bias, float
     }
 }
 
-/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
+/* out (R, N) = x (R, M) @ weight.T + bias (N, or null). `blocks` is a work buffer of block_bytes. */
 void multiply(const float *restrict x, const char *restrict panels, const float *restrict bias, char *restrict blocks,
               float *restrict out, int64_t R, int64_t N, int64_t M) {
     const int64_t bytes = bytes_of_panel(M), steps = steps_of(M);
-    /* Fewer rows take less time. */
+    /* Tiles of fewer rows take less time. */
     const uint8_t rows = R < 16 ? R : 16;
     const struct tile_shapes shapes = {
         .palette = 1,

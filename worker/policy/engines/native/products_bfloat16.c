@@ -1,13 +1,13 @@
-/* Products of float32 rows with bfloat16 weights in float32 arithmetic: half the memory to read, which is what costs.
- * Weights lie in panels of 16 outputs, two inputs side by side: (N / 16, M / 2, 16, 2), both rounded up; x in blocks of
- * 16 rows: (R / 16, M rounded up to even, 16).
+/* Products of float32 rows with bfloat16 weights in float32 arithmetic. The time is that of reading the weights, which are
+ * half as large as in float32. Weights are in panels of 16 outputs with pairs of inputs adjacent: (N / 16, M / 2, 16, 2),
+ * both rounded up. x is in blocks of 16 rows: (R / 16, M rounded up to even, 16).
  *
- * Without -ffast-math: it would add both products of a pair before adding them to the sum, three operations for two. */
+ * Not compiled with -ffast-math, which would first add the two products of a pair: three operations instead of two. */
 #include "processor.h"
 #ifdef PRODUCTS_BFLOAT16
 
-/* A tile of the result, `tile` rows of a panel, stands in the processor's registers while its inputs are gone through:
- * as many sums as leave room for the weights, and enough of them that no addition waits for the one before. */
+/* A tile of the result, `tile` rows of a panel, is kept in registers during the loop over its inputs. It has as many sums as
+ * leave registers for the weights, and enough of them that no addition waits for the one before. */
 #if defined __AVX512F__
 enum { tile = 16 }; /* of 32 registers */
 #elif defined __AVX__ || defined __aarch64__
@@ -18,8 +18,8 @@ enum { tile = 2 };
 
 enum {
     vectors = 16 / lanes, /* of a panel's outputs */
-    depth = 256,          /* inputs gone through at a time: their weights stay in the nearest cache for all rows */
-    ahead = 1024          /* bytes of weights asked for early: without, half the time is waiting for memory */
+    depth = 256,          /* inputs at a time, so that their weights stay in the first-level cache for all rows */
+    ahead = 1024          /* prefetch distance in weights, in bytes: without it half the time is waiting for memory */
 };
 
 static uint16_t round_to_bfloat16(float x) {
@@ -31,7 +31,7 @@ int64_t panel_bytes(int64_t N, int64_t M) { return (N + 15) / 16 * 16 * (M + M %
 
 int64_t block_bytes(int64_t R, int64_t M) { return (R + 15) / 16 * 16 * (M + M % 2) * 4; }
 
-/* weight (N, M) -> panels, of panel_bytes. */
+/* Write weight (N, M) into panels, a buffer of panel_bytes. */
 void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, int64_t M) {
     const int64_t even = M + M % 2;
 #pragma omp parallel for schedule(static) if (N * M > 1 << 17)
@@ -44,7 +44,7 @@ void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, in
         }
 }
 
-/* sums (rows, 16) += x (M, 16 of which `rows` are meant) @ panel (M / 2, 16, 2). */
+/* sums (rows, 16) += x (M, the first `rows` of 16) @ panel (M / 2, 16, 2). */
 static inline __attribute__((always_inline)) void multiply_tile(const int rows, const float *restrict x,
                                                                 const uint16_t *restrict panel, float *restrict sums,
                                                                 int64_t M) {
@@ -63,7 +63,7 @@ static inline __attribute__((always_inline)) void multiply_tile(const int rows, 
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) totals[r][v] += weights[v] * x[r];
         const uint16_t *again = panel;
-        __asm__("" : "+r"(again)); /* read a second time: kept meanwhile, they would push sums out of the registers */
+        __asm__("" : "+r"(again)); /* read again: keeping both halves would push sums out of the registers */
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) weights[v] = (floats)(*(const words *)(again + v * lanes * 2) & 0xffff0000);
 #pragma GCC unroll 16
@@ -77,7 +77,7 @@ static inline __attribute__((always_inline)) void multiply_tile(const int rows, 
         for (int v = 0; v < vectors; v++) *(floats *)(sums + r * 16 + v * lanes) = totals[r][v];
 }
 
-/* The same for any number of rows up to 16, in tiles of four sizes: rows that are not meant may be computed, too. */
+/* The same for up to 16 rows, in tiles of four sizes; a few rows too many may be computed. */
 static void multiply_rows(int64_t rows, const float *x, const uint16_t *panel, float *sums, int64_t M) {
     for (; rows > 0; rows -= tile, x += tile, sums += tile * 16)
         if (rows > tile * 3 / 4)
@@ -90,12 +90,12 @@ static void multiply_rows(int64_t rows, const float *x, const uint16_t *panel, f
             multiply_tile(tile / 4, x, panel, sums, M);
 }
 
-/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
+/* out (R, N) = x (R, M) @ weight.T + bias (N, or null). `blocks` is a work buffer of block_bytes. */
 void multiply(const float *restrict x, const uint16_t *restrict panels, const float *restrict bias, float *restrict blocks,
               float *restrict out, int64_t R, int64_t N, int64_t M) {
     const int64_t even = M + M % 2;
     for (int64_t first = 0; first < R; first += 16)
-        for (int64_t start = 0; start < even; start += 16)  /* a line of the cache of each row at a time */
+        for (int64_t start = 0; start < even; start += 16)  /* one cache line of each row at a time */
             for (int64_t r = 0; r < 16; r++)
                 for (int64_t m = start; m < (start + 16 < even ? start + 16 : even); m++)
                     blocks[first * even + m * 16 + r] = first + r < R && m < M ? x[(first + r) * M + m] : 0;

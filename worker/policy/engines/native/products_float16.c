@@ -1,10 +1,10 @@
-/* Products of float32 rows with 16-bit weights, where the CPU computes in float16: twice as many numbers in an operation.
- * What products_bfloat16.c does elsewhere, and as exact: weights keep 11 bits instead of 8, and sums are in float16 for 32
- * inputs only, then in float32.
+/* Products of float32 rows with 16-bit weights on CPUs with float16 arithmetic, which has twice as many numbers in an
+ * operation. They are as exact as those of products_bfloat16.c: weights keep 11 bits instead of 8, and sums are in float16
+ * for 32 inputs only, then in float32.
  *
- * Weights lie in panels of 32 outputs: (N / 32, M, 32), rounded up, and behind them what each output is multiplied by; x
- * in blocks of 16 rows: (R / 16, M, 16), rounded up, and behind them what each row is multiplied by. Both are scaled by
- * powers of two so that no sum of 32 leaves float16's range. */
+ * Weights are in panels of 32 outputs: (N / 32, M, 32), rounded up, followed by the scale of each output. x is in blocks
+ * of 16 rows: (R / 16, M, 16), rounded up, followed by the scale of each row. The scales are powers of two, so that no sum
+ * of 32 leaves float16's range. */
 #include "processor.h"
 #ifdef PRODUCTS_FLOAT16
 #include <immintrin.h>
@@ -15,8 +15,8 @@ typedef half halves __attribute__((vector_size(64)));
 
 enum {
     summed = 32,     /* inputs whose products are added in float16 */
-    exponent = 5,    /* largest number below 2^5: 32 products are below 2^15 */
-    ahead = 2048     /* bytes of weights asked for early: without, half the time is waiting for memory */
+    exponent = 5,    /* numbers are below 2^5, so that 32 products are below 2^15 */
+    ahead = 2048     /* prefetch distance in weights, in bytes: without it half the time is waiting for memory */
 };
 
 static int64_t blocks_of(int64_t R) { return (R + 15) / 16; }
@@ -27,8 +27,8 @@ int64_t panel_bytes(int64_t N, int64_t M) { return panels_of(N) * 32 * (M * 2 + 
 
 int64_t block_bytes(int64_t R, int64_t M) { return blocks_of(R) * 16 * (M * 2 + 4); }
 
-/* The power of two that brings the largest of n numbers below 2^exponent; 1 where one is not finite, and stays so. On
- * bits, of which the largest is found in vectors. */
+/* Return the power of two that brings the largest of n numbers below 2^exponent; 1 if one is not finite. The largest is
+ * found on the numbers' bits, which compilers vectorise. */
 static float find_scale(const float *restrict x, int64_t n) {
     uint32_t largest = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -45,7 +45,7 @@ static float find_scale(const float *restrict x, int64_t n) {
     return scale;
 }
 
-/* weight (N, M) -> panels, of panel_bytes. */
+/* Write weight (N, M) into panels, a buffer of panel_bytes. */
 void pack(const float *restrict weight, half *restrict panels, int64_t N, int64_t M) {
     float *scales = (float *)(panels + panels_of(N) * 32 * M);
 #pragma omp parallel for schedule(static) if (N * M > 1 << 17)
@@ -59,8 +59,8 @@ void pack(const float *restrict weight, half *restrict panels, int64_t N, int64_
         }
 }
 
-/* Numbers start..start + 32 of 16 rows of x, of which `rows` are there, to their place in a block. First converted, then
- * turned: together, they would go number by number. */
+/* Write numbers start..start + 32 of the first `rows` of 16 rows of x to their place in a block. They are converted
+ * before they are transposed, because both in one loop would not be vectorised. */
 static void turn(const float *restrict x, const float *restrict of_row, half *restrict block, int64_t rows, int64_t start,
                  int64_t M) {
     const int64_t width = M - start < 32 ? M - start : 32;
@@ -105,7 +105,7 @@ static void multiply_rows(int64_t rows, const half *x, const half *panel, floats
         multiply_panel(4, x, panel, sums, M);
 }
 
-/* out (rows, columns of 32; of N) = block @ panel, each output multiplied by its scale, + bias. */
+/* out (rows, columns) = block @ panel, scaled, + bias; N is the row length of out. */
 static void finish(int64_t rows, int64_t columns, const half *block, const half *panel, const float *of_row,
                    const float *of_output, const float *bias, float *out, int64_t N, int64_t M) {
     floats sums[16][2] = {0};
@@ -117,7 +117,7 @@ static void finish(int64_t rows, int64_t columns, const half *block, const half 
     }
 }
 
-/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
+/* out (R, N) = x (R, M) @ weight.T + bias (N, or null). `blocks` is a work buffer of block_bytes. */
 void multiply(const float *restrict x, const half *restrict panels, const float *restrict bias, half *restrict blocks,
               float *restrict out, int64_t R, int64_t N, int64_t M) {
     const float *of_output = (const float *)(panels + panels_of(N) * 32 * M);

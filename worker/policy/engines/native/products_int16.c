@@ -1,9 +1,9 @@
-/* Products of float32 rows with 16-bit weights in whole numbers, for processors with AVX2 or AVX-512's VNNI, whose
- * operations multiply and add twice as many of them as of float32 numbers. What products_bfloat16.c does elsewhere, and more exact: a number has
- * at least 12 bits of the largest of its row's 64 neighbours, and sums are exact for 64 inputs, then in float32.
+/* Products of float32 rows with 16-bit integer weights, for processors with AVX2 or AVX-512's VNNI, whose operations
+ * multiply and add twice as many integers as float32 numbers. They are more exact than those of products_bfloat16.c: the
+ * largest of 64 adjacent numbers of a row has at least 12 bits, and sums are exact for 64 inputs, then in float32.
  *
- * Rows of weights and of x lie in panels of 16: for every 64 inputs what each row is multiplied by, (16), and the
- * numbers, two inputs side by side, (32, 16, 2), fewer in the last group. */
+ * Rows of weights and of x are in panels of 16: for every 64 inputs the scale of each row (16), then the numbers with pairs
+ * of inputs adjacent (32, 16, 2), fewer in the last group. */
 #include "processor.h"
 #ifdef PRODUCTS_INT16
 #include <immintrin.h>
@@ -18,8 +18,8 @@ enum {
     heading = 16 * 4,     /* bytes of a group's scales */
     line = 16 * 2 * 2,    /* bytes of two inputs of a panel */
     whole_group = heading + group / 2 * line,
-    tile = 6,             /* rows whose sums, of two registers each, stand in the processor's 16 */
-    ahead = 1024          /* bytes of weights asked for early: without, half the time is waiting for memory */
+    tile = 6,             /* rows whose sums, two registers each, fit into the processor's 16 */
+    ahead = 1024          /* prefetch distance in weights, in bytes: without it half the time is waiting for memory */
 };
 
 static int64_t groups_of(int64_t M) { return (M + group - 1) / group; }
@@ -32,14 +32,13 @@ int64_t panel_bytes(int64_t N, int64_t M) { return (N + 15) / 16 * bytes_of_pane
 
 int64_t block_bytes(int64_t R, int64_t M) { return panel_bytes(R, M); }
 
-/* What 64 numbers are multiplied by so that the largest becomes `most`. 0 where all are next to nothing, and not a number
- * where one is none. */
+/* Return the factor that makes the largest of 64 numbers `most`; 0 if all are negligible, NaN if one is not finite. */
 static float find_scale(const float *restrict x, float most) {
     __m256 largest = _mm256_setzero_ps(), sum = largest;
     for (int64_t m = 0; m < group; m += 8) {
         const __m256 numbers = _mm256_loadu_ps(x + m);
         largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.f), numbers));
-        sum = _mm256_add_ps(sum, _mm256_mul_ps(numbers, _mm256_setzero_ps())); /* not a number unless all are finite */
+        sum = _mm256_add_ps(sum, _mm256_mul_ps(numbers, _mm256_setzero_ps())); /* NaN unless all are finite */
     }
     float of_all = 0, nothing = 0;
     for (int64_t i = 0; i < 8; i++) {
@@ -49,7 +48,7 @@ static float find_scale(const float *restrict x, float most) {
     return nothing != 0 ? nothing : of_all < 1e-30f ? 0 : most / of_all;
 }
 
-/* Numbers start..start + 64 of up to 16 rows of x (rows, M) to their place in a panel. */
+/* Write numbers start..start + 64 of up to 16 rows of x (rows, M) to their place in a panel. */
 static void pack_group(const float *restrict x, char *restrict panel, int64_t rows, int64_t start, int64_t M, float most) {
     const int64_t width = M - start < group ? M - start : group;
     int32_t pairs[16][group / 2] __attribute__((aligned(32))) = {0};
@@ -83,12 +82,12 @@ static void pack_panels(const float *restrict x, char *restrict panels, int64_t 
                        R - r < 16 ? R - r : 16, g * group, M, most);
 }
 
-/* weight (N, M) -> panels, of panel_bytes. */
+/* Write weight (N, M) into panels, a buffer of panel_bytes. */
 void pack(const float *restrict weight, char *restrict panels, int64_t N, int64_t M) {
     pack_panels(weight, panels, N, M, most_of_weight);
 }
 
-/* sums + a pair of numbers of a, multiplied by one of b and added, for eight pairs. */
+/* Return sums + a[2i] * b[2i] + a[2i + 1] * b[2i + 1], for eight pairs. */
 static inline __attribute__((always_inline)) whole add_products(whole sums, __m256i a, __m256i b) {
 #if defined __AVX512VNNI__ && defined __AVX512VL__
     return (whole)_mm256_dpwssd_epi32((__m256i)sums, a, b);
@@ -99,7 +98,7 @@ static inline __attribute__((always_inline)) whole add_products(whole sums, __m2
 #endif
 }
 
-/* sums (rows, 16) += a group of x @ one of weights. `first` is where the rows are in the panel of x. */
+/* sums (rows, 16) += a group of x @ a group of weights. `first` is the index of the first row in the panel of x. */
 static inline __attribute__((always_inline)) void multiply_tile(const int rows, const char *restrict x,
                                                                 const char *restrict weights, float *restrict sums,
                                                                 int64_t first, int64_t lines) {
@@ -138,7 +137,7 @@ static void multiply_group(int64_t rows, const char *x, const char *weights, flo
             multiply_tile(2, x, weights, sums, first, lines);
 }
 
-/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
+/* out (R, N) = x (R, M) @ weight.T + bias (N, or null). `blocks` is a work buffer of block_bytes. */
 void multiply(const float *restrict x, const char *restrict panels, const float *restrict bias, char *restrict blocks,
               float *restrict out, int64_t R, int64_t N, int64_t M) {
     const int64_t bytes = bytes_of_panel(M);

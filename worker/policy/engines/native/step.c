@@ -1,18 +1,18 @@
-/* A whole decoding step: what decoder.py's NativeBatch does layer by layer where weights are in float32 or have adapters,
- * in one call. Called from Python one by one, the operations of a small model take less time than their calls.
- * native_step.py has the same structures. */
+/* A whole decoding step in one call. For weights in float32 or with adapters, NativeBatch in decoder.py does the same layer
+ * by layer; with a small model, calls from Python take longer than the operations. native_step.py has the same
+ * structures. */
 #include <stddef.h>
 
 #include "processor.h"
 
 struct product { const void *panels; const float *bias; int64_t num_outputs, num_inputs; };
 
-struct norm { const float *weight; float eps; }; /* without a weight: none */
+struct norm { const float *weight; float eps; }; /* weight is null if the layer has no such norm */
 
 struct layer {
     struct norm attention_norm, head_norm, attention_post_norm, mlp_norm, mlp_post_norm;
     struct product qkv, attention_out, gate_up, down;
-    const float *turn;                         /* (R, D): cosines and sines of its rotation */
+    const float *turn;                         /* (R, D): pairs of cosine and sine of the rotation */
     const float *prompt_keys, *prompt_values;  /* (P, K, D, L), (P, K, L, D) */
     float *keys, *values;                      /* (R, K, D, room), (R, K, room, D) */
     int64_t window;
@@ -23,7 +23,7 @@ struct batch {
     struct norm norm;
     struct product head;
     const int64_t *prompt_of, *lengths; /* (R) */
-    float *x, *normed, *added, *terms, *qkv, *attended, *gate_up, *gated, *scores, *out; /* room; out: logits */
+    float *x, *normed, *added, *terms, *qkv, *attended, *gate_up, *gated, *scores, *out; /* work buffers; out: the logits */
     void *blocks;
     int64_t num_layers, R, H, K, D, L, room, step, is_gelu;
     float scale, score_cap;
@@ -48,14 +48,14 @@ static void add(const struct batch *b, const float *added, const struct norm *no
     add_norm(b->x, added, norm->weight, b->normed, b->R, b->head.num_inputs, norm->eps);
 }
 
-/* What a product is added as: its norm, in families that have one there. */
+/* Return the term to add to x: the product, normalised in families with a norm there. */
 static const float *normalise(const struct batch *b, const struct norm *norm) {
     if (!norm->weight) return b->added;
     add_norm(b->added, NULL, norm->weight, b->terms, b->R, b->head.num_inputs, norm->eps);
     return b->terms;
 }
 
-/* Logits (R, V) in b->out of tokens whose embeddings are in b->x. */
+/* Compute the logits (R, V) in b->out of the tokens whose embeddings are in b->x. */
 void run_step(const struct batch *b) {
     const float *added = NULL;
     for (const struct layer *l = b->layers; l < b->layers + b->num_layers; l++) {
