@@ -1,9 +1,8 @@
-"""A stand-in for CUDA graphs on a CPU: the operations of a piece of work, done again later on the
-same tensors.
+"""A stand-in for CUDA graphs on a CPU: it records operations and repeats them on the same tensors.
 
-As of a CUDA graph, nothing of the work's Python is run again: an operation that was given a number
-still has it, and one that was given a tensor reads what is in its memory by then. Results are
-written where they were the first time.
+As with a CUDA graph, no Python of the work runs again: an operation with a number keeps it, and one
+with a tensor reads the memory as it is then. Results are written to the same memory as the first
+time.
 """
 
 from typing import Any
@@ -30,7 +29,7 @@ class Recording(TorchDispatchMode):
     def replay(self) -> None:
         for function, args, kwargs, out in self.operations:
             again = function(*args, **kwargs)
-            # Views are views of the same memory again, and so is what is changed in its place.
+            # Views, and results of in-place operations, share the memory again.
             is_new = not any(r.alias_info for r in function._schema.returns)
             for place, result in zip(tensors(out), tensors(again), strict=True):
                 if is_new:

@@ -13,9 +13,13 @@ from worker.policy.adapted_linear import AdaptedLinear
 def make_model(dtype):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         attention_bias=True,
-    )  # fmt: skip
+    )
     model = LlamaForCausalLM(config).to(dtype).requires_grad_(False)
     lora.attach(model, settings.Lora())
     for name, parameter in model.named_parameters():

@@ -37,8 +37,7 @@ def make_policy(tiny):
 
 
 def fail_over(monkeypatch, policy, generation, limit, error):
-    """A fault injected where memory is asked for: batches of more than `limit` rows end with
-    `error`."""
+    """Inject a fault at allocation: batches of more than `limit` rows raise `error`."""
     engine = policy._load_engine(generation)
     sizes = []
     if generation.engine == "transformers":
@@ -167,7 +166,7 @@ def test_piece_that_a_cpu_has_no_memory_for_is_not_tried(monkeypatch, caplog):
     assert run(rows, 16, bytes_of_row=30 << 20) == [2] * 8
     assert rows.limit is None  # an estimate is made again each time
     assert "about 480 MiB are needed, 80 MiB are there" in caplog.text
-    # One row is tried even if it seems too much: it is an estimate.
+    # One row is tried even if it seems too large, because the need is an estimate.
     assert run(rows, 3, bytes_of_row=1 << 40) == [1] * 3
 
 
@@ -178,7 +177,7 @@ def test_gpu_is_asked_and_not_estimated(monkeypatch):
 
 @pytest.mark.parametrize("name", ["lean", "cached"])
 def test_estimate_is_at_least_what_a_batch_keeps(tiny, name):
-    """Whole caches of the longest answers, counted tensor by tensor."""
+    """Count the caches of the longest answers tensor by tensor."""
     from worker.policy.engines.decoder import LeanDecoder
     from worker.policy.engines.hf_decoder import CachedDecoder
 
@@ -233,7 +232,7 @@ def test_limit_rises_again_and_less_often_where_it_fails(tmp_path):
 
 
 class Quiet:
-    """A GPU that nobody else uses."""
+    """A GPU without other users."""
 
     def look(self):
         pass
@@ -257,7 +256,7 @@ sys.stdin.buffer.raw.read(1)
 
 
 def test_memory_that_another_program_takes_for_a_while_is_waited_for(monkeypatch, tmp_path, caplog):
-    """A real allocation in another process, on a machine of 400 MiB that only the two of us use."""
+    """Allocate memory in another process, on a machine with 400 MiB for both."""
     file, others = tmp_path / "rows.json", []
 
     def taken():

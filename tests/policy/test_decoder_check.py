@@ -1,5 +1,4 @@
-"""The check that an engine makes when it starts: what is right is used, what is wrong is refused by
-name."""
+"""Tests of the check at an engine's start: correct decoders are used, others refused by name."""
 
 import pytest
 import torch
@@ -20,8 +19,7 @@ OUTLIERS = 50.0
 
 
 def add_outliers(model):
-    """A few channels 50 times the others, as trained models have them, in what every layer
-    multiplies."""
+    """Make a few channels of each layer's input 50 times larger, as in trained models."""
     with torch.no_grad():
         for layer in model.model.layers:
             is_gemma = hasattr(layer, "pre_feedforward_layernorm")
@@ -98,7 +96,7 @@ def test_copy_in_float32_that_memory_does_not_take_is_not_tried(monkeypatch, cap
     monkeypatch.setattr(torch_engine.memory, "free", lambda device: 1000)
     engine = TorchEngine(model, "bfloat16", prompts=REAL)
     assert isinstance(engine.decoder, CachedDecoder)
-    # transformers' forward computes in bfloat16, too: only the way is another
+    # transformers' forward also computes in bfloat16
     assert {setback.of for setback in engine.setbacks} == {"engine"}
     assert "0 MiB free" in engine.setbacks[-1].reason
     assert (
@@ -108,7 +106,7 @@ def test_copy_in_float32_that_memory_does_not_take_is_not_tried(monkeypatch, cap
 
 
 def test_fallback_that_says_something_else_than_a_plain_pass_is_refused_by_name(monkeypatch):
-    """A model whose cached steps are wrong: its layers see how many tokens come at once."""
+    """Use a model with wrong cached steps: its layers depend on the number of tokens at once."""
     model = make_model()
     monkeypatch.setattr(torch_engine, "find_obstacle", lambda model: "family unheard of")
     model.model.layers[1].register_forward_hook(

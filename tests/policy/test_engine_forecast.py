@@ -1,5 +1,4 @@
-"""`hivewright check --model`: what it says of a configuration is what the code does, and what
-docs/models.md says."""
+"""Tests that `hivewright check --model` agrees with the code and with docs/models.md."""
 
 import argparse
 from pathlib import Path
@@ -22,9 +21,13 @@ torch.set_num_threads(1)
 DOCS = Path(__file__).parents[2] / "docs/models.md"
 GENERATION = settings.Generation(num_generations=2, max_completion_length=4, dtype="float32")
 VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
     "patch_size": 14,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +63,16 @@ def test_table_in_the_docs_is_what_the_code_says(folders):
     assert not missing, "docs/models.md lacks these rows:\n" + "\n".join(missing)
 
 
-@pytest.mark.parametrize(("config", "reason"), [
-    (transformers.MambaConfig(hidden_size=32, num_hidden_layers=1), "it has a cache of its own"),
-    (transformers.ViTConfig(), "has no causal language model of this type"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            transformers.MambaConfig(hidden_size=32, num_hidden_layers=1),
+            "it has a cache of its own",
+        ),
+        (transformers.ViTConfig(), "has no causal language model of this type"),
+    ],
+)
 def test_model_that_can_not_be_trained_here_is_refused_with_its_reason(
     config, reason, tmp_path, capsys
 ):
@@ -83,9 +92,13 @@ def test_text_part_of_a_model_that_sees_is_loaded_and_saved_by_itself(tmp_path):
     text_folder = save_model("gemma3", tmp_path / "text")
     text = transformers.AutoModelForCausalLM.from_pretrained(text_folder)
     config = transformers.Gemma3Config(
-        text_config=text.config.to_dict(), vision_config=VISION, mm_tokens_per_image=4, image_token_index=100,
-        boi_token_index=101, eoi_token_index=102,
-    )  # fmt: skip
+        text_config=text.config.to_dict(),
+        vision_config=VISION,
+        mm_tokens_per_image=4,
+        image_token_index=100,
+        boi_token_index=101,
+        eoi_token_index=102,
+    )
     model = transformers.AutoModelForImageTextToText.from_config(config)
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.tie_weights()

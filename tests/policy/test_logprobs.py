@@ -10,9 +10,17 @@ from worker.policy.logprobs import PromptGroup, Scorer, common_prefix, completio
 torch.set_num_threads(1)  # cores are shared; such models gain nothing from more
 
 BASE = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 # Windows are shorter than the sequences below, so that they matter within and across prompt and
 # completion.
 FAMILIES = {
@@ -70,7 +78,10 @@ def make_model(make, dtype=torch.float32):
 
 
 def make_groups(prefix_length=0):
-    """Ragged, of equal length, and of single tokens; all prompts begin with the same tokens."""
+    """Return groups of different lengths, of equal length, and of single tokens.
+
+    All prompts begin with the same `prefix_length` tokens.
+    """
     rng = random.Random(1)
 
     def tokens(count):
@@ -85,7 +96,7 @@ def make_groups(prefix_length=0):
 
 
 def one_by_one(model, groups, temperature):
-    """Every completion in a forward pass of its own, without any padding."""
+    """Score each completion in a forward pass of its own, without padding."""
     rows = []
     for prompt, completions in groups:
         for completion in completions:

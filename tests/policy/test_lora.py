@@ -71,8 +71,14 @@ def test_only_adapters_are_trained_and_all_that_goes_forward_sees_them(pristine)
     }
     assert all(".lora_" in name for name in trainer.parameters)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainer.parameters} == {
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    }  # fmt: skip
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
     for _ in range(3):
         assert trainer.step(groups).grad_norm > 0
     for name, parameter in trainer.policy.model.named_parameters():
@@ -86,8 +92,7 @@ def test_only_adapters_are_trained_and_all_that_goes_forward_sees_them(pristine)
 
 
 def test_adapters_learn_as_if_they_were_merged(pristine):
-    """The gradient of a low-rank matrix follows from that of the whole one: B starts at 0, so dB =
-    scale x dW A^T."""
+    """Compare the gradient of B with that of the merged weight: B is 0, so dB = scale x dW A^T."""
     groups = make_groups(pristine)
     whole, low = make_trainer(pristine, lora=None), make_trainer(pristine)
     for trainer in (whole, low):
@@ -165,8 +170,7 @@ def test_checkpoint_of_adapters_goes_on_beside_its_own_weights_only(pristine, tm
         match=r"is of base_weights [0-9a-f]{16}, and this node's is [0-9a-f]{16}; set model.name",
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(lora=LORA), GENERATION))
-    # Loaded in another type they are the same weights; and a checkpoint that says less of itself is
-    # taken as it is.
+    # Weights in another type are the same weights, and an older record with fewer keys is accepted.
     assert checkpoint.restore(tmp_path, make_trainer(pristine, torch.bfloat16)) == {}
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(
@@ -253,13 +257,17 @@ def test_inventory_key_of_adapters_is_a_mapping():
 
 
 def test_young_adapters_beside_bfloat16_weights_are_sampled_and_saved_whole(tmp_path):
-    """Entries of 1e-4 beside 896 x 896 weights: merged into bfloat16 most of what they add is
-    lost."""
+    """Add entries of 1e-4 to 896 x 896 weights: bfloat16 would lose most of them."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
-        vocab_size=64, hidden_size=896, intermediate_size=896, num_hidden_layers=1, num_attention_heads=14,
-        num_key_value_heads=14, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=896,
+        intermediate_size=896,
+        num_hidden_layers=1,
+        num_attention_heads=14,
+        num_key_value_heads=14,
+        tie_word_embeddings=False,
+    )
     model = transformers.AutoModelForCausalLM.from_config(config).bfloat16().eval()
     lora.attach(model, settings.Lora(rank=8, alpha=16))
     for name, parameter in model.named_parameters():

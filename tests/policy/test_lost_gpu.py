@@ -1,4 +1,4 @@
-"""A worker that was given a GPU never trains on the CPU in its place."""
+"""Tests that a worker with an assigned GPU never trains on the CPU instead."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_missing_device_file_is_named_with_what_makes_it(tmp_path, monkeypatch):
     ],
 )
 def test_doctor_names_a_dead_card(said, sick, tmp_path, monkeypatch):
-    """nvidia-smi can't be had: a shell script prints what reports of such machines have."""
+    """Replace nvidia-smi by a script that prints the lines from reports of such machines."""
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\nexit 15\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -1,5 +1,4 @@
-"""Models of other families, loaded by path as a user would, generated from and trained: none is
-special-cased."""
+"""Tests with models of many families, loaded by path, without special cases in the code."""
 
 import copy
 
@@ -75,8 +74,7 @@ def test_question_is_asked_in_the_family_s_own_way(policy, name):
     ["7", " 7", "\n7", "  7", "", " <answer>42</answer>", "42 is it.\n\n<answer>42</answer>"],
 )
 def test_text_of_an_answer_stands_for_the_tokens_behind_its_prompt(policy, text):
-    """Peers learn from its text: a space that it begins with, or not, is part of it, and adds no
-    token."""
+    """Tokenise an answer's text as peers do: a leading space is part of it and adds no token."""
     ids, _ = policy.completion_ids(text, 100)
     ids = [i for i in ids if i not in policy.end_ids]
     assert policy._decode(ids) == text
@@ -135,14 +133,14 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
         assert metrics.skipped is None
         assert metrics.grad_norm > 0
     assert all(b < likelihood(policy, *pair) for b, pair in zip(before, rewarded, strict=True))
-    # What generates has followed the weights.
+    # The engine has followed the weights.
     second = policy.generate(QUESTIONS, GENERATION, seed=0)
     assert second != first
     for question, completions in zip(QUESTIONS, second, strict=True):
         for completion in completions:
             expected = likelihood(policy, tuple(policy.prompt_ids(question)), completion.token_ids)
             assert sum(completion.logprobs) == pytest.approx(expected, abs=1e-3)
-    # A peer's text is learned from too.
+    # A peer's text is also learned from.
     texts = ("<answer>42</answer>", *groups[0].completions[1:])
     strangers = [scored_group(g.task, g.question, texts, g.rewards) for g in groups]
     assert trainer.step(strangers).skipped is None
@@ -163,15 +161,34 @@ def likelihood(policy, prompt, completion):
 
 
 REFUSED = {
-    "rotation longrope": ("llama", {"rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
-        "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
-    }}),
-    "rotation dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}),
-    "rotation default": ("llama", {"rope_parameters": {
-        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
-    }}),
-}  # fmt: skip
+    "rotation longrope": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+            }
+        },
+    ),
+    "rotation dynamic": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+    ),
+    "rotation default": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            }
+        },
+    ),
+}
 
 
 @pytest.mark.parametrize("reason", REFUSED)
@@ -205,13 +222,25 @@ def test_model_that_reads_in_both_directions_is_refused(tmp_path):
         ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
         ("mistral", {"sliding_window": None}),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0}}),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                                       "original_max_position_embeddings": 128}}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0}},
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 128,
+                }
+            },
+        ),
         ("llama", {"num_key_value_heads": 4}),
         ("llama", {"num_key_value_heads": 1, "head_dim": 16, "attention_bias": True}),
     ],
-)  # fmt: skip
+)
 def test_shape_that_the_lean_decoder_computes_is_computed_exactly(tmp_path, name, departures):
     policy = load(settings.Model(name=str(save_model(name, tmp_path, **departures)), device="cpu"))
     engine = policy._load_engine(GENERATION)

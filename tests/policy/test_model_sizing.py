@@ -1,4 +1,4 @@
-"""The model is chosen by the machine's memory, once, and stays."""
+"""Tests of the choice of a model by memory: it is made once and never changes."""
 
 import argparse
 import json
@@ -70,11 +70,16 @@ def test_adapters_need_less_and_a_reference_model_more():
     name, machine = "Qwen/Qwen2.5-0.5B-Instruct", gpu(24)
     lora = settings.Lora(rank=16)
     needed = {
-        how: model_sizing.needed_gib(settings.Model(name=name), machine, settings.Trainer(**{"lora": None, **options}))
+        how: model_sizing.needed_gib(
+            settings.Model(name=name), machine, settings.Trainer(**{"lora": None, **options})
+        )
         for how, options in {
-            "whole": {}, "reference": {"beta": 0.1}, "lora": {"lora": lora}, "both": {"lora": lora, "beta": 0.1},
+            "whole": {},
+            "reference": {"beta": 0.1},
+            "lora": {"lora": lora},
+            "both": {"lora": lora, "beta": 0.1},
         }.items()
-    }  # fmt: skip
+    }
     assert needed["whole"] == pytest.approx(1.5 + 494032768 * 20 / GIB)
     assert needed["reference"] == pytest.approx(needed["whole"] + 494032768 * 2 / GIB)
     assert needed["lora"] == needed["both"] == pytest.approx(1.5 + 494032768 * 2.32 / GIB)
@@ -178,7 +183,9 @@ def test_machine_without_room_is_not_enrolled(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", "{}", json.dumps({"name": 3}), "[]"])
 def test_choice_that_is_broken_is_explained(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(ModelError, match=r"model.json: .*expected the file that `hivewright enrol` writes"):
+    with pytest.raises(
+        ModelError, match=r"model.json: .*expected the file that `hivewright enrol` writes"
+    ):
         model_sizing.settle(settings_for(tmp_path).model, tmp_path)
 
 

@@ -1,5 +1,4 @@
-"""How questions are put: forms, templates with switches, thoughts, and finding out which form suits
-a model."""
+"""Tests of prompt forms: templates with switches, thinking, and the choice of a form."""
 
 import copy
 import importlib.util
@@ -43,7 +42,7 @@ def test_settings_name_the_forms_that_there_are():
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "mistral", "gpt2"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_every_form_can_be_rendered_by_every_kind_of_template(name, form):
-    """With a system role, without one, with turns that must alternate, and without a template."""
+    """Render with and without a system role, with alternating turns, and without a template."""
     template = Template(make_tokenizer(FAMILIES[name]), name, Generation())
     text = template.text(form, "How many legs?")
     asked = 1 + (len(form.examples) if form.instruction == "last" and not template.is_plain else 0)
@@ -177,7 +176,7 @@ def test_a_gguf_file_is_a_model_or_one_line_says_what_is_missing(tmp_path, monke
 
 
 class Said:
-    """A policy whose answers depend on the form that it is asked in."""
+    """A policy whose answers depend on the form of the prompt."""
 
     name = "said"
 

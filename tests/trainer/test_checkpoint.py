@@ -41,7 +41,7 @@ def make_trainer(pristine, **options) -> Trainer:
 
 
 def run_round(trainer: Trainer, round: int, rng: random.Random):
-    """A round as a worker makes it; returns everything that it observed."""
+    """Run a round as a worker does, and return its results."""
     tasks = GYM.sample(round, 6)
     questions = [GYM.question(t) for t in tasks]
     groups = []
@@ -54,10 +54,14 @@ def run_round(trainer: Trainer, round: int, rng: random.Random):
         texts = tuple(c.text for c in answers)
         groups.append(
             scored_group(
-                task, question, texts, tuple(GYM.score(task, texts)),
-                token_ids=tuple(c.token_ids for c in answers), truncated=tuple(c.truncated for c in answers),
+                task,
+                question,
+                texts,
+                tuple(GYM.score(task, texts)),
+                token_ids=tuple(c.token_ids for c in answers),
+                truncated=tuple(c.truncated for c in answers),
             )
-        )  # fmt: skip
+        )
     metrics = trainer.step(groups)
     return [g.rewards for g in groups], metrics.loss, metrics.grad_norm, metrics.learning_rate
 
@@ -269,7 +273,7 @@ def test_full_disk_leaves_the_old_checkpoint_and_says_so(pristine, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        # No file may grow beyond 1 MB: writing the weights fails half-way, as on a full disk.
+        # Files are limited to 1 MB, so writing the weights fails half-way, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
         with pytest.raises(
             ResourceError,
@@ -290,7 +294,8 @@ from worker import environments, settings
 from worker.policy.policy import load
 from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer
-trainer = Trainer(load(settings.Model(device="cpu", threads=1)), settings.Trainer(), settings.Generation())
+policy = load(settings.Model(device="cpu", threads=1))
+trainer = Trainer(policy, settings.Trainer(), settings.Generation())
 for round in range(1000):
     checkpoint.save(Path(sys.argv[1]), trainer, {"round": round}, keep=2)
 """
@@ -309,7 +314,7 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(pristine, tmp_path):
         process.kill()
         process.wait(10)
     assert newest_number(tmp_path) >= 3
-    # Number n was the n-th save: what is restored is whole, and the newest.
+    # Number n was the n-th save: the restored one is complete and the newest.
     trainer = make_trainer(pristine)
     assert checkpoint.restore(tmp_path, trainer) == {"round": newest_number(tmp_path) - 1}
     checkpoint.save(tmp_path, trainer, {}, keep=2)
@@ -342,8 +347,7 @@ def train_rounds(folder: Path, rounds: int) -> subprocess.Popen:
 
 
 def read_curve(folder: Path) -> dict[int, str]:
-    """What was observed in each round; a round that was made twice must have gone the same way both
-    times."""
+    """Return the results of each round; a repeated round must have the same results."""
     curve: dict[int, str] = {}
     for line in (folder / "curve").read_text().splitlines():
         round = json.loads(line)[0]

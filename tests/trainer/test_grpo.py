@@ -75,6 +75,5 @@ def test_kl_term_is_the_hand_computed_one():
     )
     assert loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
     loss.backward()
-    # ratio x (exp(gap) - gap - 1): the ratio's own gradient takes away exp(gap) - 1, and leaves
-    # -gap.
+    # ratio x (exp(gap) - gap - 1): the ratio's gradient cancels exp(gap) - 1 and leaves -gap.
     assert logprobs.grad.item() == pytest.approx(0.1 * 0.5, rel=1e-5)

@@ -52,8 +52,7 @@ def weights(trainer):
 
 
 def fail_over(monkeypatch, trainer, limit, error):
-    """A fault injected where memory is asked for: passes over more than `limit` tokens end with
-    `error`."""
+    """Inject a fault at allocation: passes over more than `limit` tokens raise `error`."""
     real = trainer._scorer.logprobs_and_entropies
     passes = []
 
@@ -270,26 +269,28 @@ from worker.records import Task
 from worker.trainer.trainer import Trainer
 torch.set_num_threads(1)
 logging.basicConfig(stream=sys.stdout)
-memory_shortage.PATIENCE_SECONDS = 0.1  # a limit that falls looks like memory that others have taken
+memory_shortage.PATIENCE_SECONDS = 0.1  # a lower limit looks like memory that others have taken
 generation = settings.Generation(num_generations=4, max_completion_length=400)
 def make():
     return Trainer(load(settings.Model(device="cpu", threads=1)), settings.Trainer(), generation)
 def groups(length):
+    token_ids = tuple(tuple(5 + 7 * n + k for k in range(length)) for n in range(4))
+    rewards = (1.0, 0.0, 0.5, 0.0)
     return [
-        scored_group(Task("x", "0" * 12, 0, i), f"Calculate {i} + 3.", ("",) * 4, (1.0, 0.0, 0.5, 0.0),
-                    token_ids=tuple(tuple(5 + 7 * n + k for k in range(length)) for n in range(4)),
-                    truncated=(False,) * 4)
+        scored_group(Task("x", "0" * 12, 0, i), f"Calculate {i} + 3.", ("",) * 4, rewards,
+                    token_ids=token_ids, truncated=(False,) * 4)
         for i in range(3)
     ]
 limited, free = make(), make()
-limited.step(groups(3)), free.step(groups(3))  # threads and pools are there before the limit is
+limited.step(groups(3)), free.step(groups(3))  # starts threads and pools before the limit
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, hard))
 observed = limited.step(groups(400))
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 expected = free.step(groups(400))
-print("RESULT", limited.budget.tokens, free.budget.tokens, observed.grad_norm / expected.grad_norm, observed.skipped)
+ratio = observed.grad_norm / expected.grad_norm
+print("RESULT", limited.budget.tokens, free.budget.tokens, ratio, observed.skipped)
 """
 
 
@@ -310,7 +311,7 @@ def test_real_lack_of_memory_halves_the_budget_and_the_step_is_the_same():
 
 
 class Clock:
-    """Hours that pass at once: time.time() of the module that decides when more is tried."""
+    """A clock that jumps hours, for the module that decides when to try more."""
 
     def __init__(self):
         self.hours = 0.0

@@ -34,12 +34,12 @@ def policy(pristine) -> Policy:
 
 
 def copy_of(policy: Policy) -> Policy:
-    """The same weights, not shared; the engine that generates is made anew."""
+    """Return a policy with a copy of the weights and a new engine."""
     return Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.name)
 
 
 def make_groups(policy, seed=0, questions=QUESTIONS):
-    """Our own groups with made-up rewards."""
+    """Return local groups with made-up rewards."""
     groups = []
     for i, completions in enumerate(policy.generate(questions, GENERATION, seed)):
         groups.append(
@@ -69,10 +69,10 @@ def weights(policy):
 
 
 def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
-    """Loss, gradients and sequences of one pass over `groups`; `old_shift` moves the old
-    log-probabilities.
+    """Return loss, gradients and sequences of one pass over `groups`.
 
-    `reference`, where there is one, is not the policy itself, whose KL would be 0.
+    `old_shift` is added to the old log-probabilities. `reference` is another model than the policy,
+    because the KL would otherwise be 0.
     """
     trainer = Trainer(policy, settings.Trainer(**options), generation)
     if trainer._reference is not None:
@@ -98,7 +98,7 @@ def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
 
 @torch.no_grad()
 def shift(model):
-    """Another model of the same shape, always the same one."""
+    """Return another model of the same shape, always the same one."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
@@ -166,7 +166,7 @@ def test_micro_batches_stay_within_the_budget(policy):
 
 @pytest.fixture(scope="module")
 def trl_trainers(pristine, tmp_path_factory):
-    """TRL's own trainer by temperature, which it builds into the model's forward."""
+    """Return TRL's trainers by temperature, which TRL builds into the model's forward."""
     folder = tmp_path_factory.mktemp("trl")
     return {
         temperature: make_trl_trainer(pristine, temperature, folder) for temperature in (1.0, 0.7)
@@ -282,8 +282,7 @@ def test_loss_and_gradients_equal_those_of_trl(
 
 
 def trl_s_own_sampling(trl_trainer, batch, noisy, modes, monkeypatch):
-    """What TRL's code makes of these completions and log-probabilities when vLLM has sampled
-    them."""
+    """Return TRL's results for these completions and log-probabilities, as sampled by vLLM."""
     for name, value in modes.items():
         monkeypatch.setattr(trl_trainer, f"vllm_{name}", value)
     monkeypatch.setattr(trl_trainer, "use_vllm", True)
@@ -300,8 +299,7 @@ def trl_s_own_sampling(trl_trainer, batch, noisy, modes, monkeypatch):
 
 
 def disturb(groups, size):
-    """Log-probabilities of a sampler that is off by about `size`, in some sequences by ten times
-    that."""
+    """Return log-probabilities of a sampler off by about `size`, in some sequences ten times."""
     generator = torch.Generator().manual_seed(3)
 
     def noisy(row, number):
@@ -361,8 +359,13 @@ def test_correction_for_the_sampler_equals_that_of_trl(
     assert_same_gradients(ours.gradients, theirs, 1e-4)
     recorded = trl_trainer._metrics["train"]
     figures = ours.trainer._sampling_figures(ours.batch)
-    for name in ("importance_sampling_ratio/mean", "importance_sampling_ratio/max", "importance_sampling_ratio/min",
-                 "sampling_logp_difference/mean", "sampling_logp_difference/max"):  # fmt: skip
+    for name in (
+        "importance_sampling_ratio/mean",
+        "importance_sampling_ratio/max",
+        "importance_sampling_ratio/min",
+        "sampling_logp_difference/mean",
+        "sampling_logp_difference/max",
+    ):
         key = f"sampling/{name}"
         own = key.replace("/sampling_", "/").replace("/", "_")
         assert figures[own] == pytest.approx(recorded[key][0], rel=1e-4), name
@@ -422,7 +425,7 @@ def test_step_records_what_shows_how_healthy_it_is(policy):
         (lambda g: change(g, logprobs=((0.0,) * 13, *logprobs(g)[1:])), "ragged"),
         (lambda g: change(g, token_ids=((), *token_ids(g)[1:])), "empty"),
         (lambda g: change(g, token_ids=((7,) * 13, *token_ids(g)[1:]), logprobs=None), "over-long"),
-        # Of our 12 tokens none are of the answer that this peer was rewarded for.
+        # Our 12 tokens have none of the answer that this peer was rewarded for.
         (
             lambda g: change(
                 from_peer(g), texts=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])
