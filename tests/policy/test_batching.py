@@ -165,7 +165,7 @@ def test_piece_that_a_cpu_has_no_memory_for_is_not_tried(monkeypatch, caplog):
     assert rows.limit is None
     assert run(rows, 16, bytes_of_row=30 << 20) == [2] * 8
     assert rows.limit is None  # an estimate is made again each time
-    assert "about 480 MiB are needed, 80 MiB are there" in caplog.text
+    assert "about 480 MiB are needed, 80 MiB are free" in caplog.text
     # One row is tried even if it seems too large, because the need is an estimate.
     assert run(rows, 3, bytes_of_row=1 << 40) == [1] * 3
 

@@ -4,8 +4,7 @@
 A batch is one row: the common beginning of its prompts once, then the rest of each prompt and its
 completions, without padding (packed_attention.py). The logits of all its tokens never exist at
 once. Models whose layers can't be packed get one sequence per row. Those of them whose logits need
-unknown steps compute the logits of all
-completions at once.
+unknown steps compute the logits of all completions at once.
 """
 
 # S tokens of the packed row, M scored completion tokens, N completions, T tokens of the longest,

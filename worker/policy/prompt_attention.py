@@ -1,15 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Attention of a prompt's completions, with a backward pass of products alone.
+"""Attention of a prompt's completions, with a backward pass that consists of matrix products.
 
-The forward pass is torch's fused kernel. Its backward pass takes four times as long on a CPU: it
-works on one row and head at a time, and on keys of the prompt that were copied for every row. Here
-the prompt's keys are one side of one product for all rows and for all heads that share them. The
-gradients are those of FlashAttention-2 (arXiv 2307.08691, section 2.3.2): weights are computed
-again from the queries, the keys and the logarithms of their sums.
+The forward pass is torch's fused kernel, whose backward pass takes four times as long on a CPU: it
+processes one row and head at a time, with keys of the prompt that were copied for every row. Here
+the prompt's keys are one side of a single product for all rows and for all heads that share them.
+The gradients are those of FlashAttention-2 (arXiv 2307.08691, section 2.3.2): weights are computed
+again from queries, keys and the logarithms of their sums.
 """
 
-# C rows, T tokens of a row, L of the prompt before them, H heads, K key heads, R = H / K, D head
-# size
+# C rows, T tokens of a row, L tokens of their prompt, H heads, K key heads, R = H / K, D head size
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +29,10 @@ def attend(
     mask_TS: Tensor,
     scale: float,
 ) -> Tensor:
-    """Return (C, T, H, D): each row looks at its prompt and at itself. `mask_TS` (T, L + T): True
-    where a token may look."""
+    """Return the attention (C, T, H, D) of each row to its prompt and to itself.
+
+    `mask_TS` (T, L + T) is True for the keys that a token sees.
+    """
     out: Tensor = _PromptAttention.apply(  # type: ignore[no-untyped-call]
         q_CTHD, k_CTKD, v_CTKD, prompt_k_LKD, prompt_v_LKD, mask_TS, scale
     )
@@ -74,7 +75,7 @@ class _PromptAttention(torch.autograd.Function):
         R, N = H // K, C * H // K * T
 
         def by_key_head(x_CTHD: Tensor) -> Tensor:
-            """(K, C, R, T, D) float32: all that looks at one head's keys side by side."""
+            """Rearrange to (K, C, R, T, D) in float32: queries of the same keys are adjacent."""
             return x_CTHD.float().view(C, T, K, R, D).permute(2, 0, 3, 1, 4).contiguous()
 
         q_KCRTD = by_key_head(q_CTHD).mul_(ctx.scale)
@@ -84,8 +85,7 @@ class _PromptAttention(torch.autograd.Function):
         hidden_TS = ~mask_TS
 
         def look_back(keys: Tensor, values: Tensor, hidden_TX: Tensor) -> tuple[Tensor, ...]:
-            """Gradients of the queries (B, n, D), and of keys and values (B, X, D), for B products
-            side by side."""
+            """Return the gradients of queries (B, n, D), keys and values (B, X, D), of B products."""
             B, X, _ = keys.shape
             q, grad = q_KCRTD.view(B, -1, D), grad_KCRTD.view(B, -1, D)
             weights = torch.bmm(q, keys.mT).view(K, C, R, T, X).sub_(logsums_KCRT1).exp_()
@@ -125,16 +125,17 @@ class _PromptAttention(torch.autograd.Function):
 
 
 def _behind(prompt_LKD: Tensor, own_CTKD: Tensor, repeats: int) -> Tensor:
-    """(C, H, L + T, D): the prompt's keys or values and each row's own behind them, for all
-    heads."""
+    """Return the prompt's keys or values followed by each row's own (C, H, L + T, D)."""
     prompt = prompt_LKD.expand(len(own_CTKD), -1, -1, -1)
     return torch.cat([prompt, own_CTKD], dim=1).repeat_interleave(repeats, 2).transpose(1, 2)
 
 
 @contextmanager
 def _in_tiles(dtype: torch.dtype) -> Iterator[None]:
-    """Let products of float32 numbers that come from bfloat16 ones be computed in bfloat16, with
-    sums in float32: in AMX tiles where the processor has them."""
+    """Allow float32 products of bfloat16 numbers to be computed in bfloat16, with float32 sums.
+
+    Processors with AMX then compute them in tiles.
+    """
     products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     if dtype == torch.bfloat16:
