@@ -85,7 +85,7 @@ class _PromptAttention(torch.autograd.Function):
         hidden_TS = ~mask_TS
 
         def look_back(keys: Tensor, values: Tensor, hidden_TX: Tensor) -> tuple[Tensor, ...]:
-            """Return the gradients of queries (B, n, D), keys and values (B, X, D), of B products."""
+            """Return the gradients of queries (B, n, D), keys and values (B, X, D)."""
             B, X, _ = keys.shape
             q, grad = q_KCRTD.view(B, -1, D), grad_KCRTD.view(B, -1, D)
             weights = torch.bmm(q, keys.mT).view(K, C, R, T, X).sub_(logsums_KCRT1).exp_()
