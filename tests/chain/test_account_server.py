@@ -243,8 +243,9 @@ def test_compressed_body_is_refused(service) -> None:
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     answer = requests.post(service.url + "/api/enrol", data=b"{}", headers=headers, timeout=10)
     assert (answer.status_code, answer.json()) == (
-        415, {"error": "Content-Encoding: bodies are taken as they are; send it without"}
-    )  # fmt: skip
+        415,
+        {"error": "Content-Encoding: bodies are taken as they are; send it without"},
+    )
 
 
 def test_client_that_leaves_within_its_body_is_not_logged(service, caplog, monkeypatch) -> None:

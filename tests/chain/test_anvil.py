@@ -151,8 +151,11 @@ def test_deploy_twice_is_one_contract(chain, capsys):
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     block = chain.coordinator.first_block()
     assert printed == {
-        "rpc_url": again.rpc_url, "chain_id": 31337, "contract": again.contract, "contract_block": block,
-    }  # fmt: skip
+        "rpc_url": again.rpc_url,
+        "chain_id": 31337,
+        "contract": again.contract,
+        "contract_block": block,
+    }
     assert json.loads(chain.settings.chain.deployment_file.read_text()) == printed
 
 

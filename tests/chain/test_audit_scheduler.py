@@ -6,12 +6,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from account_service import eventually, some_identity
+from account_service import eventually
 
 from worker import environments, settings
 from worker.chain.audit_scheduler import Audits
 from worker.environments.presets import DEMO_FAMILIES
 from worker.records import Group, milli_reward, round_seed
+from worker.swarm import identity
 from worker.swarm.exchange.verify import Verifier
 from worker.swarm.swarm import Swarm
 
@@ -45,14 +46,12 @@ def finished(audits: Audits, round: int) -> bool:
 
 
 @pytest.mark.slow
-def test_keeper_finds_the_peers_and_names_the_liar(
-    chain, tmp_path, tmp_path_factory, caplog
-) -> None:
-    base = tmp_path_factory.getbasetemp()
-    honest, liar = (some_identity(base, number).peer_id for number in range(2))
+def test_keeper_finds_the_peers_and_names_the_liar(chain, tmp_path, caplog) -> None:
+    honest_key, liar_key = tmp_path / "honest.pem", tmp_path / "liar.pem"
+    honest, liar = identity.create(honest_key).peer_id, identity.create(liar_key).peer_id
     with (
-        closing(serve(chain, base / "shared-0.pem", honest, tmp_path / "honest", 0)) as one,
-        closing(serve(chain, base / "shared-1.pem", liar, tmp_path / "liar", 1)) as two,
+        closing(serve(chain, honest_key, honest, tmp_path / "honest", 0)) as one,
+        closing(serve(chain, liar_key, liar, tmp_path / "liar", 1)) as two,
     ):
         eventually(lambda: one.status().addresses and two.status().addresses)
         addresses = (*one.status().addresses, *two.status().addresses)

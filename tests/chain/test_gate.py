@@ -134,8 +134,11 @@ def test_logs_are_of_the_contract_and_of_blocks_that_are_counted(gate) -> None:
         "eth_getLogs", [{"fromBlock": "0xc000", "topics": [None, ["0x" + "00" * 32]]}]
     ).params
     assert logs == {
-        "address": CONTRACT, "fromBlock": "0xc000", "toBlock": hex(50_000), "topics": [None, ["0x" + "00" * 32]]
-    }  # fmt: skip
+        "address": CONTRACT,
+        "fromBlock": "0xc000",
+        "toBlock": hex(50_000),
+        "topics": [None, ["0x" + "00" * 32]],
+    }
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

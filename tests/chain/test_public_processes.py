@@ -23,9 +23,14 @@ ROUNDS = 2
 
 def write_settings(folder: Path, chain: settings.Settings, seed: int) -> Path:
     small: dict[str, Any] = {
-        "node_state_dir": str(folder / "node"), "node_max_rounds": ROUNDS, "node_seed": seed, "swarm_host": "127.0.0.1",
-        "environment_tasks_per_round": 4, "trainer_local_groups": 2, "trainer_external_groups": 0,
-    }  # fmt: skip
+        "node_state_dir": str(folder / "node"),
+        "node_max_rounds": ROUNDS,
+        "node_seed": seed,
+        "swarm_host": "127.0.0.1",
+        "environment_tasks_per_round": 4,
+        "trainer_local_groups": 2,
+        "trainer_external_groups": 0,
+    }
     made = settings.from_flat({**DEMO_SETTINGS, **small}, "test")
     file = folder / "node.yaml"
     file.write_text(settings.dump(made.model_copy(update={"chain": chain.chain})))

@@ -100,9 +100,13 @@ def swarm(old_chain: str, tmp_path: Path) -> Chain:
 def through(swarm: Chain, *urls: str, **changes: object) -> settings.Settings:
     """Return settings of a role that knows the chain by these addresses only."""
     chain = {
-        "rpc_url": urls, "deployment_file": None, "contract": swarm.deployment.contract,
-        "timeout_seconds": 4.0, "poll_seconds": 0.1, **changes,
-    }  # fmt: skip
+        "rpc_url": urls,
+        "deployment_file": None,
+        "contract": swarm.deployment.contract,
+        "timeout_seconds": 4.0,
+        "poll_seconds": 0.1,
+        **changes,
+    }
     return swarm.settings.model_copy(
         update={"chain": swarm.settings.chain.model_copy(update=chain)}
     )
@@ -512,8 +516,11 @@ def test_audit_finds_every_reward_through_a_limited_address(swarm, old_chain):
     with public(old_chain, range_limit=8, dialect="results") as proxy:
         found = audit.submitted_rewards(client_through(swarm, proxy.url), 16)
     assert [(event.arguments["roundNumber"], event.arguments["peerId"]) for event in found] == [
-        (0, "a"), (0, "b"), (1, "a"), (1, "b"),
-    ]  # fmt: skip
+        (0, "a"),
+        (0, "b"),
+        (1, "a"),
+        (1, "b"),
+    ]
 
 
 def content_of(reader: Reader) -> dict:

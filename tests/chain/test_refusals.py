@@ -31,11 +31,23 @@ TEXTS = [
     ("geth", "transaction underpriced: gas tip cap 1, minimum needed 3", R.UNDERPRICED),
     ("geth", "transaction gas price below minimum: gas tip cap 1, minimum needed 3", R.UNDERPRICED),
     ("geth", "transaction underpriced: tip needed 3, tip permitted 1", R.UNDERPRICED),
-    ("geth", "max fee per gas less than block base fee: address 0x1f, maxFeePerGas: 1, baseFee: 3", R.UNDERPRICED),
+    (
+        "geth",
+        "max fee per gas less than block base fee: address 0x1f, maxFeePerGas: 1, baseFee: 3",
+        R.UNDERPRICED,
+    ),
     ("geth", "replacement transaction underpriced", R.REPLACEMENT_UNDERPRICED),
-    ("geth", "replacement transaction underpriced: new tx gas fee cap 3 <= 3 queued", R.REPLACEMENT_UNDERPRICED),
+    (
+        "geth",
+        "replacement transaction underpriced: new tx gas fee cap 3 <= 3 queued",
+        R.REPLACEMENT_UNDERPRICED,
+    ),
     ("geth", "future transaction tries to replace pending", R.REPLACEMENT_UNDERPRICED),
-    ("geth", "insufficient funds for gas * price + value: balance 0, tx cost 2, overshot 2", R.INSUFFICIENT_FUNDS),
+    (
+        "geth",
+        "insufficient funds for gas * price + value: balance 0, tx cost 2, overshot 2",
+        R.INSUFFICIENT_FUNDS,
+    ),
     ("geth", "intrinsic gas too low: gas 0, minimum needed 21000", R.INTRINSIC_GAS),
     ("geth", "exceeds block gas limit", R.GAS_LIMIT_EXCEEDED),
     ("geth", "transaction gas limit too high (cap: 16777216, tx: 20000000)", R.GAS_LIMIT_EXCEEDED),
@@ -75,13 +87,25 @@ TEXTS = [
     ("nethermind", "OldNonce, Current nonce: 5, nonce of rejected tx: 4", R.NONCE_TOO_LOW),
     ("nethermind", "NonceGap, Future nonce. Expected nonce: 5", R.NONCE_TOO_HIGH),
     ("nethermind", "AlreadyKnown", R.ALREADY_KNOWN),
-    ("nethermind", "FeeTooLow, MaxFeePerGas too low. MaxFeePerGas: 1, BaseFee: 3, MaxPriority: 1", R.UNDERPRICED),
+    (
+        "nethermind",
+        "FeeTooLow, MaxFeePerGas too low. MaxFeePerGas: 1, BaseFee: 3, MaxPriority: 1",
+        R.UNDERPRICED,
+    ),
     ("nethermind", "FeeTooLowToCompete", R.POOL_FULL),
     ("nethermind", "ReplacementNotAllowed", R.REPLACEMENT_UNDERPRICED),
     ("nethermind", "OwnNonceAlreadyUsed", R.REPLACEMENT_UNDERPRICED),
-    ("nethermind", "InsufficientFunds, Account balance: 0, cumulative cost: 21000", R.INSUFFICIENT_FUNDS),
+    (
+        "nethermind",
+        "InsufficientFunds, Account balance: 0, cumulative cost: 21000",
+        R.INSUFFICIENT_FUNDS,
+    ),
     ("nethermind", "Invalid, IntrinsicGasTooLow", R.INTRINSIC_GAS),
-    ("nethermind", "GasLimitExceeded, Gas limit: 30000000, gas limit of rejected tx: 40000000", R.GAS_LIMIT_EXCEEDED),
+    (
+        "nethermind",
+        "GasLimitExceeded, Gas limit: 30000000, gas limit of rejected tx: 40000000",
+        R.GAS_LIMIT_EXCEEDED,
+    ),
     ("nethermind", "Invalid, InvalidTxChainId: Expected 31337, got 1", R.CHAIN_ID),
     # reth
     ("reth", "nonce too low: next nonce 5, tx nonce 4", R.NONCE_TOO_LOW),
@@ -105,7 +129,7 @@ TEXTS = [
     ("anvil", "intrinsic gas too low", R.INTRINSIC_GAS),
     ("anvil", "intrinsic gas too high -- tx.gas_limit > env.block.gas_limit", R.GAS_LIMIT_EXCEEDED),
     ("anvil", "invalid chain id for signer", R.CHAIN_ID),
-]  # fmt: skip
+]
 RAISED = {
     R.NONCE_TOO_LOW: NonceUsed,
     R.NONCE_TOO_HIGH: NotTakenNow,
@@ -248,7 +272,7 @@ def test_minimum_beyond_the_bound_is_reported_with_the_setting(chain, tmp_path, 
         sender.send(client.register_peer("peer"))
     for part in (
         "it wants at least 3000000000 wei",
-        "2000000000 are the most",
+        "2000000000 are allowed at most",
         "chain.max_gas_price_gwei",
     ):
         assert part in str(caught.value)

@@ -31,10 +31,16 @@ def lines(*nodes):
 
 def test_table_fits_80_columns_after_months_and_in_an_outage():
     busy = {
-        "round": 12345, "reward_mean": 0.5, "loss": -0.1234, "peers_heard": 4, "groups_local": 9, "groups_external": 9,
-        "swarm": SwarmStatus("connected", "Qm", rejected={"flood": 1234}), "tokens_per_second": 12345.6,
+        "round": 12345,
+        "reward_mean": 0.5,
+        "loss": -0.1234,
+        "peers_heard": 4,
+        "groups_local": 9,
+        "groups_external": 9,
+        "swarm": SwarmStatus("connected", "Qm", rejected={"flood": 1234}),
+        "tokens_per_second": 12345.6,
         "round_seconds": 599.9,
-    }  # fmt: skip
+    }
     shown = lines(
         node(chain="ok", state="connected", **busy),
         node(chain="unreachable", state="training-alone", **busy),
@@ -56,12 +62,22 @@ def test_name_of_a_stranger_cannot_drive_the_terminal():
 def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_path, capsys):
     status = node()
     status.swarm = SwarmStatus(
-        "connected", "Qm", 5, ("QmA", "QmB"), {"seed": 3, "\x1b[2J": 1}, groups_offered=36, groups_fetched=40,
-        groups_verified=36, bytes_in=120_400, bytes_out=99_600, newest_group_at=time.time() - 42,
-        requests_refused={"full": 7}, refused_by_peers={"not-allowed": 2},
+        "connected",
+        "Qm",
+        5,
+        ("QmA", "QmB"),
+        {"seed": 3, "\x1b[2J": 1},
+        groups_offered=36,
+        groups_fetched=40,
+        groups_verified=36,
+        bytes_in=120_400,
+        bytes_out=99_600,
+        newest_group_at=time.time() - 42,
+        requests_refused={"full": 7},
+        refused_by_peers={"not-allowed": 2},
         versions=("exchange 3", "reasoning-gym 0.1.25"),
         other_versions={"reasoning-gym 0.1.24": 2, "exchange 2": 1},
-    )  # fmt: skip
+    )
     status.hub = HubStatus(
         "hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401"
     )

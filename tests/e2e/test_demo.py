@@ -124,8 +124,11 @@ def test_ledger_and_status_show_what_the_demo_did(finished_demo):
     def hivewright(*arguments):
         done = subprocess.run(
             [sys.executable, "-m", "worker", *arguments, "--settings", str(file), "--json"],
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
         return json.loads(done.stdout)
 
     status = hivewright("status")

@@ -1,4 +1,4 @@
-"""A real chain, as the tests in tests/chain have it, a dashboard of it, and a browser."""
+"""Fixtures of tests/chain for a real chain, a dashboard that shows it, and a browser."""
 
 import os
 from collections.abc import Iterator
@@ -17,12 +17,19 @@ from tests.chain.conftest import (
     place,
     rpc_url,
 )
-from tests.pages.browser import Page, browsing, why_no_browser
+from tests.pages.browser import Tab, browsing, why_no_browser
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 
 __all__ = [
-    "anvil_binary", "chain", "foreign", "foreign_060", "foreign_build", "foreign_build_060", "place", "rpc_url",
-]  # fmt: skip
+    "anvil_binary",
+    "chain",
+    "foreign",
+    "foreign_060",
+    "foreign_build",
+    "foreign_build_060",
+    "place",
+    "rpc_url",
+]
 
 
 @pytest.fixture
@@ -32,11 +39,15 @@ def dashboard(chain: Chain, tmp_path: Path) -> Iterator[Dashboard]:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    """An empty tab. Skipped where no browser can be had, unless LAB_REQUIRED is 1."""
+def tab() -> Iterator[Tab]:
+    """Open an empty tab, which must see no error of a script until the test ends.
+
+    The test is skipped without a browser; with LAB_REQUIRED=1 it fails.
+    """
     if reason := why_no_browser():
         if os.environ.get("LAB_REQUIRED") == "1":
             pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
         pytest.skip(reason)
-    with browsing() as tab:
-        yield tab
+    with browsing() as opened:
+        yield opened
+        assert opened.complaints == []

@@ -239,8 +239,9 @@ def test_chain_that_has_forgotten_is_known_by_its_books(
     assert anew["rounds"] == [{"round": last, "mean_reward": 300.0, "num_peers": 1}]
     # Of those whose log is gone, the one that others voted for.
     assert [(each["peer_id"], each["total_reward"], each["wins"]) for each in anew["peers"]] == [
-        ("QmThird", 2500, 4), ("QmNew", 300, 0),
-    ]  # fmt: skip
+        ("QmThird", 2500, 4),
+        ("QmNew", 300, 0),
+    ]
     assert anew["peers"][0]["account"] == account
 
 
@@ -253,15 +254,20 @@ def test_verdicts_of_an_audit_are_told(
     assert found.content()["audit"] == {"updated_at": None, "error": "no report yet"}
     counts = {"audited": 2, "unaudited": 0, "contradicted": 1}
     report = {
-        "version": 1, "chain_id": 31337, "contract": chain.deployment.contract, "updated_at": 5.0,
-        "counts": counts, "peers": {"QmThird": counts}, "rewards": [],
-    }  # fmt: skip
+        "version": 1,
+        "chain_id": 31337,
+        "contract": chain.deployment.contract,
+        "updated_at": 5.0,
+        "counts": counts,
+        "peers": {"QmThird": counts},
+        "rewards": [],
+    }
     for text, audit, of_third in [
         (json.dumps(report), {"updated_at": 5.0, "error": None}, counts),
         ("[" * 100_000, {"updated_at": None, "error": "the report can't be read"}, None),
         (json.dumps(report | {"contract": "0x"}), {"updated_at": None, "error": OF_ANOTHER}, None),
         (json.dumps(report), {"updated_at": 5.0, "error": None}, counts),
-    ]:  # fmt: skip
+    ]:
         file.write_text(text)
         found.look()
         assert found.content()["audit"] == audit
@@ -276,8 +282,10 @@ def test_foreign_contract_is_shown_too(foreign: Chain, tmp_path: Path) -> None:
     content = looked(with_dashboard(foreign.settings, tmp_path)).content()
     assert content["rounds"] == [{"round": 0, "mean_reward": 400.0, "num_peers": 1}]
     assert [(peer["peer_id"], peer["wins"]) for peer in content["peers"]] == [
-        ("QmFirst", 0), ("QmSecond", 1), ("QmThird", 0),
-    ]  # fmt: skip
+        ("QmFirst", 0),
+        ("QmSecond", 1),
+        ("QmThird", 0),
+    ]
 
 
 def test_contract_without_leaderboards_costs_none_of_the_wins(
@@ -290,9 +298,13 @@ def test_contract_without_leaderboards_costs_none_of_the_wins(
         account, foreign_060.coordinator.submit_winners(0, ["QmSecond", "QmNobody"], "QmFirst")
     )
     found = looked(with_dashboard(foreign_060.settings, tmp_path))
-    assert [(peer["peer_id"], peer["total_reward"], peer["wins"]) for peer in found.content()["peers"]] == [
-        ("QmFirst", 400, 0), ("QmSecond", 0, 1), ("QmThird", 0, 0),
-    ]  # fmt: skip
+    assert [
+        (peer["peer_id"], peer["total_reward"], peer["wins"]) for peer in found.content()["peers"]
+    ] == [
+        ("QmFirst", 400, 0),
+        ("QmSecond", 0, 1),
+        ("QmThird", 0, 0),
+    ]
     foreign_060.send(account, foreign_060.coordinator.submit_winners(0, ["QmSecond"], "QmThird"))
     assert found.look()
     assert [peer["wins"] for peer in found.content()["peers"]] == [0, 2, 0]
@@ -303,9 +315,15 @@ def report_of(chain: Chain, sums: dict[str, dict[str, int]]) -> str:
         peer: {name: int(value > 0) for name, value in of.items()} for peer, of in sums.items()
     }
     report = {
-        "version": 1, "chain_id": 31337, "contract": chain.deployment.contract, "updated_at": 5.0,
-        "counts": {}, "peers": counts, "sums": sums, "rewards": [],
-    }  # fmt: skip
+        "version": 1,
+        "chain_id": 31337,
+        "contract": chain.deployment.contract,
+        "updated_at": 5.0,
+        "counts": {},
+        "peers": counts,
+        "sums": sums,
+        "rewards": [],
+    }
     return json.dumps(report)
 
 
@@ -328,9 +346,13 @@ def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(
         )
     )
     audited = looked(of).content()["peers"]
-    assert [(peer["peer_id"], peer["audited_reward"], peer["total_reward"]) for peer in audited] == [
-        ("QmFirst", 500, 500), ("QmThird", 400, 2500), ("QmSecond", 0, 700),
-    ]  # fmt: skip
+    assert [
+        (peer["peer_id"], peer["audited_reward"], peer["total_reward"]) for peer in audited
+    ] == [
+        ("QmFirst", 500, 500),
+        ("QmThird", 400, 2500),
+        ("QmSecond", 0, 700),
+    ]
     counted = looked(with_dashboard(chain.settings, tmp_path, audit_file=file)).content()
     assert (counted["ranked_by"], counted["peers"][0]["peer_id"]) == ("total_reward", "QmThird")
 

@@ -1,12 +1,12 @@
-"""The page in a real browser, of a real chain."""
+"""The dashboard's page in a real browser, showing a real chain."""
 
-import json
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Locator, Page, expect
 
 from tests.chain.conftest import Chain
-from tests.pages.browser import Page
+from tests.pages.browser import Tab
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 from tests.pages.test_dashboard import deployed, report_of, two_rounds
 from worker.chain.embedded import anvil
@@ -16,129 +16,128 @@ from worker.swarm.identity import animal_name
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 HOSTILE = "<img/src=x onerror='document.title=1'><script>document.title=1</script>"
+DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 400, "height": 800}
+ROWS = "#peers tr"
 
 
-def test_page_shows_rounds_peers_and_rewards(
-    chain: Chain, dashboard: Dashboard, page: Page
-) -> None:
+def test_page_shows_rounds_peers_and_rewards(chain: Chain, dashboard: Dashboard, tab: Tab) -> None:
     account = two_rounds(chain)
-    page.resize(1200, 900)
-    page.open(dashboard.url)
-    page.wait_for(
-        "document.querySelectorAll('#peers tr').length === 3 &&"
-        " document.querySelectorAll('.bar').length === 3"
-    )
-    page.wait_for("document.querySelector('#peers .total').innerText === '2.50'")
-    assert page.text("#round") == "2"
-    assert page.text("#reporting") == "3"
-    assert page.text("#reporting-note") == "in round 1, 3 peers known"
-    assert page.text("#mean") == "0.60"
-    assert page.text("#mean-note") == "+0.30 on the round before"
-    assert page.run("document.getElementById('contract').title") == chain.deployment.contract
-    assert page.text("#fresh").startswith("live, read ")
-    first = page.text("#peers tr")
+    page = tab.page
+    page.set_viewport_size(DESKTOP)
+    page.goto(dashboard.url)
+    tab.expect_count(ROWS, 3)
+    tab.expect_count(".bar", 3)
+    expect(page.locator("#peers .total").first).to_have_text("2.50")
+    assert tab.text("#round") == "2"
+    assert tab.text("#reporting") == "3"
+    assert tab.text("#reporting-note") == "in round 1, 3 peers known"
+    assert tab.text("#mean") == "0.60"
+    assert tab.text("#mean-note") == "+0.30 on the round before"
+    expect(page.locator("#contract")).to_have_attribute("title", chain.deployment.contract)
+    assert tab.text("#fresh").startswith("live, read ")
+    first = tab.text(ROWS)
     assert animal_name("QmThird") in first
     assert "QmThird" in first
     assert f"{account[:6]}…{account[-4:]}" in first
-    assert page.text(".audit") == ""
-    # The line is what is over, and the open round has a place of its own.
-    assert page.run("document.querySelectorAll('.dot').length") == 3
-    assert page.run("document.querySelectorAll('.dot.open').length") == 1
-    page.point("#curve svg")
-    assert page.text("#tip") == "round 1\nmean 0.600\n3 peers"
-    # On a phone nothing stands out at the side.
-    page.resize(400, 800)
-    page.wait_for("document.documentElement.scrollWidth <= 400")
-    assert page.text("#peers .account") == ""
-    assert page.complaints() == []
+    assert tab.text(".audit") == ""
+    # The line is of finished rounds, and the open round has a separate dot.
+    assert page.locator(".dot").count() == 3
+    assert page.locator(".dot.open").count() == 1
+    page.locator("#curve svg").hover()
+    assert tab.text("#tip") == "round 1\nmean 0.600\n3 peers"
 
 
-def test_untrusted_text_never_becomes_markup(
-    chain: Chain, dashboard: Dashboard, page: Page
-) -> None:
+def test_page_fits_a_phone(chain: Chain, dashboard: Dashboard, tab: Tab) -> None:
+    two_rounds(chain)
+    tab.page.set_viewport_size(PHONE)
+    tab.page.goto(dashboard.url)
+    tab.expect_count(ROWS, 3)
+    tab.expect_no_scrolling_sideways(PHONE["width"])
+    assert tab.text("#peers .account") == ""
+    assert animal_name("QmThird") in tab.text(ROWS)
+
+
+def test_untrusted_text_never_becomes_markup(chain: Chain, dashboard: Dashboard, tab: Tab) -> None:
     account = chain.new_account(HOSTILE, "\u202egnihton")
     chain.send(account, chain.coordinator.submit_reward(0, 0, 10**30, HOSTILE))
     chain.send(chain.owner, chain.coordinator.add_bootnodes([HOSTILE, "x" * 10_000]))
-    page.open(dashboard.url)
-    page.wait_for(
-        "document.querySelectorAll('#peers tr').length === 2 &&"
-        " document.querySelectorAll('.bar').length === 1"
-    )
-    page.wait_for("document.querySelectorAll('#bootnodes li').length === 2")
-    page.run("document.querySelector('details').open = true")
-    assert page.run("document.querySelectorAll('#swarm img, #swarm script').length") == 0
-    assert page.run("document.title") == "hivewright"
-    assert page.run("document.querySelector('#peers .peer').title") == HOSTILE
-    assert HOSTILE in page.text("#bootnodes")
-    assert "\\u202egni" in page.text("#peers")
-    page.resize(1200, 900)
-    page.wait_for("document.documentElement.scrollWidth <= 1200")
-    assert page.complaints() == []
+    page = tab.page
+    page.set_viewport_size(DESKTOP)
+    page.goto(dashboard.url)
+    tab.expect_count(ROWS, 2)
+    tab.expect_count(".bar", 1)
+    tab.expect_count("#bootnodes li", 2)
+    page.locator("details summary").first.click()
+    assert page.locator("#swarm img, #swarm script").count() == 0
+    assert page.title() == "hivewright"
+    expect(page.locator("#peers .peer").first).to_have_attribute("title", HOSTILE)
+    assert HOSTILE in tab.text("#bootnodes")
+    assert "\\u202egni" in tab.text("#peers")
+    tab.expect_no_scrolling_sideways(DESKTOP["width"])
 
 
 def test_chain_that_goes_away_leaves_what_is_known_and_a_line_that_says_so(
-    place: Settings, tmp_path: Path, page: Page
+    place: Settings, tmp_path: Path, tab: Tab
 ) -> None:
     with anvil.running(place.anvil, place.chain.id) as (_, url):
         # Later it is at the same place.
         port = int(url.rpartition(":")[2])
-        before = deployed(
-            place.model_copy(update={"anvil": place.anvil.model_copy(update={"port": port})}), url
-        )
+        section = place.anvil.model_copy(update={"port": port})
+        before = deployed(place.model_copy(update={"anvil": section}), url)
         two_rounds(before)
     there = before.settings
+    alert = tab.page.locator("#alert")
     with showing(with_dashboard(there, tmp_path / "dashboard")) as shown:
-        page.open(shown.url)
-        page.wait_for("document.querySelector('#alert').checkVisibility()")
-        # Nothing was ever known: no table that looks as if there were nobody.
+        tab.page.goto(shown.url)
+        expect(alert).to_be_visible()
+        # Nothing was ever known: an empty table would look like a swarm without peers.
         assert (
-            page.text("#waiting")
+            tab.text("#waiting")
             == "Nothing is known yet: the chain has not answered since the dashboard was started."
         )
-        assert page.text("#swarm") == ""
+        assert tab.text("#swarm") == ""
         with anvil.running(there.anvil, there.chain.id):
-            page.wait_for("document.querySelectorAll('#peers tr').length === 3")
-            page.wait_for("!document.querySelector('#alert').checkVisibility()")
-            assert page.text("#waiting") == ""
-        page.wait_for("document.querySelector('#alert').checkVisibility()")
-        said = page.text("#alert")
+            tab.expect_count(ROWS, 3)
+            expect(alert).to_be_hidden()
+            assert tab.text("#waiting") == ""
+        expect(alert).to_be_visible()
+        said = tab.text("#alert")
         assert said.startswith("Chain unreachable since ")
         assert url in said
         assert said.endswith("What is below was known before that.")
-        assert page.text("#fresh").startswith("as of ")
-        assert page.text("#round-note") == "when last heard"
-        assert page.text("#round") == "2"
-        assert page.run("document.querySelectorAll('#peers tr').length") == 3
+        assert tab.text("#fresh").startswith("as of ")
+        assert tab.text("#round-note") == "when last heard"
+        assert tab.text("#round") == "2"
+        assert tab.page.locator(ROWS).count() == 3
         with anvil.running(there.anvil, there.chain.id):
-            page.wait_for("!document.querySelector('#alert').checkVisibility()")
-            assert page.text("#fresh").startswith("live, read ")
+            expect(alert).to_be_hidden()
+            assert tab.text("#fresh").startswith("live, read ")
             before.new_account("QmLate")
-            page.wait_for("document.querySelectorAll('#peers tr').length === 4")
-    page.wait_for(
-        "document.querySelector('#alert').innerText.startsWith('Dashboard unreachable since ')"
-    )
-    assert page.run("document.querySelectorAll('#peers tr').length") == 4
+            tab.expect_count(ROWS, 4)
+    expect(alert).to_contain_text("Dashboard unreachable since ")
+    assert tab.text("#alert").startswith("Dashboard unreachable since ")
+    assert tab.page.locator(ROWS).count() == 4
 
 
-def test_many_peers_are_found_by_name(chain: Chain, dashboard: Dashboard, page: Page) -> None:
+def test_many_peers_are_found_by_name(chain: Chain, dashboard: Dashboard, tab: Tab) -> None:
     names = [f"QmPeer{number:03}" for number in range(110)]
     chain.new_account(*names)
-    page.open(dashboard.url)
-    page.wait_for("document.querySelector('#more').innerText === 'Show all 110'", 60)
-    assert page.run("document.querySelectorAll('#peers tr').length") == 100
-    page.run("document.querySelector('#more').click()")
-    assert page.run("document.querySelectorAll('#peers tr').length") == 110
+    page = tab.page
+    page.goto(dashboard.url)
+    more = page.locator("#more")
+    expect(more).to_have_text("Show all 110", timeout=60_000)
+    assert page.locator(ROWS).count() == 100
+    more.click()
+    assert page.locator(ROWS).count() == 110
     wanted = animal_name("QmPeer105")
-    page.run(
-        f"at('find').value = {json.dumps(wanted)}, at('find').dispatchEvent(new Event('input'))"
-    )
-    assert wanted in page.text("#peers")
-    assert page.run("document.querySelectorAll('#peers tr').length") == names.count("QmPeer105")
-    page.run("at('find').value = 'nobody at all', at('find').dispatchEvent(new Event('input'))")
-    assert page.text("#nobody") == "No peer that is shown has this in its name, id or account."
+    page.locator("#find").fill(wanted)
+    assert wanted in tab.text("#peers")
+    assert page.locator(ROWS).count() == names.count("QmPeer105")
+    page.locator("#find").fill("nobody at all")
+    assert tab.text("#nobody") == "No peer that is shown has this in its name, id or account."
 
 
-def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, page: Page) -> None:
+def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, tab: Tab) -> None:
     two_rounds(chain)
     file = tmp_path / "audit.json"
     sums = {
@@ -147,21 +146,20 @@ def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, 
     }
     file.write_text(report_of(chain, sums))
     with showing(with_dashboard(chain.settings, tmp_path, audit_file=file)) as dashboard:
-        page.open(dashboard.url)
-        page.wait_for("document.querySelectorAll('#peers tr').length === 3")
-        cells = (
-            "[...document.querySelectorAll('#peers tr')].map(row =>"
-            " row.querySelector('{}')).map(cell => {})"
-        )
-        assert page.run(cells.format(".total", "cell.innerText")) == ["2.50*", "0.70*", "0.50"]
-        assert page.run(cells.format(".total", "cell.classList.contains('unaudited')")) == [
-            True,
-            True,
-            False,
-        ]
-        assert page.run(cells.format(".total", "cell.title")) == [
+        tab.page.goto(dashboard.url)
+        tab.expect_count(ROWS, 3)
+        totals = cells(tab.page, ".total")
+        assert [cell.inner_text() for cell in totals] == ["2.50*", "0.70*", "0.50"]
+        is_marked = ["unaudited" in str(cell.get_attribute("class")).split() for cell in totals]
+        assert is_marked == [True, True, False]
+        assert [cell.get_attribute("title") or "" for cell in totals] == [
             *["with rewards that no audit has recomputed"] * 2,
             "",
         ]
-        told = page.run(cells.format(".audit", "cell.innerText"))
+        told = [cell.inner_text() for cell in cells(tab.page, ".audit")]
         assert told == ["1 audited1 unaudited", "unaudited", "1 audited"]
+
+
+def cells(page: Page, selector: str) -> list[Locator]:
+    """Return the cells of that class, one of each row."""
+    return page.locator(f"{ROWS} {selector}").all()

@@ -84,5 +84,5 @@ class Database:
             )
         return ResourceError(
             f"{self._path}: {error}; expected a SQLite file that this user can write, on a disk"
-            " with room; free space or grant access and start again, earlier records are kept"
+            " with room; make room or grant access, then start again, earlier records are kept"
         )
