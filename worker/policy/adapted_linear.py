@@ -18,7 +18,12 @@ from torch import Tensor, nn
 class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
     """The layer of peft with another forward pass, and the same parameters."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         """Return (..., O) for `x` (..., I), in the type of the layer's weights."""
         is_linear = type(self.base_layer) is nn.Linear
         if self.disable_adapters or not is_linear or x.dtype != self.base_layer.weight.dtype:

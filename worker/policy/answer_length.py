@@ -1,4 +1,4 @@
-"""The number of tokens that an answer may have now: about twice what the model's closed answers need.
+"""Limit the length of answers to about twice that of the model's closed answers.
 
 A model that has learned to answer in 20 tokens still runs to the full limit whenever it misses the
 end, and such answers, which earn nothing, are most of a round's time and memory. So answers are cut
@@ -14,23 +14,25 @@ from worker.environments.answers import is_closed
 from worker.records import ScoredGroup
 
 ROUNDS = 4
-"""Rounds whose closed answers count."""
+"""Number of rounds whose closed answers count."""
 ENOUGH = 16
-"""Closed answers below which the full limit stays: too few tell nothing."""
+"""Fewest closed answers for a limit below the full one."""
 _QUANTILE = 0.95
 _HEADROOM = 2.0
 _SHORTEST, _STEP = 32, 16  # tokens
 
 
 class AnswerLength:
-    """The limit of the next round's answers. It is not saved: a node that starts asks its first
-    round at the full limit."""
+    """The limit for the answers of the next round.
+
+    It is not saved: the first round after a start has the full limit.
+    """
 
     def __init__(self) -> None:
         self._closed: deque[list[int]] = deque(maxlen=ROUNDS)
 
     def see(self, groups: Sequence[ScoredGroup]) -> None:
-        """Take note of a round's own answers."""
+        """Record the local answers of a round."""
         self._closed.append(
             [
                 len(rollout.sampled.token_ids)
@@ -41,7 +43,7 @@ class AnswerLength:
         )
 
     def limit(self, generation: settings.Generation) -> int:
-        """Return the most tokens of an answer, a multiple of 16 or the settings' own limit."""
+        """Return the most tokens of an answer: a multiple of 16, or the limit in the settings."""
         closed = sorted(length for lengths in self._closed for length in lengths)
         if generation.completion_length == "max" or len(closed) < ENOUGH:
             return generation.max_completion_length
@@ -50,5 +52,5 @@ class AnswerLength:
         return min(max(_SHORTEST, wanted), generation.max_completion_length)
 
     def apply(self, generation: settings.Generation) -> settings.Generation:
-        """Return the settings to generate the next round with."""
+        """Return the settings for the generation of the next round."""
         return generation.model_copy(update={"max_completion_length": self.limit(generation)})

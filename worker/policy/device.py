@@ -103,6 +103,10 @@ def _require_build(where: torch.device) -> str:
     return name
 
 
-def _fits(arch: str, major: int, minor: int) -> bool:
+def _fits(
+    arch: str,
+    major: int,
+    minor: int,
+) -> bool:
     digits = "".join(c for c in arch.removeprefix("sm_") if c.isdecimal())
     return int(digits[:-1]) == major and int(digits[-1]) <= minor

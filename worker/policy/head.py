@@ -18,7 +18,11 @@ _PIECE = 1 << 19
 """Numbers to process at a time on a CPU (2 MiB in float32)."""
 
 
-def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    logits_MV: Tensor,
+    ids_M: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities (M,) of `ids_M` at `temperature`, and the entropies (M,).
 
     Both are float32; the entropies have no gradient. `logits_MV` is overwritten if it is float32,

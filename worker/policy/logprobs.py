@@ -70,7 +70,11 @@ class Scorer:
                 self.has_plain_head,
             )
 
-    def count_tokens(self, prompts: Collection[Sequence[int]], completions: Sequence[int]) -> int:
+    def count_tokens(
+        self,
+        prompts: Collection[Sequence[int]],
+        completions: Sequence[int],
+    ) -> int:
         """Return the tokens that go through the model, with padding.
 
         `prompts` are the distinct prompts as token ids, `completions` the lengths of completions.
@@ -101,7 +105,11 @@ class Scorer:
                 for layer in layers:
                     layer.training = False
 
-    def logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
+    def logprobs(
+        self,
+        groups: Sequence[PromptGroup],
+        temperature: float,
+    ) -> Tensor:
         """Return the log-probabilities (M,) at `temperature` of the joined completions' tokens.
 
         They are float32, and differentiable if gradients are enabled.
@@ -121,7 +129,11 @@ class Scorer:
             return self._logprobs_of(*self._padded_hidden(groups), temperature)
         return self._plain_logprobs(groups, temperature), None
 
-    def _plain_logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
+    def _plain_logprobs(
+        self,
+        groups: Sequence[PromptGroup],
+        temperature: float,
+    ) -> Tensor:
         completions = [c for group in groups for c in group.completions]
         prompt_of = [i for i, group in enumerate(groups) for _ in group.completions]
         rows_NT = completion_logprobs(
@@ -329,6 +341,10 @@ def _pack(
     return ids, positions, predicting, predicted
 
 
-def _gather_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+def _gather_logprobs(
+    logits: Tensor,
+    ids: Tensor,
+    temperature: float,
+) -> Tensor:
     logits = logits.float() / temperature
     return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)

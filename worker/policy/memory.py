@@ -98,7 +98,11 @@ def recall(file: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
-def remember(file: Path, key: str, values: dict[str, Any]) -> None:
+def remember(
+    file: Path,
+    key: str,
+    values: dict[str, Any],
+) -> None:
     """Write `values` to `file`; raise ResourceError if the disk is full or fails."""
     write_whole(file, json.dumps({"key": key, **values}, indent=1) + "\n")
 

@@ -188,7 +188,11 @@ def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
     return verdicts
 
 
-def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
+def choose(
+    machine: Machine,
+    trainer: settings.Trainer,
+    peer_id: str,
+) -> Choice:
     """Return a model that fits, from the first pool with one, the same for a peer id.
 
     Raises ModelError if none fits.
@@ -208,7 +212,12 @@ def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
     return Choice(chosen.name, chosen.pool, machine.device, round(machine.free_gib, 1))
 
 
-def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_id: str) -> str:
+def decide(
+    model: settings.Model,
+    trainer: settings.Trainer,
+    folder: Path,
+    peer_id: str,
+) -> str:
     """Return the name of the node's model; with `auto` choose and store it, unless it is stored."""
     if model.name != AUTO:
         return model.name
@@ -241,7 +250,11 @@ def settle(model: settings.Model, folder: Path) -> settings.Model:
     return model.model_copy(update={"name": choice.name})
 
 
-def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> list[str]:
+def explain(
+    model: settings.Model,
+    trainer: settings.Trainer,
+    folder: Path,
+) -> list[str]:
     """Return lines about the machine, the models that fit or why not, and the node's model."""
     machine = measure(model)
     memory = f"{machine.free_gib:.1f} GiB free"
@@ -266,7 +279,11 @@ def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> l
     ]
 
 
-def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) -> float:
+def _needed_gib(
+    parameters: int,
+    machine: Machine,
+    trainer: settings.Trainer,
+) -> float:
     pools = load_pools()
     frozen = pools.bytes_per_frozen_parameter[machine.dtype]
     lora = trainer.lora_for(parameters)
@@ -277,7 +294,11 @@ def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) ->
     return parameters * per_parameter / GIB + pools.working_gib
 
 
-def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> float | None:
+def needed_gib(
+    model: settings.Model,
+    machine: Machine,
+    trainer: settings.Trainer,
+) -> float | None:
     """Estimate the memory to train a model, in GiB, by its number of parameters.
 
     None if that is unknown before the download.
@@ -370,7 +391,11 @@ def require_context(model: settings.Model, generation: settings.Generation) -> N
     compare_context(model.name, context, generation)
 
 
-def compare_context(name: str, context: int | None, generation: settings.Generation) -> None:
+def compare_context(
+    name: str,
+    context: int | None,
+    generation: settings.Generation,
+) -> None:
     """Raise ModelError if the longest prompt and completion exceed the model's context."""
     wanted = generation.max_prompt_length + generation.max_completion_length
     if context is not None and wanted > context:
@@ -387,7 +412,11 @@ def shared_folder(shared_dir: Path, name: str) -> Path:
     return shared_dir / name.replace("/", "--")
 
 
-def _fit_of(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> str:
+def _fit_of(
+    model: settings.Model,
+    machine: Machine,
+    trainer: settings.Trainer,
+) -> str:
     """Return the memory that the model needs and whether it fits, "" if it is unknown."""
     needed = needed_gib(model, machine, trainer)
     if needed is None:

@@ -46,7 +46,13 @@ class Layout:
         sizes = [size for prompt, completions in self.groups for size in (prompt, *completions)]
         return [self.prefix, *sizes]
 
-    def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor:
+    def mask(
+        self,
+        before: int,
+        length: int,
+        window: int | None,
+        device: torch.device,
+    ) -> Tensor:
         """Return the mask (length, before + length) of the keys that a token sees.
 
         These are itself and the keys before it, within `window` if there is one.

@@ -84,7 +84,11 @@ class _PromptAttention(torch.autograd.Function):
         logsums_KCRT1 = logsums_CHT.view(C, K, R, T).transpose(0, 1)[..., None]
         hidden_TS = ~mask_TS
 
-        def look_back(keys: Tensor, values: Tensor, hidden_TX: Tensor) -> tuple[Tensor, ...]:
+        def look_back(
+            keys: Tensor,
+            values: Tensor,
+            hidden_TX: Tensor,
+        ) -> tuple[Tensor, ...]:
             """Return the gradients of queries (B, n, D), keys and values (B, X, D)."""
             B, X, _ = keys.shape
             q, grad = q_KCRTD.view(B, -1, D), grad_KCRTD.view(B, -1, D)
@@ -124,7 +128,11 @@ class _PromptAttention(torch.autograd.Function):
         )
 
 
-def _behind(prompt_LKD: Tensor, own_CTKD: Tensor, repeats: int) -> Tensor:
+def _behind(
+    prompt_LKD: Tensor,
+    own_CTKD: Tensor,
+    repeats: int,
+) -> Tensor:
     """Return the prompt's keys or values followed by each row's own (C, H, L + T, D)."""
     prompt = prompt_LKD.expand(len(own_CTKD), -1, -1, -1)
     return torch.cat([prompt, own_CTKD], dim=1).repeat_interleave(repeats, 2).transpose(1, 2)

@@ -32,7 +32,12 @@ State = dict[str, Any]
 _READ_ATTEMPTS = 5
 
 
-def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
+def save(
+    folder: Path,
+    trainer: Trainer,
+    state: State,
+    keep: int,
+) -> Path:
     """Write a checkpoint and return its folder; keep only the newest `keep`.
 
     `state` is the caller's (round, mixture): plain JSON values. Raises ResourceError if the disk is
@@ -143,7 +148,11 @@ def _in(folder: Path) -> list[Path]:
     return [folder] if (folder / "state.json").exists() else _finished(folder)
 
 
-def _write(path: Path, trainer: Trainer, state: State) -> None:
+def _write(
+    path: Path,
+    trainer: Trainer,
+    state: State,
+) -> None:
     # Contiguous CPU copies, because safetensors does not save views.
     weights = {name: p.detach().cpu().contiguous() for name, p in trainer.parameters.items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
@@ -179,7 +188,12 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_record(path: Path, trainer: Trainer, weights: dict[str, Tensor], record: Any) -> None:
+def _check_record(
+    path: Path,
+    trainer: Trainer,
+    weights: dict[str, Tensor],
+    record: Any,
+) -> None:
     """Raise ValueError for a damaged record or weights, ModelError for those of another model."""
     if not isinstance(record, dict) or type(record.get("version")) is not int:
         raise ValueError("state.json: no object with a version")
@@ -238,7 +252,9 @@ def _check(
 
 
 def _expected_shapes(
-    trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor]
+    trainer: Trainer,
+    weights: dict[str, Tensor],
+    tensors: dict[str, Tensor],
 ) -> dict[str, torch.Size]:
     """Return the shapes of the tensors in optimizer.safetensors, except random states."""
     shapes: dict[str, torch.Size] = {}
@@ -275,7 +291,10 @@ def _apply_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _apply(
-    trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]
+    trainer: Trainer,
+    weights: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    record: dict[str, Any],
 ) -> None:
     _apply_weights(trainer, weights)
     moments: dict[int, dict[str, Tensor]] = {}

@@ -52,7 +52,10 @@ class Product:
     """
 
     def __init__(
-        self, linears: Sequence[nn.Linear], dtype: torch.dtype, orders: Sequence[Tensor | None] = ()
+        self,
+        linears: Sequence[nn.Linear],
+        dtype: torch.dtype,
+        orders: Sequence[Tensor | None] = (),
     ) -> None:
         self._linears = linears
         self._orders = orders or [None] * len(linears)
@@ -130,7 +133,11 @@ class Product:
 class Norm:
     """An RMS norm over the last axis, with the offset that some families add to its weight."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+    ) -> None:
         self._module = module
         self._dtype = dtype
         self.eps = eps_of(module)
@@ -149,7 +156,12 @@ class HeadNorm:
     """The norms of query heads and key heads as one, over (R, H + K, D)."""
 
     def __init__(
-        self, queries: nn.Module, keys: nn.Module, num_heads: int, num_kv_heads: int, order: Tensor
+        self,
+        queries: nn.Module,
+        keys: nn.Module,
+        num_heads: int,
+        num_kv_heads: int,
+        order: Tensor,
     ) -> None:
         self._modules = ((queries, num_heads), (keys, num_kv_heads))
         self._order = order
@@ -214,7 +226,11 @@ class Weights:
     Raises UnknownArchitectureError for a model that the lean decoder does not implement.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dtype: torch.dtype,
+    ) -> None:
         obstacle = find_obstacle(model)
         if obstacle:
             raise UnknownArchitectureError(obstacle)

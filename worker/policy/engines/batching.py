@@ -61,7 +61,10 @@ class Rows:
         self.limit = limit
 
     def run(
-        self, num_rows: int, needed: Callable[[range], int], make: Callable[[range], list[Sampled]]
+        self,
+        num_rows: int,
+        needed: Callable[[range], int],
+        make: Callable[[range], list[Sampled]],
     ) -> list[Sampled]:
         """Return `make` of all rows, in pieces that fit; `needed` estimates the bytes of a piece.
 
@@ -97,7 +100,12 @@ class Rows:
         self._keep_what_fitted(num_rows)
         return done
 
-    def _next_piece(self, start: int, num_rows: int, needed: Callable[[range], int]) -> range:
+    def _next_piece(
+        self,
+        start: int,
+        num_rows: int,
+        needed: Callable[[range], int],
+    ) -> range:
         """Return as many rows as the limit allows and, on a CPU, as fit into the free memory."""
         whole = range(start, min(num_rows, start + (self.limit or num_rows)))
         if self._device.type != "cpu" or self._fits(needed(whole)):

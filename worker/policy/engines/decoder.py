@@ -37,7 +37,11 @@ class LeanDecoder:
     Raises UnknownArchitectureError for a model that it does not implement.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dtype: torch.dtype,
+    ) -> None:
         self.weights = Weights(model, dtype)
         self.replays = self.weights.device.type == "cuda"
         # A replayed step with fewer rows is hardly faster, and must be recorded again.
@@ -71,7 +75,11 @@ class LeanDecoder:
             batch = PanelBatch(self.weights, prompts, max_new_tokens, self.native)
         return batch, batch.logits_RV
 
-    def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    def bytes_needed(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> int:
         """Return an upper estimate of a batch's memory, in bytes.
 
         Keys and values count twice, because they are copied when rows leave or the cache grows.
@@ -95,7 +103,10 @@ class LeanBatch:
     """
 
     def __init__(
-        self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int
+        self,
+        weights: Weights,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
     ) -> None:
         self._weights = weights
         self._max_new_tokens = max_new_tokens
@@ -128,14 +139,24 @@ class LeanBatch:
         """Number of new keys that attention reads; those behind `_place_1` are masked."""
         self._arrange()
 
-    def _new_keys(self, like: Tensor, count: int, width: int) -> Tensor:
+    def _new_keys(
+        self,
+        like: Tensor,
+        count: int,
+        width: int,
+    ) -> Tensor:
         """Return a cache for `width` keys of each of `count` rows or prompts."""
         return like.new_zeros((count, self._weights.num_kv_heads, self._weights.head_dim, width))
 
     def _widen_keys(self, keys: Tensor, more: int) -> Tensor:
         return functional.pad(keys, (0, more))
 
-    def _keep_prompt_keys(self, keys: Tensor, prompt: int, k_NKD: Tensor) -> None:
+    def _keep_prompt_keys(
+        self,
+        keys: Tensor,
+        prompt: int,
+        k_NKD: Tensor,
+    ) -> None:
         keys[prompt, :, :, : len(k_NKD)] = k_NKD.permute(1, 2, 0)
 
     def step(self, tokens_R: Tensor) -> Tensor:
@@ -228,7 +249,12 @@ class LeanBatch:
         mask_RS = torch.zeros(is_hidden_RS.shape, device=places.device, dtype=self._dtype)
         return mask_RS.masked_fill_(is_hidden_RS, -math.inf)[:, None, None]
 
-    def _heads(self, layer: Layer, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self,
+        layer: Layer,
+        x: Tensor,
+        turn: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled queries (n, H, D), keys and values (n, K, D) of n tokens.
 
         Queries and keys are rotated.
@@ -242,7 +268,12 @@ class LeanBatch:
         rotated = torch.view_as_real(pairs * turn).flatten(-2).to(self._dtype)
         return rotated[:, :H], rotated[:, H:], heads[:, H + K :].to(self._dtype)
 
-    def _finish_layer(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish_layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        attended: Tensor,
+    ) -> Tensor:
         out = layer.attention_out(attended)
         if layer.attention_post_norm is not None:
             out = layer.attention_post_norm(out)
@@ -261,7 +292,12 @@ class LeanBatch:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _attend(
-        self, index: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor, mask: Tensor | None
+        self,
+        index: int,
+        q_RHD: Tensor,
+        k_RKD: Tensor,
+        v_RKD: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         """Store the new keys and values, and return the attention (R, H x D) of the new tokens.
 
@@ -304,7 +340,11 @@ class LeanBatch:
         rows = grid.view(P, K, W, -1, grid.shape[-1]).transpose(1, 2).flatten(0, 1)
         return rows if self._slot_of_row is None else rows.index_select(0, self._slot_of_row)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> Tensor:
+    def _prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        first: int,
+    ) -> Tensor:
         """Run joined prompts without padding, their common beginning once, and store their keys.
 
         Values are stored, too. Returns the hidden states (P, hidden) of the prompts' last tokens.
@@ -340,7 +380,11 @@ class LeanBatch:
         return hidden
 
     def _attend_prompt(
-        self, q_NHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, window: int | None
+        self,
+        q_NHD: Tensor,
+        k_SKD: Tensor,
+        v_SKD: Tensor,
+        window: int | None,
     ) -> Tensor:
         """Return causal attention (N, H x D) of the last N of a prompt's S tokens."""
         N, S = len(q_NHD), len(k_SKD)
@@ -409,7 +453,12 @@ class NativeBatch(LeanBatch):
         super().__init__(weights, prompts, max_new_tokens)
         self._functions = functions
 
-    def _new_keys(self, like: Tensor, count: int, width: int) -> Tensor:
+    def _new_keys(
+        self,
+        like: Tensor,
+        count: int,
+        width: int,
+    ) -> Tensor:
         return like.new_zeros(
             (count, self._weights.num_kv_heads, width // _BLOCK, self._weights.head_dim, _BLOCK)
         )
@@ -417,7 +466,12 @@ class NativeBatch(LeanBatch):
     def _widen_keys(self, keys: Tensor, more: int) -> Tensor:
         return functional.pad(keys, (0, 0, 0, 0, 0, more // _BLOCK))
 
-    def _keep_prompt_keys(self, keys: Tensor, prompt: int, k_NKD: Tensor) -> None:
+    def _keep_prompt_keys(
+        self,
+        keys: Tensor,
+        prompt: int,
+        k_NKD: Tensor,
+    ) -> None:
         whole = functional.pad(k_NKD, (0, 0, 0, 0, 0, -len(k_NKD) % _BLOCK))
         blocks = whole.view(-1, _BLOCK, *whole.shape[1:]).permute(2, 0, 3, 1)
         keys[prompt, :, : blocks.shape[1]] = blocks
@@ -456,7 +510,13 @@ class NativeBatch(LeanBatch):
         self._step += 1
         return self._cap_logits(weights.head(normed))
 
-    def _add_norm(self, x: Tensor, added: Tensor | None, norm: Norm, out: Tensor) -> None:
+    def _add_norm(
+        self,
+        x: Tensor,
+        added: Tensor | None,
+        norm: Norm,
+        out: Tensor,
+    ) -> None:
         term = None if added is None else added.data_ptr()
         self._functions.add_norm(
             x.data_ptr(),
@@ -469,7 +529,12 @@ class NativeBatch(LeanBatch):
         )
 
     def _attend_natively(
-        self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor
+        self,
+        index: int,
+        qkv: Tensor,
+        turn: Tensor,
+        scores: Tensor,
+        out: Tensor,
     ) -> None:
         weights, norm = self._weights, self._weights.layers[index].head_norm
         prompt_values = self._prompt_values[index]

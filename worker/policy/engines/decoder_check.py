@@ -64,7 +64,11 @@ def difference(ours: Tensor, exact: Tensor) -> float:
 
 
 @torch.no_grad()
-def plain_logits(model: Any, prompts: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
+def plain_logits(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+) -> Tensor:
     """Return the logits (R, S, V) of each prompt's last positions, from one pass without a cache.
 
     The pass computes in `dtype`. Prompts are padded after their end, where no position before sees
@@ -83,7 +87,9 @@ def plain_logits(model: Any, prompts: Sequence[Sequence[int]], dtype: torch.dtyp
 
 @torch.no_grad()
 def decoded_logits(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], device: torch.device
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    device: torch.device,
 ) -> Tensor:
     """Return the same logits from a decoder, with the prompts' last tokens one by one.
 
@@ -149,7 +155,11 @@ def _pieces(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _caster(kept: list[tuple[nn.Parameter, Tensor]], dtype: torch.dtype) -> Any:
-    def cast(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def cast(
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         for parameter in module.parameters():
             if parameter.is_floating_point() and parameter.dtype != dtype:
                 kept.append((parameter, parameter.data))

@@ -101,11 +101,19 @@ class Decoder(Protocol):
     def name(self) -> str:
         """Return a name for the log: how it computes, and in which type."""
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[Batch, Tensor]:
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> tuple[Batch, Tensor]:
         """Return a batch with a row for each prompt, and the logits (R, V) of their first tokens.
 
         Equal prompts go through the model once.
         """
 
-    def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    def bytes_needed(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> int:
         """Return an upper estimate of the memory of such a batch, in bytes."""

@@ -126,7 +126,11 @@ class CachedDecoder:
         prefix = prefill(self._model, list(number)).select(index_R)
         return CachedBatch(self._model, prefix, max_new_tokens), prefix.logits_BV
 
-    def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    def bytes_needed(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> int:
         """Return an upper estimate of a batch's memory, in bytes.
 
         Every row includes the keys and values of its prompt, and all are copied when rows leave.
@@ -145,7 +149,12 @@ class CachedDecoder:
 class CachedBatch:
     """The answers in progress of a CachedDecoder."""
 
-    def __init__(self, model: Any, prefix: Prefix, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prefix: Prefix,
+        max_new_tokens: int,
+    ) -> None:
         self._model = model
         self._cache = prefix.cache
         self._num_seen = prefix.mask_BL.shape[1]
@@ -192,7 +201,11 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         return room
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         start, end = self._num_tokens, self._num_tokens + key_states.shape[-2]
         self.keys[:, :, start:end] = key_states

@@ -62,7 +62,12 @@ class Step:
     `caches` has the prompt keys, prompt values, keys and values of each layer.
     """
 
-    def __init__(self, weights: Weights, num_rows: int, caches: Sequence[Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        num_rows: int,
+        caches: Sequence[Sequence[Tensor]],
+    ) -> None:
         R, H, K, D = num_rows, weights.num_heads, weights.num_kv_heads, weights.head_dim
         L, room = caches[0][1].shape[2], caches[0][3].shape[2]
         self._ropes = [layer.rope for layer in weights.layers]

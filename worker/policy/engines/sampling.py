@@ -49,7 +49,11 @@ class Sampler:
         if self._seen_RS is not None:
             self._seen_RS = self._seen_RS[lines]
 
-    def choose(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(
+        self,
+        logits_RV: Tensor,
+        uniform_R: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Return next tokens (R,), drawn with `uniform_R` in [0, 1), and log-probabilities (R,).
 
         The log-probabilities are at the sampling temperature, before any of the limits, as the
@@ -72,7 +76,12 @@ class Sampler:
             self._seen_RS = torch.cat([self._seen_RS, next_R1], dim=1)
         return next_R1[:, 0], (logits_RV.gather(1, next_R1) - total_R1)[:, 0]
 
-    def _draw(self, functions: Any, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(
+        self,
+        functions: Any,
+        logits_RV: Tensor,
+        uniform_R: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Draw in C, for settings that need no sorting."""
         R, V = logits_RV.shape
         tokens_R, logprobs_R = torch.empty(R, dtype=torch.long), torch.empty(R)
@@ -90,7 +99,12 @@ class Sampler:
             1, seen_RS, torch.where(old_RS < 0, old_RS * penalty, old_RS / penalty)
         )
 
-    def _pick(self, weights_RV: Tensor, blocks: "_Blocks", uniform_R1: Tensor) -> Tensor:
+    def _pick(
+        self,
+        weights_RV: Tensor,
+        blocks: "_Blocks",
+        uniform_R1: Tensor,
+    ) -> Tensor:
         generation, num_tokens = self._generation, weights_RV.shape[1]
         min_weight = generation.min_p or 0.0  # the likeliest token weighs 1
         if 0 < generation.top_k < num_tokens:

@@ -47,7 +47,10 @@ Prompts = Sequence[Sequence[int]]
 
 
 def load_engine(
-    model: Any, generation: settings.Generation, rows: Rows | None = None, prompts: Prompts = ()
+    model: Any,
+    generation: settings.Generation,
+    rows: Rows | None = None,
+    prompts: Prompts = (),
 ) -> Engine:
     """Return the engine that the settings name for this model; it follows the model's weights.
 
@@ -184,7 +187,11 @@ def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> l
     return logprobs
 
 
-def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[Setback]:
+def _unfollowed(
+    wanted: torch.dtype,
+    actual: torch.dtype,
+    engine: str,
+) -> list[Setback]:
     """Return the setback of an engine whose precision is not the wanted one; empty if it is."""
     if wanted == actual:
         return []
@@ -194,7 +201,10 @@ def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[S
 
 
 def _find_decoder(
-    model: Any, dtype: torch.dtype, prompts: Prompts, setbacks: list[Setback]
+    model: Any,
+    dtype: torch.dtype,
+    prompts: Prompts,
+    setbacks: list[Setback],
 ) -> Decoder:
     """Return the first decoder that computes the model correctly.
 
@@ -238,7 +248,12 @@ class _Trial:
         self.can_be_judged = bool(self._exact.isfinite().all())
         self._theirs: dict[torch.dtype, float] = {torch.float32: 0.0}
 
-    def judge(self, decoder: Decoder, dtype: torch.dtype, factor: float) -> tuple[float, float]:
+    def judge(
+        self,
+        decoder: Decoder,
+        dtype: torch.dtype,
+        factor: float,
+    ) -> tuple[float, float]:
         """Return the decoder's distance from float32, and the largest accepted one in `dtype`."""
         logits = decoder_check.decoded_logits(decoder, self._prompts, self._model.device)
         error = decoder_check.difference(logits, self._exact)
@@ -249,7 +264,10 @@ class _Trial:
 
 
 def _try_lean(
-    model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setback]
+    model: Any,
+    dtype: torch.dtype,
+    trial: _Trial,
+    setbacks: list[Setback],
 ) -> LeanDecoder | None:
     """Return the lean decoder if it fits into memory and passes the check.
 

@@ -25,7 +25,10 @@ class ReferenceEngine:
     """
 
     def __init__(
-        self, model: Any, rows: Rows | None = None, setbacks: Sequence[Setback] = ()
+        self,
+        model: Any,
+        rows: Rows | None = None,
+        setbacks: Sequence[Setback] = (),
     ) -> None:
         self.setbacks = setbacks
         self.name = f"transformers' generate, {model.dtype}"
@@ -102,7 +105,11 @@ def _without_own_config(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def cut(tokens: list[int], logprobs: list[float], ending: Ending) -> Sampled:
+def cut(
+    tokens: list[int],
+    logprobs: list[float],
+    ending: Ending,
+) -> Sampled:
     """Return a row up to the end of its answer, without the pad tokens after it."""
     for length in range(1, len(tokens) + 1):
         if ending.reached(tokens[:length]):
@@ -133,6 +140,11 @@ class _AnswerDone(StoppingCriteria):  # type: ignore[misc]
         self._ending = ending
         self._width = width
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        input_ids: Tensor,
+        scores: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         done = [self._ending.reached(row) for row in input_ids[:, self._width :].tolist()]
         return torch.tensor(done, device=input_ids.device)

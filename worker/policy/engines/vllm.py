@@ -66,7 +66,11 @@ class VllmEngine:
     Raises ModelError if vLLM can't run this model here, or disagrees with transformers about it.
     """
 
-    def __init__(self, model: Any, generation: settings.Generation) -> None:
+    def __init__(
+        self,
+        model: Any,
+        generation: settings.Generation,
+    ) -> None:
         os.environ.update(_ENVIRONMENT)
         try:
             import vllm
@@ -134,7 +138,12 @@ class VllmEngine:
                 engine.abort_request(ended)
         return [row.sampled() for row in rows.values()]
 
-    def _params(self, generation: settings.Generation, seed: int, ending: Ending) -> Any:
+    def _params(
+        self,
+        generation: settings.Generation,
+        seed: int,
+        ending: Ending,
+    ) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
         return self._sampling_params(
@@ -215,7 +224,12 @@ class _Row:
         return Sampled(tuple(self._tokens), tuple(self._logprobs), self._finished)
 
 
-def _start(make: Any, model: Any, dtype: torch.dtype, generation: settings.Generation) -> Any:
+def _start(
+    make: Any,
+    model: Any,
+    dtype: torch.dtype,
+    generation: settings.Generation,
+) -> Any:
     """Return an LLM of vLLM with dummy weights."""
     arguments = _arguments(model.device, dtype, generation)
     with (

@@ -87,13 +87,22 @@ def _map_memory(size: int) -> mmap.mmap:
 class Panels:
     """A 16-bit weight (N, M) in the layout for `x @ weight.T + bias` with float32 rows x."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, functions: Any) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        functions: Any,
+    ) -> None:
         self._functions = functions
         self.num_outputs, self.num_inputs = weight.shape
         self._panels = _take_room(functions.panel_bytes(*weight.shape))
         self.fill(weight, bias)
 
-    def fill(self, weight: Tensor, bias: Tensor | None) -> None:
+    def fill(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
         """Replace the weight by another one of the same shape."""
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
