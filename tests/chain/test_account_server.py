@@ -231,10 +231,8 @@ def connected(service, head: str, body: bytes) -> socket.socket:
     connection = socket.create_connection(
         ("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10
     )
-    connection.sendall(
-        f"POST /api/enrol HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode()
-        + body
-    )
+    lines = ("POST /api/enrol HTTP/1.1", "Host: x", "Content-Type: application/json", head)
+    connection.sendall("\r\n".join((*lines, "", "")).encode() + body)
     return connection
 
 

@@ -44,7 +44,8 @@ for round in range(10**6):
         print(error)
         break
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(round, len(ledger.rows()), ledger.record(round, 0, "peer" * 10, round, ["x" * 100]), len(ledger.rows()))
+before = len(ledger.rows())
+print(round, before, ledger.record(round, 0, "peer" * 10, round, ["x" * 100]), len(ledger.rows()))
 """
 
 

@@ -68,6 +68,32 @@ def test_rewards_and_passes_by_family_and_level(environment):
     assert evaluation.mean_reward(scores) == pytest.approx(0.25)
 
 
+def test_measure_reports_progress_and_records_the_scores(environment):
+    parrot = make_parrot(environment, 1, 20)
+    asked = [("gcd", 0), ("chain_sum", None)]
+    calls = []
+    found = evaluation.measure(
+        parrot,
+        environment,
+        Generation(num_generations=4),
+        asked,
+        20,
+        seed=0,
+        seconds=60.0,
+        round=7,
+        rounds_trained=5,
+        progress=lambda: calls.append(len(parrot.asked)),
+    )
+    # Before each of the three pieces of 16 tasks: the watchdog must not take it for a hang.
+    assert calls == [0, 16, 32]
+    assert (found.round, found.rounds_trained) == (7, 5)
+    assert found.reward == pytest.approx(0.25)
+    assert [(score.family, score.level, score.tasks, score.k) for score in found.scores] == [
+        ("gcd", 0, 20, 4),
+        ("chain_sum", None, 20, 4),
+    ]
+
+
 def test_the_time_is_kept_and_all_families_have_their_turn(environment):
     parrot = make_parrot(environment, 4, 40)
     asked = [("gcd", 0), ("gcd", 2), ("chain_sum", None)]
