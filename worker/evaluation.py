@@ -1,8 +1,8 @@
-"""Measure how well a policy answers tasks that training never asks: mean reward, pass@1 and pass@k,
-by family and level.
+"""Evaluate a policy on tasks that training never asks, by family and level.
 
-The tasks are of seeds from `HELD_OUT` on; a round's seeds are all below it (`records.round_seed`).
-The same `seed` asks the same tasks, so that two checkpoints can be compared.
+The results are mean reward, pass@1 and pass@k. The tasks are of seeds from `HELD_OUT` on; a round's
+seeds are all below it (`records.round_seed`). The same `seed` gives the same tasks, so that two
+checkpoints can be compared.
 """
 
 import math
@@ -21,7 +21,7 @@ from worker.telemetry.evaluation_log import Evaluation, FamilyScore
 HELD_OUT = 1 << 31
 """Seeds of rounds have 31 bits."""
 RIGHT = 0.999
-"""A reward of this and more is a right answer."""
+"""Rewards of at least this are right answers."""
 _TASKS_AT_ONCE = 16
 _QUANTILE = 1.96  # of the normal distribution: intervals of 95 %
 
@@ -36,7 +36,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share or a mean reward, with the interval in which it is to be expected (95 %)."""
+    """A share or a mean reward, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -45,9 +45,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The result of one family at one level; `pass_at` by k. `closed`: share of answers with a
-    closed tag, `truncated`: of those that were cut off. `too_long`: tasks that were not asked, for
-    the length of their prompt."""
+    """The result of one family at one level; `pass_at` by k.
+
+    `closed`: share of answers with a closed tag; `truncated`: share of truncated answers.
+    `too_long`: number of tasks that were skipped, as their prompts are too long.
+    """
 
     family: str
     level: int | None
@@ -71,7 +73,7 @@ class _Tally:
 
 
 Asked = tuple[str, int | None]
-"""A family of the environment, and a level of its curriculum; None: its plain configuration."""
+"""A family of the environment and a level of its curriculum; None: its plain configuration."""
 
 
 def evaluate(
@@ -84,12 +86,12 @@ def evaluate(
     until: float = math.inf,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Score]:
-    """Ask `tasks_each` held-out tasks of each of `asked`, `generation.num_generations` answers a
-    task.
+    """Put `tasks_each` held-out tasks of each of `asked` to the policy, and return the scores.
 
-    The tasks go round the families, so that one that ends early (`until`, monotonic seconds) has
-    asked all of them about as often; `Score.tasks` says how many it were. `progress` is called
-    before each piece of work. Raises SettingsError for a family or level that there is not.
+    A task gets `generation.num_generations` answers. The tasks alternate between the families, so
+    that an evaluation that ends early (`until`, monotonic seconds) has asked all of them about as
+    often; `Score.tasks` tells how many. `progress` is called before each batch. Raises
+    SettingsError for an unknown family or level.
     """
     tallies: dict[Asked, _Tally] = {one: _Tally() for one in asked}
     drawn = {one: environment.tasks_of(*one, HELD_OUT + seed, tasks_each) for one in asked}
@@ -160,23 +162,20 @@ def measure(
 
 
 def mean_reward(scores: Sequence[Score]) -> float:
-    """The mean over families and levels, each counting once; those of which no task was asked are
-    left out."""
+    """Return the mean over families and levels, each counting once, without those not asked."""
     values = [score.reward.value for score in scores if score.tasks]
     return sum(values) / len(values) if values else math.nan
 
 
 def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
-    """The chance that at least one of k answers, drawn from these without putting back, is right
-    (unbiased)."""
+    """Return the unbiased chance that one of k answers, drawn without replacement, is right."""
     if num_answers - num_right < k:
         return 1.0
     return 1.0 - math.comb(num_answers - num_right, k) / math.comb(num_answers, k)
 
 
 def interval(mean: float, count: int) -> Estimate:
-    """Wilson's interval for a mean of `count` values in [0, 1]: also sound where all of them are
-    equal."""
+    """Return Wilson's interval for a mean of `count` values in [0, 1], even if all are equal."""
     if not count:
         return Estimate(math.nan, 0.0, 1.0)
     square = _QUANTILE**2

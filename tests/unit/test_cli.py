@@ -72,8 +72,8 @@ def test_mistakes_of_a_file_stand_in_a_line_each_and_the_last_line_says_what_to_
     assert (
         last
         == f"hivewright check: SettingsError (exit 2): settings file {file}: trainer.learningrate:"
-        " not a known key; did you mean trainer.learning_rate?; correct this and 2 more, a line each"
-        " above"
+        " not a known key; did you mean trainer.learning_rate?; correct this and 2 more, a line"
+        " each above"
     )
 
 
@@ -113,8 +113,7 @@ def test_every_error_has_its_own_exit_code():
 
 
 def test_help_answers_in_half_a_second():
-    """The one timed test: three tries, since these machines are noisy; usually it takes a tenth of
-    that."""
+    """It has three tries, as these machines are noisy; usually it takes a tenth of that."""
 
     def seconds():
         started = time.monotonic()
