@@ -19,10 +19,14 @@ def await_account(plan: Planned) -> None:
     This operation, the same on all hosts, therefore separates everything above it from everything
     below it on the whole fleet.
     """
-    new = [slot for slot in plan.host.slots if slot.settings.chain.account_url]
-    url = new[0].settings.chain.account_url if new else None
-    numbers = [slot.number for slot in new]
-    answers(name="Wait until it answers", url=url, numbers=numbers, _timeout=ANSWER_SECONDS + 30)
+    urls = {slot.number: slot.settings.chain.account_url for slot in plan.host.slots}
+    numbers = [number for number, url in urls.items() if url]
+    answers(
+        name="Wait until it answers",
+        url=urls[numbers[0]] if numbers else None,
+        numbers=numbers,
+        _timeout=ANSWER_SECONDS + 30,
+    )
 
 
 @operation()

@@ -54,11 +54,14 @@ _OVERHEAD = bindings.crypto_secretstream_xchacha20poly1305_ABYTES
 def kept_files(state: Path) -> Iterator[Path]:
     """Yield the files of a backup that exist."""
     # Of slots that the inventory no longer has too: only here their identities are kept.
-    for folder in sorted([*state.glob("worker-*"), *state.glob("retired/worker-*")]):
-        yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
+    workers = [*state.glob("worker-*"), *state.glob("retired/worker-*")]
+    for folder in sorted(workers):
+        files = [folder / name for name in WORKER_FILES]
+        yield from (file for file in files if file.is_file())
         for name in WORKER_FOLDERS:
             yield from _whole_folder(folder / name)
-    for parent in (state, *sorted(state.glob("retired/coordinator-*"))):
+    coordinators = sorted(state.glob("retired/coordinator-*"))
+    for parent in (state, *coordinators):
         for name in BACKED_UP:
             yield from _whole_folder(parent / name)
 
@@ -89,11 +92,13 @@ def write_tar(state: Path, stream: IO[bytes]) -> None:
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for file in kept_files(state):
             entry = tarfile.TarInfo(str(file.relative_to(state)))
-            entry.mode, entry.mtime = 0o600, int(file.stat().st_mtime)
+            entry.mode = 0o600
+            entry.mtime = int(file.stat().st_mtime)
             with _open_own(file) as content:
                 entry.size = os.fstat(content.fileno()).st_size
-                if entry.size > MAX_IN_MEMORY and content.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
-                    # Its service replaces it as a whole: what is open stays as it is.
+                head = content.read(len(SQLITE_MAGIC))
+                if entry.size > MAX_IN_MEMORY and head != SQLITE_MAGIC:
+                    # Its service replaces the file as a whole, so the open one does not change.
                     content.seek(0)
                     tar.addfile(entry, content)
                     continue
@@ -142,7 +147,8 @@ def _open_own(file: Path) -> IO[bytes]:
 def _copy_database(file: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.db"
-        source, target = sqlite3.connect(f"file:{file}?mode=ro", uri=True), sqlite3.connect(copy)
+        source = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+        target = sqlite3.connect(copy)
         try:
             source.backup(target)
         finally:

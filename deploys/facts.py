@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import FactProcessError
@@ -82,12 +82,18 @@ class Releases(OwnFact[InstalledReleases]):
         return InstalledReleases()
 
     def read(self, output: list[str]) -> InstalledReleases:
-        words = [line.split() for line in output]
-        return InstalledReleases(
-            current=next((w[1] for w in words if w[0] == "current" and len(w) > 1), None),
-            parts={w[1]: frozenset(map(Path, w[2:])) for w in words if w[0] == "release"},
-            folders=frozenset(Path(w[1]) for w in words if w[0] == "folder"),
-        )
+        current: str | None = None
+        parts: dict[str, frozenset[Path]] = {}
+        folders = set()
+        for line in output:
+            kind, *words = line.split()
+            if kind == "current" and words:
+                current = words[0]
+            elif kind == "release":
+                parts[words[0]] = frozenset(map(Path, words[1:]))
+            elif kind == "folder":
+                folders.add(Path(words[0]))
+        return InstalledReleases(current, parts, frozenset(folders))
 
 
 class Identities(OwnFact[dict[int, str]]):
@@ -104,8 +110,12 @@ class Identities(OwnFact[dict[int, str]]):
         return {}
 
     def read(self, output: list[str]) -> dict[int, str]:
-        found = {number: _peer_id(text) for _, number, text in _enrolments(output)}
-        return {number: peer_id for number, peer_id in found.items() if peer_id is not None}
+        found = {}
+        for _, number, text in _enrolments(output):
+            peer_id = _peer_id(text)
+            if peer_id is not None:
+                found[number] = peer_id
+        return found
 
 
 class DamagedEnrolments(OwnFact[list[str]]):
@@ -229,7 +239,8 @@ class Service(OwnFact[ServiceState]):
         return ServiceState()
 
     def read(self, output: list[str]) -> ServiceState:
-        properties: dict[str, Any] = dict(line.split("=", 1) for line in output if "=" in line)
+        pairs = (line.partition("=") for line in output)
+        properties = {key: value for key, _, value in pairs}
         return ServiceState(
             is_active=properties.get("ActiveState") == "active",
             is_enabled=properties.get("UnitFileState") == "enabled",
@@ -329,7 +340,8 @@ class InstalledPackages(OwnFact[frozenset[str]]):
         return frozenset()
 
     def read(self, output: list[str]) -> frozenset[str]:
-        return frozenset(line.split()[-1] for line in output if line[1:2] == "i")
+        installed = [line for line in output if line[1:2] == "i"]
+        return frozenset(line.split()[-1] for line in installed)
 
 
 @dataclass(frozen=True, slots=True)

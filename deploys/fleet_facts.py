@@ -146,7 +146,8 @@ class NodeReports(Answer[list[dict[str, Any]]]):
         )
         finished = (
             f"own_file {STATE}/$role/{StateDir.rounds} | tail -n {NUM_ROUNDS}"
-            ' | grep -v \'"skipped": "non-finite"\' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean":'
+            ' | grep -v \'"skipped": "non-finite"\''
+            ' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean":'
             ' \\([^,}]*\\).*/\\1:\\2/p; t; s/.*"finished_at": \\([0-9.]*\\).*/\\1/p\''
         )
         words = (
@@ -364,7 +365,10 @@ def _backend_state(text: str | None) -> str | None:
         return "unreadable"
 
 
-def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
+def _gpu(
+    row: str,
+    pids: Mapping[str, Sequence[int]],
+) -> Gpu | None:
     """Return the GPU of a row of nvidia-smi's table; None if the row is an error message."""
     cells = row.split(", ")
     if len(cells) != 5 or not cells[0].isdecimal():

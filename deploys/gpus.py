@@ -218,7 +218,10 @@ def _slice_of(card: Gpu, part: _MigSlice) -> Gpu:
     )
 
 
-def _without_empty(cards: Sequence[Gpu], modes: Iterable[str]) -> tuple[list[Gpu], list[str]]:
+def _without_empty(
+    cards: Sequence[Gpu],
+    modes: Iterable[str],
+) -> tuple[list[Gpu], list[str]]:
     """Remove whole cards that are in MIG mode, and return advice for each of them."""
     partitioned = set()
     for text in modes:

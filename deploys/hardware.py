@@ -112,7 +112,8 @@ class CloudInitErrors(OwnFact[str | None]):
 
     def read(self, output: list[str]) -> str | None:
         errors = json.loads("\n".join(output))["v1"]["errors"]
-        return printable("; ".join(map(str, errors)))[:_LONGEST_ERRORS] or None
+        text = printable("; ".join(map(str, errors)))
+        return text[:_LONGEST_ERRORS] or None
 
 
 class OwnPipSources(OwnFact[bool]):

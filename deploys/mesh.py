@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ INTERFACE = "wg-hivewright"
 UNIT = f"wg-quick@{INTERFACE}.service"
 FOLDER = Path("/etc/wireguard")
 CONFIGURATION = FOLDER / f"{INTERFACE}.conf"
-# Made on the host, and never anywhere else.
+# Made on the host; it never leaves the host.
 KEY = FOLDER / f"{INTERFACE}.key"
 DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d/hivewright.conf")
-# Debian's own would lose the key, which is not in the configuration.
+# Debian's own unit would lose the key, which is not in the configuration.
 RELOAD = f"""\
 [Service]
 ExecReload=
@@ -37,7 +38,7 @@ wg-quick strip %i | sed 1d; }} | wg syncconf %i /dev/stdin'
 # As the endpoint of a host that is behind a router.
 NOBODY = "none"
 KEEPALIVE_SECONDS = 25
-# Before all that others are likely to have, after the host's own addresses.
+# Before the rules of other programs, after the host's own addresses.
 RULE_PRIORITY = 8600
 EXPECTED_ENDPOINT = f"a name or an address without a port, or {NOBODY!r} behind a router"
 
@@ -65,7 +66,11 @@ def members(
     deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Member]:
     """Return the hosts of the mesh by name, from inventory data without mistakes."""
-    return {name: _member(name, of, data[name]) for name, of in deployments.items() if of.wireguard}
+    found = {}
+    for name, deployment in deployments.items():
+        if deployment.wireguard:
+            found[name] = _member(name, deployment, data[name])
+    return found
 
 
 def mistakes(
@@ -176,7 +181,8 @@ def _member(
     if of.wireguard_address is not None:
         address = ipaddress.ip_address(of.wireguard_address)
     else:
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])
+        digest_of_name = hashlib.sha256(name.encode()).digest()
+        number = int.from_bytes(digest_of_name[:16])
         address = network[1 + number % (network.num_addresses - 2)]
     return Member(name, address, network, of.wireguard_port, endpoint, of.wireguard_hub)
 
@@ -186,11 +192,9 @@ def _endpoint(
     name: str,
     data: Mapping[str, Any],
 ) -> str:
-    return (
-        str(data.get("ssh_hostname") or name)
-        if of.wireguard_endpoint is None
-        else of.wireguard_endpoint
-    )
+    if of.wireguard_endpoint is not None:
+        return of.wireguard_endpoint
+    return str(data.get("ssh_hostname") or name)
 
 
 def configuration(
@@ -211,12 +215,16 @@ def configuration(
         *(_passing_on(me.network) if me.is_hub else ()),
     ]
     for peer, routes in _peers(me, all_members).items():
-        if peer.name in keys:
-            lines += ["", "[Peer]", f"# {peer.name}", f"PublicKey = {keys[peer.name]}"]
-            lines.append(f"AllowedIPs = {', '.join(routes)}")
-            lines += [f"Endpoint = {peer.endpoint}"] if peer.endpoint else []
-            # Whom nobody can reach keeps the way open that it has opened.
-            lines += [f"PersistentKeepalive = {KEEPALIVE_SECONDS}"] if me.endpoint is None else []
+        if peer.name not in keys:
+            continue
+        lines += ["", "[Peer]", f"# {peer.name}"]
+        lines.append(f"PublicKey = {keys[peer.name]}")
+        lines.append(f"AllowedIPs = {', '.join(routes)}")
+        if peer.endpoint:
+            lines.append(f"Endpoint = {peer.endpoint}")
+        if me.endpoint is None:
+            # A host that nobody can reach keeps its own connections open.
+            lines.append(f"PersistentKeepalive = {KEEPALIVE_SECONDS}")
     return "\n".join([*lines, ""])
 
 
@@ -237,26 +245,31 @@ def _passing_on(network: Network) -> Iterator[str]:
         yield f"PreDown = {rule} del {each}"
 
 
-def _peers(me: Member, all_members: Collection[Member]) -> dict[Member, list[str]]:
+def _peers(
+    me: Member,
+    all_members: Collection[Member],
+) -> dict[Member, list[str]]:
     """Return the peers of a host, each with the addresses that are routed to it."""
-    others = sorted(
-        (member for member in all_members if member != me), key=lambda member: member.name
-    )
+    others = sorted(set(all_members) - {me}, key=attrgetter("name"))
     hubs = [member for member in all_members if member.is_hub]
     if not hubs:
         return {member: [member.own_route] for member in others}
     if not me.is_hub:
         return {_hub_of(me, hubs): [str(me.network)]}
-    spokes = {
-        hub: [member for member in others if not member.is_hub and _hub_of(member, hubs) == hub]
-        for hub in hubs
-    }
-    routes = {
-        hub: [member.own_route for member in (hub, *spokes[hub])] for hub in others if hub.is_hub
-    }
-    return routes | {member: [member.own_route] for member in spokes[me]}
+    routes = {hub: [hub.own_route] for hub in others if hub.is_hub}
+    for member in others:
+        if not member.is_hub:
+            hub = _hub_of(member, hubs)
+            # Its own hub reaches it directly, other hubs through that one.
+            via = member if hub == me else hub
+            routes.setdefault(via, []).append(member.own_route)
+    return routes
 
 
 def _hub_of(member: Member, hubs: Collection[Member]) -> Member:
     """Return a host's hub by rendezvous hashing: it changes only if hubs come or go."""
-    return max(hubs, key=lambda hub: hashlib.sha256(f"{hub.name} {member.name}".encode()).digest())
+
+    def weight(hub: Member) -> bytes:
+        return hashlib.sha256(f"{hub.name} {member.name}".encode()).digest()
+
+    return max(hubs, key=weight)

@@ -225,7 +225,10 @@ def public_keys(folder: Path) -> dict[str, str]:
     return known
 
 
-def remember_public_keys(folder: Path, found: Mapping[str, str]) -> dict[str, str]:
+def remember_public_keys(
+    folder: Path,
+    found: Mapping[str, str],
+) -> dict[str, str]:
     """Add public keys to the record, which other runs may be changing too; return all of them."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     record = folder / PUBLIC_KEYS_FILE

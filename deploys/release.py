@@ -168,7 +168,11 @@ def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCom
             yield StringCommand(check_script(RELEASES / commit, file, USER), _stdin=[encoded])
 
 
-def check_script(release: Path, file: Path, user: str) -> str:
+def check_script(
+    release: Path,
+    file: Path,
+    user: str,
+) -> str:
     """Return shell commands that check a base64 settings file from standard input."""
     new = f"{file}.new"
     return (

@@ -55,7 +55,11 @@ _templates = jinja2.Environment(  # noqa: S701 - units are not HTML
 )
 
 
-def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
+def render(
+    unit: str,
+    systemd_version: int,
+    watchdog_seconds: int,
+) -> str:
     """Return the text of the unit file `unit`, for a host with that systemd."""
     return _templates.get_template(f"{unit}.j2").render(
         user=USER,

@@ -31,8 +31,9 @@ def join_mesh(plan: Planned) -> None:
     if me is None:
         leave(name="Have none of it")
         return
-    # A kernel without it (a container, an old one) gets the program that does the same.
-    names = PACKAGES[:1] if host.get_fact(WireGuard).kernel else PACKAGES
+    # A kernel without WireGuard (in a container, or an old one) needs the user-space program.
+    has_module = host.get_fact(WireGuard).kernel
+    names = PACKAGES[:1] if has_module else PACKAGES
     system.packages(name="Install it", names=names, _timeout=system.INSTALL_SECONDS)
     make_key(name="Make the host's key")
     secrets = CHECKOUT / plan.host.deployment.secrets_dir
@@ -56,12 +57,10 @@ def connect(
 ) -> Iterator[StringCommand]:
     """Start the interface with the host's peers, as far as their keys are known."""
     found = host.get_fact(WireGuard)
-    # A peer that this side knows nothing of, as on another operator's machine, stays the one that
-    # the host knows.
-    keys = {name: key for name, key in found.peers.items() if name in members} | _public_keys(
-        secrets, members
-    )
-    if state.is_executing and (missing := sorted(members.keys() - keys.keys())):
+    # The host keeps keys of peers that this side does not know, such as another operator's machine.
+    keys = {**found.peers, **_public_keys(secrets, members)}
+    missing = sorted(members.keys() - keys.keys())
+    if missing and state.is_executing:
         run_report.note(
             f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others"
             " again"
@@ -70,19 +69,21 @@ def connect(
     if found.runs and found.digest == mesh.digest(text):
         host.noop("it is connected")
         return
-    yield _write(
-        f"mkdir -p {DROP_IN.parent} && cat > {DROP_IN} && systemctl daemon-reload", RELOAD, "022"
-    )
+    drop_in = f"mkdir -p {DROP_IN.parent} && cat > {DROP_IN} && systemctl daemon-reload"
+    yield _write(drop_in, RELOAD, "022")
     yield _write(_APPLY, text, "077")
 
 
-def _write(script: str, text: str, umask: str) -> StringCommand:
+def _write(
+    script: str,
+    text: str,
+    umask: str,
+) -> StringCommand:
     encoded = base64.b64encode(text.encode()).decode()
     return StringCommand(f"umask {umask}; base64 -d | {{ {script}\n}}", _stdin=[encoded])
 
 
-# Peers come and go without a word to the others; what is above them needs the interface taken down,
-# by the old text.
+# Changed peers are reloaded; other changes take the interface down first, by the old configuration.
 _APPLY = f"""set -e
 cat > {CONFIGURATION}.new
 above() {{ sed '/^\\[Peer\\]/,$d' $1; }}
@@ -116,20 +117,26 @@ LEAVE = (
     f" rm -rf {CONFIGURATION} {KEY} {DROP_IN.parent}; systemctl daemon-reload"
 )
 
-# Asked of all hosts of the run at once, when the first one needs them: before anything is done, and
-# then once more.
+# Public keys of all hosts of the run, asked together when the first host needs them: once before
+# anything is done (False), and once more during the run (True).
 _asked: dict[bool, dict[str, str]] = {}
 _lock = threading.Lock()
 
 
-def _public_keys(secrets: Path, members: Mapping[str, Member]) -> dict[str, str]:
+def _public_keys(
+    secrets: Path,
+    members: Mapping[str, Member],
+) -> dict[str, str]:
     """Return public keys by host: current ones for hosts of this run, else the last known ones."""
     with _lock:
         if state.is_executing not in _asked:
-            asked = [each for each in inventory.get_active_hosts() if each.name in members]
-            found = {name: key for name, key in state.fact_pool.map(_public_key, asked) if key}
-            recall, remember = operator.public_keys, operator.remember_public_keys
-            known = remember(secrets, found) if state.is_executing else recall(secrets) | found
+            hosts = [each for each in inventory.get_active_hosts() if each.name in members]
+            answers = dict(state.fact_pool.map(_public_key, hosts))
+            found = {name: key for name, key in answers.items() if key}
+            if state.is_executing:
+                known = operator.remember_public_keys(secrets, found)
+            else:
+                known = operator.public_keys(secrets) | found
             _asked[state.is_executing] = known
     return {name: key for name, key in _asked[state.is_executing].items() if name in members}
 

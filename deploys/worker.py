@@ -131,7 +131,11 @@ def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
     yield FunctionCommand(_fetch, (slot,), {})
 
 
-def _fetch(state: State, host: Host, slot: Slot) -> bool:
+def _fetch(
+    state: State,
+    host: Host,
+    slot: Slot,
+) -> bool:
     token = (
         None
         if slot.model_token is None
@@ -199,7 +203,11 @@ def examine_script(slot: Slot) -> str:
     )
 
 
-def _as_slot(slot: Slot, command: str, *properties: str) -> str:
+def _as_slot(
+    slot: Slot,
+    command: str,
+    *properties: str,
+) -> str:
     """Return shell commands that run a `hivewright` command as a unit with the slot's properties.
 
     It is confined like a service (templates/service.j2), since it may talk to untrusted peers.

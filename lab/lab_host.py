@@ -56,7 +56,11 @@ class Host:
             known_hosts.write(f"{self.address} {' '.join(public)}\n")
         self._network.add_host(self.number)
 
-    def start(self, binds: Sequence[str], owner: int | None) -> None:
+    def start(
+        self,
+        binds: Sequence[str],
+        owner: int | None,
+    ) -> None:
         """Switch the host on. `binds` are read-only SOURCE:TARGET folders.
 
         `owner` is the read end of a pipe: the host is switched off when the pipe closes. None: it

@@ -63,7 +63,11 @@ class Network:
         for number in numbers:
             self._ip(self.operator, f"link set vh{number} master br0")
 
-    def shield(self, number: int, banned: Sequence[int] = ()) -> None:
+    def shield(
+        self,
+        number: int,
+        banned: Sequence[int] = (),
+    ) -> None:
         """Install a firewall that allows only outgoing connections, none with `banned` hosts."""
         drops = [
             f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in banned

@@ -46,11 +46,9 @@ def main() -> None:
             options.nspawn, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
         )
         process.remember(nspawn.pid, options.folder / "nspawn.pid")
-        while (
-            nspawn.poll() is None
-            and not stopping
-            and not (options.while_stdin_open and _is_stdin_closed())
-        ):
+        while nspawn.poll() is None and not stopping:
+            if options.while_stdin_open and is_closed(sys.stdin.fileno()):
+                break
             time.sleep(0.2)
         if nspawn.poll() is None:
             stopping.append(0)
@@ -76,9 +74,10 @@ def switch_off(nspawn_pid: int) -> None:
     os.kill(nspawn_pid, signal.SIGKILL)
 
 
-def _is_stdin_closed() -> bool:
-    """Return whether the other end of the pipe is closed; nothing is ever written to it."""
-    return bool(select.select([sys.stdin.fileno()], [], [], 0)[0])
+def is_closed(pipe: int) -> bool:
+    """Return whether the other end of a pipe is closed; nothing is ever written to it."""
+    readable, _, _ = select.select([pipe], [], [], 0)
+    return bool(readable)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,8 @@ def _layer(
     make: Callable[[Path], None],
 ) -> Path:
     """Return the layer that `recipe` makes from `parts`; `make` fills a new folder if needed."""
-    digest = hashlib.sha256("\0".join([inspect.getsource(recipe), *parts]).encode()).hexdigest()[
-        :16
-    ]
+    inputs = "\0".join([inspect.getsource(recipe), *parts])
+    digest = hashlib.sha256(inputs.encode()).hexdigest()[:16]
     layer = CACHE / f"{kind}-{digest}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{kind}.lock").open("w") as lock:
@@ -138,20 +137,19 @@ def _layer(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             make(partial)
-            for old in CACHE.glob(f"{kind}-*"):
-                if (
-                    old != partial
-                    and not _is_mounted(old)
-                    and time.time() - old.stat().st_mtime > KEEP_SECONDS
-                ):
-                    shutil.rmtree(old)
+            _remove_old(kind)
             partial.rename(layer)
         os.utime(layer)
     return layer
 
 
-def _is_mounted(layer: Path) -> bool:
-    return str(layer) in Path("/proc/self/mounts").read_text()
+def _remove_old(kind: str) -> None:
+    """Remove layers that nobody has used for KEEP_SECONDS and that are not mounted."""
+    mounts = Path("/proc/self/mounts").read_text()
+    for layer in CACHE.glob(f"{kind}-*"):
+        age = time.time() - layer.stat().st_mtime
+        if age > KEEP_SECONDS and str(layer) not in mounts:
+            shutil.rmtree(layer)
 
 
 def _debian_mirror() -> str:

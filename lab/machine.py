@@ -29,7 +29,10 @@ def why_no_lab() -> str | None:
     return lacking("the lab of test hosts", TOOLS)
 
 
-def lacking(who: str, tools: Mapping[str, str]) -> str | None:
+def lacking(
+    who: str,
+    tools: Mapping[str, str],
+) -> str | None:
     """Return why programs are missing, in one line, or None; installs missing packages.
 
     `who` needs them; `tools`: Debian package by program.

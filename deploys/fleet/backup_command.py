@@ -95,7 +95,10 @@ def _collect(
     return {name: each.reason for name, each in ran.items() if each.outcome != "done"}
 
 
-def _report_progress(futures: Mapping[str, Future[Ran]], files: Mapping[str, Path]) -> None:
+def _report_progress(
+    futures: Mapping[str, Future[Ran]],
+    files: Mapping[str, Path],
+) -> None:
     began = time.monotonic()
     waiting = set(futures.values())
     while waiting:

@@ -87,14 +87,17 @@ def _refuse_unknown_unit(
     (reports,) = queries.ask(
         pyinfra, ["deploys.fleet_facts.NodeReports"], names, queries.FACT_SECONDS
     ).values
-    units = {report["unit"] for found in reports.values() for report in found}
-    known = sorted(each.removeprefix("hivewright-").removesuffix(".service") for each in units)
+    known = set()
+    for found in reports.values():
+        for report in found:
+            name = report["unit"].removeprefix("hivewright-")
+            known.add(name.removesuffix(".service"))
     if not any(fnmatch(each, unit) for each in known):
-        close = difflib.get_close_matches(unit, known, n=1)
+        close = difflib.get_close_matches(unit, sorted(known), n=1)
         hint = (
             f"did you mean {close[0]}?"
             if close
-            else f"these hosts have {', '.join(known) or 'none'}"
+            else f"these hosts have {', '.join(sorted(known)) or 'none'}"
         )
         raise SettingsError(f"--unit {unit}: no such service on {', '.join(names)}; {hint}")
 
@@ -133,11 +136,14 @@ def uninstall(options: argparse.Namespace) -> None:
 
 def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
     """Print the hosts that are not done to standard error, now and then, until all are done."""
-    began, pause, waiting = time.monotonic(), progress.FIRST_SECONDS, set(futures.values())
+    began = time.monotonic()
+    pause = progress.FIRST_SECONDS
+    waiting = set(futures.values())
     while waiting:
         _, waiting = wait(waiting, timeout=pause)
         pause = progress.EVERY_SECONDS
-        if names := [name for name, future in futures.items() if not future.done()]:
+        names = [name for name, future in futures.items() if not future.done()]
+        if names:
             print(
                 f"waiting for {', '.join(names)} ({time.monotonic() - began:.0f} s)",
                 file=sys.stderr,
@@ -195,7 +201,10 @@ def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
     return [host["name"] for host in chosen_hosts(pyinfra, limits)]
 
 
-def chosen_hosts(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[dict[str, Any]]:
+def chosen_hosts(
+    pyinfra: Pyinfra,
+    limits: Sequence[str] | None,
+) -> list[dict[str, Any]]:
     """Return the hosts that `--limit` (a name, a pattern or a group) selects.
 
     Raises SettingsError if a limit matches no host.
@@ -204,7 +213,9 @@ def chosen_hosts(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[dict[st
     for limit in limits or ():
         if not any(_fits(host, limit) for host in hosts):
             raise SettingsError(f"--limit {limit}: no such host or group in {pyinfra.inventory}")
-    return [host for host in hosts if not limits or any(_fits(host, limit) for limit in limits)]
+    if not limits:
+        return hosts
+    return [host for host in hosts if any(_fits(host, limit) for limit in limits)]
 
 
 def _fits(host: Mapping[str, Any], limit: str) -> bool:
@@ -219,7 +230,11 @@ def complain(answers: Answers, then: str = "; the others are done") -> None:
         raise WorkerError(f"no answer from {silent}{then}")
 
 
-def opened(name: str, sealed: str, key: PrivateKey) -> bytes:
+def opened(
+    name: str,
+    sealed: str,
+    key: PrivateKey,
+) -> bytes:
     try:
         return bytes(SealedBox(key).decrypt(base64.b64decode(sealed)))
     except (CryptoError, ValueError):

@@ -6,8 +6,9 @@ when it runs. The cause of a failure may be the release, which is then rolled ba
 (full disk, unreachable), which stops no other host.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from worker.errors import ResourceError
@@ -20,6 +21,8 @@ MAX_POOR_ROUNDS = 8
 # An earlier reward is only a measure if it is the mean of this many rounds.
 MIN_ROUNDS_BEFORE = 3
 
+# A NodeReport, as a dict.
+Report = Mapping[str, Any]
 Health = Literal["well", "wait", "bad-release", "bad-host"]
 
 
@@ -46,15 +49,17 @@ class Wanted:
 
 
 def judge(
-    before: Sequence[Mapping[str, Any]],
-    now: Sequence[Mapping[str, Any]],
+    before: Sequence[Report],
+    now: Sequence[Report],
     wanted: Wanted,
 ) -> Verdict:
     """Judge a host by its NodeReports `before` its deploy and `now`."""
     if not now:
         return Verdict("wait", "none of its services is configured")
     earlier = {report["unit"]: report for report in before}
-    verdicts = [_judge_unit(earlier.get(report["unit"]), report, wanted) for report in now]
+    verdicts = []
+    for report in now:
+        verdicts.append(_judge_unit(earlier.get(report["unit"]), report, wanted))
     for health in ("bad-release", "bad-host", "wait"):
         for verdict in verdicts:
             if verdict.health == health:
@@ -63,108 +68,102 @@ def judge(
 
 
 def _judge_unit(
-    before: Mapping[str, Any] | None,
-    now: Mapping[str, Any],
+    before: Report | None,
+    now: Report,
     wanted: Wanted,
 ) -> Verdict:
     unit = now["unit"].removeprefix("hivewright-").removesuffix(".service")
+    state, exit_status = now["active_state"], now["exit_status"]
     num_restarts = _restarts_since(before, now)
-    # While it starts again it has not ended: only its next end says whose fault that is.
-    if now["active_state"] == "failed" or (num_restarts >= MAX_RESTARTS and now["exit_status"]):
-        said = now.get("last_words") or (now["status"] or {}).get("last_error")
-        reason = (
-            f"{unit} ended with code {now['exit_status']}, {num_restarts}"
-            f" restarts{f': {said}' if said else ''}"
-        )
-        return Verdict(
-            "bad-host" if now["exit_status"] == ResourceError.exit_code else "bad-release", reason
-        )
-    if now["active_state"] != "active":
-        said = now.get("last_words")
-        return Verdict(
-            "wait", f"{unit} is {now['active_state']}{f'; it said: {said}' if said else ''}"
-        )
+    # A unit that is starting again has not ended: its next end decides whose fault it is.
+    if state == "failed" or (exit_status and num_restarts >= MAX_RESTARTS):
+        words = now.get("last_words") or _status(now).get("last_error")
+        reason = f"{unit} ended with code {exit_status}, {num_restarts} restarts"
+        health: Health = "bad-host" if exit_status == ResourceError.exit_code else "bad-release"
+        return Verdict(health, f"{reason}: {words}" if words else reason)
+    if state != "active":
+        words = now.get("last_words")
+        reason = f"{unit} is {state}"
+        return Verdict("wait", f"{reason}; it said: {words}" if words else reason)
     if unit == "keeper":
         return _judge_keeper(before, now)
-    return (
-        _judge_worker(unit, before, now, wanted) if unit.startswith("worker@") else Verdict("well")
-    )
+    if unit.startswith("worker@"):
+        return _judge_worker(unit, before, now, wanted)
+    return Verdict("well")
 
 
 def _judge_worker(
     unit: str,
-    before: Mapping[str, Any] | None,
-    now: Mapping[str, Any],
+    before: Report | None,
+    now: Report,
     wanted: Wanted,
 ) -> Verdict:
-    num_finished = sum(at > now["started_at"] for at in now["finished"])
-    activity = (now["status"] or {}).get("activity", "starting")
+    started_at = now["started_at"]
+    num_finished = sum(at > started_at for at in now["finished"])
     if num_finished < wanted.rounds:
+        activity = _status(now).get("activity", "starting")
         return Verdict(
             "wait",
             f"{unit} has finished {num_finished} of {wanted.rounds} rounds, it is {activity}",
         )
-    was, is_now = (
-        _mean_reward(before, now["started_at"])[0],
-        _mean_reward(now, now["started_at"])[1],
-    )
-    if wanted.reward_share and was and is_now is not None and is_now < wanted.reward_share * was:
-        reason = (
-            f"{unit} has a mean reward of {is_now:.3g} in {num_finished} rounds, before it was"
-            f" {was:.3g}; expected at least {wanted.reward_share:.0%} of that (--gate-reward)"
-        )
-        return Verdict("bad-release" if num_finished >= MAX_POOR_ROUNDS else "wait", reason)
+    earlier = [reward for at, reward in _rewards(before) if at <= started_at]
+    since = [reward for at, reward in _rewards(now) if at > started_at]
+    if since and len(earlier) >= MIN_ROUNDS_BEFORE:
+        was, reward = fmean(earlier), fmean(since)
+        if reward < wanted.reward_share * was:
+            reason = (
+                f"{unit} has a mean reward of {reward:.3g} in {num_finished} rounds, before it was"
+                f" {was:.3g}; expected at least {wanted.reward_share:.0%} of that (--gate-reward)"
+            )
+            return Verdict("bad-release" if num_finished >= MAX_POOR_ROUNDS else "wait", reason)
     if wanted.credits and (missing := _missing_credit(before, now)):
         return Verdict("wait", f"{unit} {missing} (--no-gate-credits: do not wait for that)")
     return Verdict("well")
 
 
-def _mean_reward(
-    report: Mapping[str, Any] | None, started_at: float
-) -> tuple[float | None, float | None]:
-    """Return mean rewards before `started_at` (None: too few rounds) and since (None: none)."""
-    pairs = zip((report or {}).get("finished", ()), (report or {}).get("rewards", ()), strict=False)
-    rounds = [(at, reward) for at, reward in pairs if reward is not None]
-    before, since = (
-        [r for at, r in rounds if at <= started_at],
-        [r for at, r in rounds if at > started_at],
-    )
-    was = sum(before) / len(before) if len(before) >= MIN_ROUNDS_BEFORE else None
-    return was, sum(since) / len(since) if since else None
+def _status(report: Report | None) -> Mapping[str, Any]:
+    return (report or {}).get("status") or {}
 
 
-def _missing_credit(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+def _rewards(report: Report | None) -> Iterator[tuple[float, float]]:
+    """Yield time and mean reward of the rounds in a report that have one."""
+    found = report or {}
+    rounds = zip(found.get("finished", ()), found.get("rewards", ()), strict=False)
+    for at, reward in rounds:
+        if reward is not None:
+            yield at, reward
+
+
+def _missing_credit(before: Report | None, now: Report) -> str:
     """Return what is missing for a confirmed reward since the deploy; empty: nothing, or unknown.
 
     A worker without a confirmed reward before the deploy, or without a chain, is not judged by it.
     """
-    was = _ledger(before).get("confirmed", 0)
-    ledger = _ledger(now)
-    if not was or ledger.get("confirmed", 0) > was:
+    was = (_status(before).get("ledger") or {}).get("confirmed", 0)
+    confirmed = (_status(now).get("ledger") or {}).get("confirmed", 0)
+    if not was or confirmed > was:
         return ""
-    said = (now["status"] or {}).get("ledger_error")
-    return f"has no reward confirmed since its deploy, {was} as before{f': {said}' if said else ''}"
+    error = _status(now).get("ledger_error")
+    missing = f"has no reward confirmed since its deploy, {was} as before"
+    return f"{missing}: {error}" if error else missing
 
 
-def _ledger(report: Mapping[str, Any] | None) -> Mapping[str, int]:
-    return ((report or {}).get("status") or {}).get("ledger") or {}
-
-
-def _restarts_since(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> int:
+def _restarts_since(before: Report | None, now: Report) -> int:
     """Return the restarts since `before`; systemd's count begins again at a manual start."""
-    earlier = before["restarts"] if before else 0
-    return int(now["restarts"] - earlier if now["restarts"] >= earlier else now["restarts"])
+    earlier, restarts = before["restarts"] if before else 0, int(now["restarts"])
+    return restarts - earlier if restarts >= earlier else restarts
 
 
-def _judge_keeper(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Verdict:
+def _judge_keeper(before: Report | None, now: Report) -> Verdict:
     """Judge a keeper: its round must advance if anybody is expected to report."""
-    was, status = (before or {}).get("status"), now["status"]
+    was, status = _status(before), now["status"]
     if now.get("problem"):
         return Verdict("wait", f"keeper's {now['problem']}")
     if status is None:
         return Verdict("wait", "keeper has not looked at the chain yet")
-    if was is None or was["round"] is None or not was["expected"]:
+    earlier, current = was.get("round"), status["round"]
+    if earlier is None or not was["expected"]:
         return Verdict("well")
-    if status["round"] is not None and status["round"] > was["round"]:
+    if current is not None and current > earlier:
         return Verdict("well")
-    return Verdict("wait", f"keeper is at round {status['round']}, as before")
+    return Verdict("wait", f"keeper is at round {current}, as before")

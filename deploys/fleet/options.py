@@ -178,7 +178,10 @@ def _share(text: str) -> float:
     return share
 
 
-def _number(least: int, most: int | None = None) -> Callable[[str], int]:
+def _number(
+    least: int,
+    most: int | None = None,
+) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
             limit = f"from {least} to {most}" if most is not None else f"of at least {least}"

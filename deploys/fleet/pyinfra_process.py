@@ -102,7 +102,12 @@ class Pyinfra:
         """Return an instance for an inventory file. Raises SettingsError if it is not a file."""
         return cls(whole_path(inventory), prefix, held)
 
-    def hosts(self, *, timeout: float, is_to_be_deployed: bool = False) -> list[dict[str, Any]]:
+    def hosts(
+        self,
+        *,
+        timeout: float,
+        is_to_be_deployed: bool = False,
+    ) -> list[dict[str, Any]]:
         """Return the hosts of the inventory with `name`, `groups` and `data`; connects to none.
 
         Prints warnings about data that a deploy would refuse. Raises SettingsError with pyinfra's
@@ -145,7 +150,8 @@ class Pyinfra:
             options += ["--data", f"{key}={value}"]
         done = self._run([*options, self.inventory, "fact", *arguments], timeout)
         # A host without a record has not been reached at all.
-        runs = {host: done.report.hosts.get(host, HostRun(state="done")) for host in hosts}
+        reached = done.report.hosts
+        runs = {host: reached.get(host, HostRun(state="done")) for host in hosts}
         if done.code and all(run.state != "done" for run in runs.values()):
             values: list[dict[str, Any]] = [{} for argument in arguments if "=" not in argument]
         else:
@@ -209,12 +215,12 @@ class Pyinfra:
         if done.code == SettingsError.exit_code:
             raise SettingsError(_refusal(done))
         if done.code == 0 or (run.state == "done" and run.lacking):
-            num_changes = int(_parsed(done, timeout)["results"]["totals"]["success"])
+            results = _parsed(done, timeout)["results"]
+            num_changes = int(results["totals"]["success"])
             return Ran("done", "; ".join(run.lacking), num_changes)
         if run.state == "unreachable":
-            return Ran(
-                "unreachable", ": ".join(part for part in ("can't be reached", run.output) if part)
-            )
+            reason = "can't be reached"
+            return Ran("unreachable", f"{reason}: {run.output}" if run.output else reason)
         return Ran("failed", done.report.stopped or run.reason or _last_line(done))
 
     def _for_one(self, host: str) -> list[str]:

@@ -56,8 +56,8 @@ def ask(
         if len(hosts) == 1:
             return Answers(none.values, {hosts[0]: _reason(error)})
     with ThreadPoolExecutor(NUM_PARALLEL) as pool:
-        each = list(pool.map(lambda host: ask(pyinfra, facts, [host], seconds), hosts))
-    for one in each:
+        futures = [pool.submit(ask, pyinfra, facts, [host], seconds) for host in hosts]
+    for one in (future.result() for future in futures):
         for found, value in zip(none.values, one.values, strict=True):
             found.update(value)
         none.reasons.update(one.reasons)

@@ -63,7 +63,7 @@ class Report:
 
     def those(self, *fates: Fate) -> list[str]:
         """Return the hosts with one of these fates, in the inventory's order."""
-        return [name for name, host in self.hosts.items() if host.fate in fates]
+        return [name for name in self.hosts if self.hosts[name].fate in fates]
 
     def write(self, file: Path) -> None:
         """Replace the file atomically, so that a crash leaves the last state complete."""
@@ -119,14 +119,16 @@ def table(report: Report) -> Table:
 
 def summary(report: Report) -> str:
     """Return the number of hosts for each fate, in one line."""
-    return ", ".join(f"{count} {fate}" for fate, count in _counts(report.hosts.values()).items())
+    counts = _counts(report.hosts.values())
+    return ", ".join(f"{count} {fate}" for fate, count in counts.items())
 
 
 def _change(host: HostReport) -> str:
     before = host.before[:7] if host.before else "none"
     if host.fate in ("rolled-back", "unreachable", "failed"):
         return before
-    return host.commit[:7] if before == host.commit[:7] else f"{before} > {host.commit[:7]}"
+    after = host.commit[:7]
+    return after if before == after else f"{before} > {after}"
 
 
 def _counts(hosts: Iterable[HostReport]) -> Mapping[str, int]:

@@ -288,7 +288,11 @@ class Rollout:
         self._at_once(go_back, touched)
         self._finish("stuck" if self.report.those("stuck") else "rolled-back", reason)
 
-    def _at_once(self, work: Callable[[str], None], names: Sequence[str]) -> None:
+    def _at_once(
+        self,
+        work: Callable[[str], None],
+        names: Sequence[str],
+    ) -> None:
         """Call `work` for all hosts in parallel; an interruption ends running operations."""
         with ThreadPoolExecutor(NUM_PARALLEL) as pool:
             futures = [pool.submit(work, name) for name in names]

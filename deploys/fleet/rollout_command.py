@@ -18,6 +18,7 @@ from deploys.fleet.pyinfra_process import CHECKOUT, Pyinfra, Ran, heed_signals
 from deploys.fleet.report import Report
 from deploys.fleet.rollout import Rollout, Rules, Seen
 from deploys.inventory.host_plan import COORDINATORS
+from deploys.inventory.schema import pick
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 from worker.log import printable
 from worker.runtime.cells import say
@@ -37,11 +38,14 @@ class PyinfraFleet:
         folder: Path,
         deadline_seconds: float,
     ) -> None:
-        self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
+        self._pyinfra = pyinfra
+        self._folder = folder
+        self._deadline_seconds = deadline_seconds
         self._noted: set[tuple[str, str, str]] = set()
 
     def deploy(self, host: str, commit: str) -> Ran:
-        return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
+        log = self._log(host)
+        return self._pyinfra.deploy(host, commit, log, timeout=self._deadline_seconds)
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
         """Return the hosts' reports; reasons for missing answers go to the hosts' logs."""
@@ -49,16 +53,24 @@ class PyinfraFleet:
         for host, reason in found.reasons.items():
             with self._log(host).open("a") as stream:
                 print(f"asked what it is doing: {reason}", file=stream)
-        answered = [host for host in hosts if host in found.states and host in found.reports]
-        for host in answered:
-            self._note_last_words(host, found.reports[host])
-        return {host: Seen(found.states[host], found.reports[host]) for host in answered}
+        seen = {}
+        for host in hosts:
+            state, reports = found.states.get(host), found.reports.get(host)
+            if state is not None and reports is not None:
+                self._note_last_words(host, reports)
+                seen[host] = Seen(state, reports)
+        return seen
 
-    def _note_last_words(self, host: str, reports: Sequence[Mapping[str, Any]]) -> None:
+    def _note_last_words(
+        self,
+        host: str,
+        reports: Sequence[Mapping[str, Any]],
+    ) -> None:
         """Write the last words of services that have ended to the host's log, once."""
         for each in reports:
             said = each.get("last_words")
-            if said and (note := (host, each["unit"], said)) not in self._noted:
+            note = (host, each["unit"], str(said))
+            if said and note not in self._noted:
                 self._noted.add(note)
                 with self._log(host).open("a") as stream:
                     print(
@@ -148,8 +160,9 @@ def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
     reports = {}
     for host in hosts:
         source = f"inventory data of {host['name']}"
-        repository = host["data"].get("release_repository") or operator.origin(CHECKOUT, source)
-        ref = str(host["data"].get("release_ref", "main"))
+        data = host["data"]
+        repository = data.get("release_repository") or operator.origin(CHECKOUT, source)
+        ref = str(data.get("release_ref", "main"))
         if (repository, ref) not in commits:
             commits[repository, ref] = operator.resolve(repository, ref, source)
         reports[host["name"]] = report.HostReport(commits[repository, ref])
@@ -174,7 +187,7 @@ def _resumed(
             " without --resume"
         )
     names = {host["name"] for host in hosts}
-    so_far.hosts = {name: host for name, host in so_far.hosts.items() if name in names}
+    so_far.hosts = pick(so_far.hosts, names)
     if not so_far.hosts:
         raise SettingsError(
             f"{file}: none of its hosts is in {inventory}; start again, without --resume"
@@ -183,7 +196,8 @@ def _resumed(
         return so_far
     left = so_far.those("unreachable", "overdue", "failed", "lost")
     for name in left:
-        so_far.hosts[name].fate, so_far.hosts[name].reason = "pending", ""
+        so_far.hosts[name].fate = "pending"
+        so_far.hosts[name].reason = ""
     return so_far
 
 
@@ -206,7 +220,8 @@ class _bar:  # noqa: N801 - a context manager that reads as a function
         self._progress.stop()
 
     def _show(self, now: Report) -> None:
-        self._progress.update(self._task, completed=len(now.hosts) - len(now.those("pending")))
+        num_done = len(now.hosts) - len(now.those("pending"))
+        self._progress.update(self._task, completed=num_done)
 
 
 def _show(so_far: Report) -> None:

@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> None:
     hosts = commands.chosen_hosts(pyinfra, options.limit)
     with progress.waiting(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)}"):
         found = queries.look(pyinfra, [host["name"] for host in hosts])
-    if not (_print_json if options.json else _print)(expected(hosts), found):
+    show_as = _print_json if options.json else _print
+    if not show_as(expected(hosts), found):
         raise WorkerError(
             "some hosts or services need attention (see above); `hivewright fleet logs` shows more"
         )
@@ -73,7 +74,8 @@ def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
     pyinfra = pyinfra_process.Pyinfra.of_operator(inventory, prefix)
     hosts = pyinfra.hosts(timeout=ASK_SECONDS)
-    return _print(expected(hosts), queries.look(pyinfra, [host["name"] for host in hosts]))
+    names = [host["name"] for host in hosts]
+    return _print(expected(hosts), queries.look(pyinfra, names))
 
 
 def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -100,7 +102,10 @@ def _worker_units(named: object) -> list[str]:
     return [worker_unit(number) for number in range(len(slots))]
 
 
-def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
+def _print(
+    units: Mapping[str, Sequence[str]],
+    found: queries.Looked,
+) -> bool:
     console = Console()
     table, notes, is_well = status_table(
         units, found.states, found.reports, time.time(), console.width
@@ -114,7 +119,10 @@ def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
     return is_well
 
 
-def _print_json(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
+def _print_json(
+    units: Mapping[str, Sequence[str]],
+    found: queries.Looked,
+) -> bool:
     _, notes, is_well = status_table(units, found.states, found.reports, time.time(), width=0)
     said = {
         name: {
@@ -354,7 +362,10 @@ def _missing_credit(status: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, str]:
+def _gpu_cells(
+    gpus: Sequence[Mapping[str, Any]],
+    pid: int | None,
+) -> dict[str, str]:
     """Return number, use and memory of the GPU that the worker's process uses, if any."""
     for gpu in gpus:
         if pid in gpu["pids"]:

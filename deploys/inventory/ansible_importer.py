@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from deploys.inventory.schema import pick
 from worker.errors import SettingsError
 
 PROGRAM = "ansible-inventory"
@@ -87,7 +88,10 @@ def read(text: str, file: str) -> dict[str, Host]:
 
 def translate(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return host data for pyinfra: connection variables translated, others with their names."""
-    data = {ACCESS.get(key, key): value for key, value in variables.items() if key not in IGNORED}
+    data = {}
+    for key, value in variables.items():
+        if key not in IGNORED:
+            data[ACCESS.get(key, key)] = value
     sudo = data.get("_sudo")
     if isinstance(sudo, str):
         data["_sudo"] = _TRUTH.get(sudo.lower(), sudo)
@@ -145,10 +149,13 @@ def _explanation(stderr: str) -> str:
     return "; ".join(dict.fromkeys(causes)) or (lines or ["it printed nothing"])[-1]
 
 
-def _hosts(listing: Mapping[str, Any], file: str) -> dict[str, Host]:
+def _hosts(
+    listing: Mapping[str, Any],
+    file: str,
+) -> dict[str, Host]:
     try:
         variables = _Meta.model_validate(listing["_meta"]).hostvars
-        groups = _GROUPS.validate_python({k: v for k, v in listing.items() if k != "_meta"})
+        groups = _GROUPS.validate_python(pick(listing, listing.keys() - {"_meta"}))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

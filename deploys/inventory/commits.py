@@ -12,7 +12,10 @@ from worker.errors import SettingsError
 CHECKOUT = Path(__file__).parents[2]
 
 
-def look_up(entries: Iterable[HostEntry], seconds: int) -> dict[str, tuple[str, str]]:
+def look_up(
+    entries: Iterable[HostEntry],
+    seconds: int,
+) -> dict[str, tuple[str, str]]:
     """Return git URL and commit by host. Raises SettingsError, with a line for each mistake."""
     commits: dict[str, tuple[str, str]] = {}
     lines = []

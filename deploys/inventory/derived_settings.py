@@ -7,7 +7,7 @@ from typing import Any
 
 from deploys.inventory.addresses import bootnode_announce
 from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
-from deploys.inventory.schema import Deployment
+from deploys.inventory.schema import Deployment, pick
 from deploys.inventory.secret_files import HUB_TOKEN
 from deploys.inventory.slots import SlotOptions
 from deploys.paths import ANVIL, MODELS, credential, state_dir
@@ -54,7 +54,7 @@ def slot_settings(
     port = _port(entry, number, own)
     if port is not None:
         flat["swarm_port"] = port
-    flat |= {key: value for key, value in own.items() if key not in SLOT_KEYS}
+    flat |= pick(own, own.keys() - SLOT_KEYS)
     host = re.sub(r"[^A-Za-z0-9._-]+", "-", entry.name).strip("-._")[:50]
     flat.setdefault("node_name", nth_name(host or "worker", number))
     flat.setdefault("chain_poll_seconds", WORKER_POLL_SECONDS)

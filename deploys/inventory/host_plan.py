@@ -105,7 +105,10 @@ def nth_name(name: str, number: int) -> str:
     return f"{name}-{number}" if number else name
 
 
-def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterator[str]:
+def clashes(
+    slots: Collection[Slot],
+    services: Mapping[str, Settings],
+) -> Iterator[str]:
     """Yield ports and announced addresses that two services of one host share."""
     users: dict[object, str] = {}
     for key, user, port in _ports(slots, services):

@@ -65,7 +65,8 @@ def inventory_text(form: str, file: Path) -> str:
     source = "standard input" if str(file) == "-" else str(file)
     try:
         # Excel begins a file with a byte order mark.
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        is_piped = str(file) == "-"
+        text = sys.stdin.read() if is_piped else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(
@@ -101,9 +102,10 @@ def _check(listed: Sequence[Listed]) -> None:
         lines += _wrong_access(one)
     has_coordinator = any(one.group == COORDINATORS for one in listed)
     joins = {} if has_coordinator else {"swarm_bootnodes": [_SOME_BOOTNODE]}
-    entries = [
-        HostEntry(one.name, (one.group,), joins | one.data, ACCESS) for one in first.values()
-    ]
+    entries = []
+    for one in first.values():
+        data = joins | one.data
+        entries.append(HostEntry(one.name, (one.group,), data, ACCESS))
     try:
         validation.check(entries)
     except SettingsError as error:
@@ -178,7 +180,8 @@ def _has_our_tag(node: Mapping[str, Any]) -> bool:
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    return str(node["DNSName"] or "").partition(".")[0] or str(node["HostName"] or "")
+    name = str(node["DNSName"] or "").partition(".")[0]
+    return name or str(node["HostName"] or "")
 
 
 def _from_node(node: Mapping[str, Any], file: str) -> Listed:
@@ -220,7 +223,8 @@ def read_csv(text: str, file: str) -> list[Listed]:
             continue
         pairs = [pair for pair in zip(header, cells, strict=True) if pair[1]]
         data = {key: _value(key, cell) for key, cell in pairs}
-        name, group = str(data.pop("name", "")), str(data.pop("group", WORKERS))
+        name = str(data.pop("name", ""))
+        group = str(data.pop("group", WORKERS))
         if not name and "name" in header:
             lines.append(f"{source}: name: none; expected the host's")
         if group not in (WORKERS, COORDINATORS):
@@ -279,8 +283,13 @@ def _is_meant_for_us(key: str) -> bool:
     )
 
 
-def _with_slots(data: dict[str, Any], group: str) -> dict[str, Any]:
-    return {**data, "slots": data.get("slots", "auto")} if group == WORKERS else data
+def _with_slots(
+    data: dict[str, Any],
+    group: str,
+) -> dict[str, Any]:
+    if group == WORKERS:
+        return data | {"slots": data.get("slots", "auto")}
+    return data
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
     except SettingsError as error:
         lines += str(error).splitlines()
     try:
-        found = commits.look_up(usable, HURRIED_SECONDS if lines else operator.RESOLVE_SECONDS)
+        seconds = HURRIED_SECONDS if lines else operator.RESOLVE_SECONDS
+        found = commits.look_up(usable, seconds)
     except SettingsError as error:
         lines += str(error).splitlines()
     lines += [*_wrong_secrets(usable), *_shown_passwords(plans)]
@@ -231,7 +232,9 @@ def _settle_token() -> None:
     folder = CHECKOUT / planned.host.deployment.secrets_dir
     file = folder / operator.TOKEN_FILE
     found = dict(state.fact_pool.map(_token_of, list(inventory.get_active_hosts())))
-    known = {None, operator.fingerprint(planned.token), *operator.replaced_tokens(folder)}
+    # None: a host without a token.
+    known = {None, operator.fingerprint(planned.token)}
+    known |= operator.replaced_tokens(folder)
     others = [name for name, digest in found.items() if digest not in known]
     if others:
         raise run_report.stop(UNLIKE_OURS.format(names=", ".join(others), file=file))

@@ -1,7 +1,7 @@
 """The keys of host data that are not settings of a role: what is installed, and how."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -49,6 +49,14 @@ def parse_slots(value: object) -> Slots | None:
 
 def _wrong_slots(message: str) -> PydanticCustomError:
     return PydanticCustomError(WHOLE_MESSAGE, "{message}", {"message": message})
+
+
+def pick(
+    data: Mapping[str, Any],
+    names: Container[str],
+) -> dict[str, Any]:
+    """Return the items of `data` with these names."""
+    return {name: value for name, value in data.items() if name in names}
 
 
 def problems_of(error: ValidationError) -> list[str]:

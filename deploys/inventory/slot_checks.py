@@ -16,7 +16,7 @@ from deploys.inventory.derived_settings import (
     slot_settings,
 )
 from deploys.inventory.host_plan import COORDINATORS, WORKERS, HostEntry
-from deploys.inventory.schema import AUTO, SLOTS_MAY_BE, Deployment, problems_of
+from deploys.inventory.schema import AUTO, SLOTS_MAY_BE, Deployment, pick, problems_of
 from deploys.inventory.slots import Slot, SlotOptions
 from deploys.services import DERIVED, WORKER_SECTIONS
 from worker import settings
@@ -50,7 +50,10 @@ def wrong_number(entry: HostEntry, deployment: Deployment) -> str | None:
 
 
 def make_slots(
-    entry: HostEntry, deployment: Deployment, account_url: str | None, must_find_swarm: bool
+    entry: HostEntry,
+    deployment: Deployment,
+    account_url: str | None,
+    must_find_swarm: bool,
 ) -> tuple[list[Slot], list[str]]:
     """Return the slots of a host without those that have mistakes, and all mistakes.
 
@@ -62,7 +65,8 @@ def make_slots(
         if must_find_swarm and _is_lonely(flat):
             messages.append(NO_SWARM)
         slot, problems = _slot(entry, number, own, flat)
-        messages += [f"slot {number}: {message}" for message in (*_misplaced(own), *problems)]
+        for message in (*_misplaced(own), *problems):
+            messages.append(f"slot {number}: {message}")
         if slot is not None:
             slots.append(slot)
     return slots, messages
@@ -70,8 +74,10 @@ def make_slots(
 
 def _is_lonely(flat: Mapping[str, Any]) -> bool:
     """Return whether a worker with these settings should find others, but cannot."""
+    if flat.get("swarm_enabled", True) is not True:
+        return False
     ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
-    return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
+    return not any(flat.get(way) for way in ways)
 
 
 def _slot(
@@ -82,13 +88,14 @@ def _slot(
 ) -> tuple[Slot | None, list[str]]:
     """Return a slot with the settings `flat`, or None, and its mistakes."""
     options, problems = _slot_options(entry, own)
-    unknown = [key for key in own if key not in SLOT_KEYS and not section_of(key)]
+    unknown = [key for key in own if not (key in SLOT_KEYS or section_of(key))]
     known = [*SLOT_KEYS, *settings.flat_keys()]
     problems += [f"{key}: not a known key of a slot; {hint(key, known)}" for key in unknown]
     problems += wrong_values(own)
-    flat = {key: value for key, value in flat.items() if key not in unknown}
+    flat = pick(flat, flat.keys() - unknown)
     tokens = {key: own.get(key, entry.data.get(key)) for key in secret_files.TOKENS}
-    problems += [*settings.flat_mistakes(flat), *secret_files.mistakes(tokens)]
+    problems += settings.flat_mistakes(flat)
+    problems += secret_files.mistakes(tokens)
     if problems:
         return None, problems
     slot = Slot(
@@ -116,9 +123,12 @@ def _misplaced(own: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: no worker reads it; put it into the data of the {COORDINATORS} host"
 
 
-def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:
+def _slot_options(
+    entry: HostEntry,
+    own: Mapping[str, Any],
+) -> tuple[SlotOptions, list[str]]:
     """Return a slot's share of the machine and its mistakes; the host's own keys are defaults."""
-    mine = {key: value for key, value in own.items() if key in SlotOptions.model_fields}
+    mine = pick(own, SlotOptions.model_fields)
     problems = []
     device = own.get("model_device", entry.data.get("model_device", "auto"))
     if mine.get("gpu") is not None and device not in ("auto", "cuda"):
@@ -129,7 +139,7 @@ def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions
         SlotOptions(**mine)
     except ValidationError as error:
         return SlotOptions(), [*problems, *problems_of(error)]
-    of_host = {key: entry.data[key] for key in SlotOptions.model_fields if key in entry.data}
+    of_host = pick(entry.data, SlotOptions.model_fields)
     try:
         return SlotOptions(**of_host | mine), problems
     except ValidationError:

@@ -98,7 +98,7 @@ class Slot:
 
     def enrol_settings(self) -> str:
         """Return the drop-in of its enrolment unit, which may choose a model by the GPU; or ""."""
-        return "\n".join(["[Service]", *self._gpu_lines, ""]) if self._gpu_lines else ""
+        return _drop_in(self._gpu_lines)
 
     def unit_settings(self) -> str:
         """Return the drop-in of its unit, or ""."""
@@ -111,7 +111,11 @@ class Slot:
             lines.append(f"MemoryMax={round(self.options.slot_memory_gb * 10**9)}")
         if self.options.slot_cpus is not None:
             lines.append(f"CPUQuota={round(self.options.slot_cpus * 100)}%")
-        return "\n".join(["[Service]", *lines, ""]) if lines else ""
+        return _drop_in(lines)
+
+
+def _drop_in(lines: Sequence[str]) -> str:
+    return "\n".join(["[Service]", *lines, ""]) if lines else ""
 
 
 def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
@@ -197,7 +201,10 @@ def _named_devices(slots: Iterable[Slot]) -> set[int]:
     return {number for number in map(_named_device, slots) if number is not None}
 
 
-def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:
+def with_families(
+    services: Mapping[str, Settings],
+    slots: Collection[Slot],
+) -> dict[str, Settings]:
     """Return the coordinator's services with all workers' task families in the keeper's settings.
 
     Its audits recreate tasks from recipes that name a family's configuration by digest, so they

@@ -86,7 +86,11 @@ def choose_torch(
     raise SettingsError(_no_build(gpus.cards, machine))
 
 
-def _refuse_misfit(build: Build, gpus: Gpus, machine: str) -> None:
+def _refuse_misfit(
+    build: Build,
+    gpus: Gpus,
+    machine: str,
+) -> None:
     for card in gpus.cards:
         if not build.runs_on(card, machine):
             fitting = [other.index for other in BUILDS if other.runs_on(card, machine)]

@@ -18,7 +18,7 @@ from deploys.inventory import key_files, secret_files
 from deploys.inventory.addresses import is_reachable
 from deploys.inventory.derived_settings import hint, section_of, service_settings
 from deploys.inventory.host_plan import COORDINATORS, WORKERS, HostEntry, HostPlan, clashes
-from deploys.inventory.schema import AUTO, Deployment, problems_of
+from deploys.inventory.schema import AUTO, Deployment, pick, problems_of
 from deploys.inventory.slot_checks import SET_BY_DEPLOY, make_slots, wrong_number, wrong_values
 from deploys.inventory.slots import Slot, with_families
 from deploys.services import DERIVED
@@ -56,13 +56,17 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         message = f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one"
         for entry in coordinators:
             mistakes.add(entry.name, message)
+    usable = []
     for entry in entries:
-        mistakes.add(entry.name, *unusable(entry.data))
-    usable = [entry for entry in entries if not unusable(entry.data)]
+        messages = unusable(entry.data)
+        mistakes.add(entry.name, *messages)
+        if not messages:
+            usable.append(entry)
     plans, deployments = {}, {}
     for entry in usable:
-        deployments[entry.name] = _deployment(entry, mistakes)
-        plan = _plan(entry, deployments[entry.name], coordinators, mistakes)
+        deployment = _deployment(entry, mistakes)
+        deployments[entry.name] = deployment
+        plan = _plan(entry, deployment, coordinators, mistakes)
         if plan is not None:
             plans[entry.name] = plan
     _compare_hosts(usable, deployments, mistakes)
@@ -134,7 +138,7 @@ def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
             f"in no group that gets anything; put the host into {WORKERS} or {COORDINATORS}",
         )
     mistakes.add(entry.name, *_wrong_keys(entry))
-    own = {key: value for key, value in entry.data.items() if key in Deployment.model_fields}
+    own = pick(entry.data, Deployment.model_fields)
     try:
         deployment = Deployment(**own)
     except ValidationError as error:
@@ -187,18 +191,24 @@ def _wrong_settings(entry: HostEntry) -> list[str]:
     own = {
         key: value for key, value in entry.data.items() if key not in DERIVED and section_of(key)
     }
-    return [*settings.flat_mistakes(own), *secret_files.mistakes(entry.data), *wrong_values(own)]
+    return [
+        *settings.flat_mistakes(own),
+        *secret_files.mistakes(entry.data),
+        *wrong_values(own),
+    ]
 
 
 def _account_url(
     entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes
 ) -> str | None:
     """Return the URL of the inventory's own account service; None: the host uses another way."""
-    if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
+    has_other_way = {"chain_account_url", "chain_rpc_url"} & entry.data.keys()
+    if has_other_way or len(coordinators) != 1:
         return None
     (coordinator,) = coordinators
-    host = coordinator.data.get("account_host", settings.Account().host)
-    port = coordinator.data.get("account_port", settings.Account().port)
+    default = settings.Account()
+    host = coordinator.data.get("account_host", default.host)
+    port = coordinator.data.get("account_port", default.port)
     if entry.name != coordinator.name and not is_reachable(host):
         mistakes.add(
             coordinator.name,
@@ -210,7 +220,9 @@ def _account_url(
 
 
 def _compare_hosts(
-    entries: Collection[HostEntry], deployments: Mapping[str, Deployment], mistakes: _Mistakes
+    entries: Collection[HostEntry],
+    deployments: Mapping[str, Deployment],
+    mistakes: _Mistakes,
 ) -> None:
     """Add the mistakes that only a comparison of hosts shows."""
     identities = {}

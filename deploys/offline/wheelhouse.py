@@ -135,10 +135,10 @@ def pack_wheels(
                 f"commit {commit[:12]}: has no {FIRST_FILE}; it can only be deployed from its"
                 " repository"
             )
-        lock, first = (release / LOCK_FILE).read_text(), (release / FIRST_FILE).read_text()
-    key = hashlib.sha256(
-        json.dumps([asdict(target), lock, first, *_pip_sources()]).encode()
-    ).hexdigest()
+        lock = (release / LOCK_FILE).read_text()
+        first = (release / FIRST_FILE).read_text()
+    inputs = json.dumps([asdict(target), lock, first, *_pip_sources()])
+    key = hashlib.sha256(inputs.encode()).hexdigest()
     return _collected(
         f"wheels-{key[:32]}",
         f"wheels for {target}",
@@ -167,9 +167,8 @@ def pack_anvil(repository: str, commit: str) -> tuple[str, Parcel]:
         yield archive
 
     with _unpacked(repository, commit) as release:
-        digest = hashlib.sha256(
-            b"".join((release / name).read_bytes() for name in ANVIL_INPUTS)
-        ).hexdigest()[:16]
+        inputs = b"".join((release / name).read_bytes() for name in ANVIL_INPUTS)
+    digest = hashlib.sha256(inputs).hexdigest()[:16]
     (parcel,) = _collected(f"anvil-{digest}", f"the anvil of {commit[:12]}", collect)
     return digest, parcel
 
@@ -244,20 +243,12 @@ def _download_all(
     target: Target,
 ) -> Iterator[Path]:
     files = scratch / "files"
-    pinned = [
-        (requirement, hashes)
-        for requirement, hashes in _entries(lock)
-        if requirement.marker is None or requirement.marker.evaluate(target.markers())
-    ]
+    pinned = [pin for pin in _entries(lock) if _is_needed(pin[0], target)]
     names = {canonicalize_name(requirement.name) for requirement, _ in pinned}
-    uv, torch = (
-        next(str(r) for r, _ in _entries(first) if r.name == name) for name in ("uv", "torch")
-    )
-    own = [
-        each
-        for each in _entries(_torch_pins(torch, target))
-        if canonicalize_name(each[0].name) not in names
-    ]
+    versions = {requirement.name: str(requirement) for requirement, _ in _entries(first)}
+    uv, torch = versions["uv"], versions["torch"]
+    all_of_torch = list(_entries(_torch_pins(torch, target)))
+    own = [pin for pin in all_of_torch if canonicalize_name(pin[0].name) not in names]
     index = ["--index-url", target.torch_index] if target.torch_index else []
     _download(
         files, _requirements(scratch / "lock.txt", pinned), target, "--no-deps", "--require-hashes"
@@ -276,6 +267,11 @@ def _download_all(
     yield from sorted(files.iterdir())
 
 
+def _is_needed(requirement: Requirement, target: Target) -> bool:
+    marker = requirement.marker
+    return marker is None or marker.evaluate(target.markers())
+
+
 def _entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
     """Yield the requirements of a lock file, each with its hashes."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
@@ -285,18 +281,19 @@ def _entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
             yield Requirement(requirement), hashes
 
 
-def _requirements(file: Path, entries: Sequence[tuple[Requirement, list[str]]]) -> list[str]:
+def _requirements(
+    file: Path,
+    entries: Sequence[tuple[Requirement, list[str]]],
+) -> list[str]:
     """Write a requirements file for the target; return pip's options for it.
 
     Markers are evaluated for the target, since pip would evaluate them for this machine.
     """
-    lines = [
-        " ".join(
-            [f"{requirement.name}{requirement.specifier}", *(f"--hash={each}" for each in hashes)]
-        )
-        for requirement, hashes in entries
-    ]
-    file.write_text("\n".join([*lines, ""]))
+    text = ""
+    for requirement, hashes in entries:
+        options = "".join(f" --hash={each}" for each in hashes)
+        text += f"{requirement.name}{requirement.specifier}{options}\n"
+    file.write_text(text)
     return ["--requirement", str(file)]
 
 
@@ -381,12 +378,9 @@ def _run(
     except subprocess.TimeoutExpired:
         raise WorkerError(f"{' '.join(command[:4])}: not done after {timeout:g} s") from None
     if done.returncode:
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = (
-            [line for line in lines if re.match(r"(ERROR|error|fatal)\b", line)]
-            or lines
-            or ["no word"]
-        )
+        output = (done.stderr or done.stdout).splitlines()
+        lines = [line.strip() for line in output if line.strip()] or ["no word"]
+        errors = [line for line in lines if re.match(r"(ERROR|error|fatal)\b", line)] or lines
         name = Path(command[0]).name if "pip" not in command else "pip"
         raise WorkerError(
             f"{name}: {errors[0]}; the operator's machine collects it, so it must be had from here"

@@ -137,7 +137,10 @@ class _Memory:
             self._here.is_asking = was_asking
 
     def _told(
-        self, command: StringCommand | str, *display: Any, **arguments: Any
+        self,
+        command: StringCommand | str,
+        *display: Any,
+        **arguments: Any,
     ) -> tuple[bool, CommandOutput]:
         """Replacement of run_shell_command."""
         if not getattr(self._here, "is_asking", False):
@@ -174,7 +177,10 @@ def _key(text: str, arguments: dict[str, Any]) -> str:
     return f"{text}\0{sorted(how.items())!r}"
 
 
-def _answers(lines: Iterable[str], end: str) -> Iterable[list[str] | None]:
+def _answers(
+    lines: Iterable[str],
+    end: str,
+) -> Iterable[list[str] | None]:
     """Yield the output of each command, as far as they came; None for one that failed."""
     answer: list[str] = []
     for line in lines:

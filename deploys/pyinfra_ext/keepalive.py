@@ -66,7 +66,10 @@ def _watch(transport: Transport) -> None:
         transport.close()
 
 
-def _translated(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _translated(
+    run: Callable[..., Any],
+    name: str,
+) -> Callable[..., Any]:
     @wraps(run)
     def run_or_oserror(*arguments: Any, **options: Any) -> Any:
         try:

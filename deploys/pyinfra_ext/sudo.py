@@ -75,7 +75,11 @@ def _read(file: str) -> str:
     return read_secret(Path(file), EXPECTED, form=LINE)
 
 
-def _without_question(host: Host, arguments: Any, execute_command: Any) -> Any:
+def _without_question(
+    host: Host,
+    arguments: Any,
+    execute_command: Any,
+) -> Any:
     """Replacement of pyinfra's function, which asks for a password and tries again."""
     return execute_command()
 

@@ -219,7 +219,11 @@ _shown: dict[str, float] = {}
 _lock = threading.Lock()
 
 
-def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
+def _wait_for_login(
+    state: State,
+    host: Host,
+    seconds: int,
+) -> bool:
     """Wait for this host; the first call prints the URLs of all hosts. False: the time is over."""
     with _lock:
         if host.name not in _shown:

@@ -105,7 +105,11 @@ def _key(at: Endpoint) -> str:
     return f"tailscale_serve{'' if scheme == 'https' else '_http'}: {port}"
 
 
-def carry_out(state: State, host: Host, plan: Plan) -> bool:
+def carry_out(
+    state: State,
+    host: Host,
+    plan: Plan,
+) -> bool:
     """Apply a plan. Failures are reported and not recorded as served."""
     shown = dict(plan.kept)
     for at, target in plan.off.items():

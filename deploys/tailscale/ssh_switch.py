@@ -73,7 +73,11 @@ _LOOK = (
 )
 
 
-def switch(state: State, host: Host, is_on: bool) -> bool:
+def switch(
+    state: State,
+    host: Host,
+    is_on: bool,
+) -> bool:
     """Switch, and keep it if a new connection reaches the host. False: it was reverted."""
     if not _told(host, switch_script(is_on)):
         return False
@@ -102,7 +106,11 @@ def switch(state: State, host: Host, is_on: bool) -> bool:
     return False
 
 
-def _report_way_back(host: Host, is_on: bool, reason: str) -> None:
+def _report_way_back(
+    host: Host,
+    is_on: bool,
+    reason: str,
+) -> None:
     """Wait until the host can be reached again, and print what happened and what to do."""
     way_back = (
         f"could not be reached yet; it switches back by itself {CONFIRM_SECONDS} s after the switch"
