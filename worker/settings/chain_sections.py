@@ -141,8 +141,8 @@ class Account(Section):
     enrolment_token_file: Path | None = None
     """File with the token that new nodes show once. None: enrolment is closed."""
     behind_proxy: bool = False
-    """Whether requests from this machine come through a proxy that names its client in
-    X-Forwarded-For, as `tailscale serve` does: wrong tokens are then counted for that client. A
+    """Expect requests from this machine to come through a proxy that names its client in
+    X-Forwarded-For, as `tailscale serve` does. Wrong tokens are then counted for that client. A
     deploy sets it with `tailscale_serve`."""
     rpc_proxy: bool = True
     """Serve JSON-RPC at /rpc to callers with a node's token: reads of the contract, and signed

@@ -134,8 +134,8 @@ class Generation(Section):
     max_completion_length: Positive = 256
     """Longest completion, in tokens."""
     completion_length: Literal["auto", "max"] = "auto"
-    """Where completions are cut off. auto: at twice the length of nearly all answers that closed
-    their tag in the last rounds, at most `max_completion_length`; max: always there."""
+    """Length at which completions are cut off. auto: twice the length of nearly all answers that
+    closed their tag in the last rounds, at most `max_completion_length`; max: that length."""
     form: Literal[
         "auto", "system", "user", "example", "three-examples", "two-examples", "user-begun", "begun"
     ] = "auto"
@@ -146,7 +146,7 @@ class Generation(Section):
     in which form the largest share of the model's given answers is right, and stores the result in
     `form.json` of its state folder."""
     thinking: Literal["auto", "on", "off", "template"] = "auto"
-    """Whether models whose chat template has a switch for it think before they answer. auto: off if
+    """Let a model think before it answers, if its chat template has a switch for that. auto: off if
     `max_completion_length` is under 1024 tokens, too short for it; otherwise the template's
     default, as with `template`."""
     chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults

@@ -24,7 +24,7 @@ class Swarm(Section):
     """Network interface, such as tailscale0 or wg0, whose address at the start is announced with
     `port`. None: none."""
     reachability: Literal["auto", "public", "private"] = "auto"
-    """Whether peers can connect to this node. private: it is behind a router or firewall, so peers
+    """Reachability of this node for peers. private: it is behind a router or firewall, so peers
     reach it through a relay, and directly afterwards if hole punching works. public: never use a
     relay. auto: libp2p finds out with the help of peers, which takes minutes and works only between
     public addresses."""

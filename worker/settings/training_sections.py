@@ -89,7 +89,7 @@ class Trainer(Section):
     importance_sampling_clip_min: Annotated[float, Field(ge=0)] | None = None
     """Smallest ratio. None: no lower bound."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How the losses of tokens are averaged."""
+    """Average of the losses of tokens, as in GRPOConfig."""
     scale_rewards: Literal["group", "none"] = "group"
     """group: divide advantages by the standard deviation of the group's rewards."""
     mask_truncated_completions: bool = False
