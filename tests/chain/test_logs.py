@@ -65,3 +65,13 @@ def test_nothing_is_asked_for_an_empty_range() -> None:
     node = Node(10)
     assert list(walk(node.fetch, 5, 4, False, Window())) == []
     assert node.asked == []
+
+
+def test_larger_pieces_are_tried_again_after_a_while() -> None:
+    window = Window()
+    window.refuse(MOST_BLOCKS)
+    window.refuse(window.blocks)
+    assert window.blocks == 2500
+    for _ in range(200):
+        window.take(window.blocks)
+    assert window.blocks == MOST_BLOCKS

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from account_service import account_settings, serving
 from public_rpc import ODD_ANSWERS, PublicRpc, public
-from test_public_rpc import old_chain, swarm, through  # noqa: F401 - fixtures
+from public_swarm import public_old_chain, public_swarm, through  # noqa: F401 - fixtures
 
 from worker import enrolment, settings
 from worker.chain.ledger import Ledger
@@ -68,7 +68,7 @@ def ended(process: "subprocess.Popen[str]", log: Path, deadline: float) -> str:
 
 
 @pytest.mark.timeout(SECONDS + 30)
-def test_worker_and_audit_do_their_work_through_a_public_address(swarm, old_chain, tmp_path):  # noqa: F811
+def test_worker_and_audit_do_their_work_through_a_public_address(swarm, old_chain, tmp_path):
     deadline = time.monotonic() + SECONDS
     manners = {"range_limit": 10, "dialect": "larger", "throttle_after": 20, "retry_after": 0.3}
     with (
