@@ -1,0 +1,1 @@
+"""The model: loading, sizing, prompt forms, log-probabilities, LoRA and memory."""

@@ -1,0 +1,1 @@
+"""Training: advantages and loss, the batch, the step, micro-batches and checkpoints."""
