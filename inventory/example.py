@@ -5,12 +5,11 @@
 Run it from the checkout, as often as you like: hosts that match the inventory are not changed.
 `pyinfra --dry inventory/NAME.py deploy.py` only prints the changes.
 
-A host is a name and a dict of keys; a group is a list of hosts. Settings (`trainer_learning_rate`)
-are explained in docs/configuration.md, all other keys here; a value in a comment is the default,
-unless the comment says otherwise. The nearest value takes precedence: host, then group, then `all`.
-An unknown key, a wrong type or a host without a slot stops the run before it connects to any host,
-with all mistakes of all hosts. Define only lists of hosts here: pyinfra takes every list of strings
-for a group.
+A host is a name and a dict of keys; a group is a list of hosts. docs/configuration.md explains
+every key; a value in a comment is the default, unless the comment says otherwise. The nearest value
+takes precedence: host, then group, then `all`. An unknown key, a wrong type or a host without a
+slot stops the run before it connects to any host, with all mistakes of all hosts. Define only lists
+of hosts here: pyinfra takes every list of strings for a group.
 """
 
 # The coordinator: chain, contract, keeper, bootnode, account service, dashboard. One per inventory;
