@@ -423,7 +423,7 @@ def test_deep_nesting_is_malformed(me: identity.Identity, opener: bytes) -> None
 )
 def test_member_with_odd_addresses_is_refused(me: identity.Identity, addresses: object) -> None:
     body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0, [], b""])
-    with pytest.raises(BadRecord, match=r"expected|no message"):
+    with pytest.raises(BadRecord, match=r"expected|not a valid message"):
         messages.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
 
 
@@ -599,9 +599,7 @@ def test_mutated_bodies_that_are_signed_are_refused_or_read(
             refused[f"{where} {error.reason}"] += 1
 
     fuzz(num_inputs, check, where=st.sampled_from(["zstd", "packed", "member"]), edits=EDITS)
-    assert {"zstd malformed", "packed malformed", "packed sender", "member malformed"} <= set(
-        refused
-    )
+    assert {"zstd malformed", "packed malformed", "member malformed"} <= set(refused)
 
 
 @SIZES

@@ -13,6 +13,7 @@ untrusted peers.
 import asyncio
 import hashlib
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgpack
+import msgspec
 from hivemind.dht import DHTNode
 from hivemind.dht.crypto import RecordValidatorBase
 from hivemind.dht.protocol import DHTProtocol
@@ -32,7 +34,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from worker.errors import BadRecord, SwarmError
 from worker.swarm.discovery import dht_guard
-from worker.swarm.protocol.codec import Fields
+from worker.swarm.protocol.codec import Schema, at_most, binary, is_text, record
 from worker.swarm.protocol.messages import MAX_MEMBER_BYTES, Member, is_genuine, read_member
 from worker.swarm.transport.daemon import Daemon
 
@@ -62,6 +64,13 @@ ENOUGH_FOUND = 16
 ENOUGH_NEIGHBOURS = 8
 
 _DICTIONARY_CODE = 0x50
+_TEXT = Schema(str)
+_VALUE = Schema(bytes | msgspec.msgpack.Ext)
+# Of a bucket: its capacity at the sender, the latest expiration, and key, record and expiration of
+# each member.
+_ITEM = record(str, binary(MAX_MEMBER_BYTES + 8), float)
+_DICTIONARY = Schema(record(int | float | None, float, at_most(_ITEM, BUCKET_HARD_LIMIT)))
+_STORED = Schema(binary(MAX_MEMBER_BYTES))
 
 
 def bucket_of(peer_id: str, depth: int) -> int:
@@ -85,7 +94,7 @@ def _bucket_depths() -> dict[bytes, tuple[int, int]]:
 
 
 class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
-    """hivemind's format, limited to text, bytes, numbers, and dictionaries of bytes."""
+    """hivemind's format, limited to text, bytes, and dictionaries of bytes."""
 
     @classmethod
     def loads(cls, buf: bytes) -> Any:
@@ -94,25 +103,23 @@ class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
             raise BadRecord(
                 "too-large", f"value of {len(buf)} bytes; at most {MAX_VALUE_BYTES} are read"
             )
-        fields = Fields(buf, max_extension_bytes=len(buf))
-        value = fields.value()
-        fields.finish()
-        if not isinstance(value, msgpack.ExtType):
+        value = _TEXT.decode(buf) if is_text(buf) else _VALUE.decode(buf)
+        if not isinstance(value, msgspec.msgpack.Ext):
             return value
         if value.code != _DICTIONARY_CODE:
             raise BadRecord("malformed", f"extension {value.code}; only dictionaries travel here")
-        return _read_dictionary(Fields(value.data))
+        return _read_dictionary(bytes(value.data))
 
 
-def _read_dictionary(fields: Fields) -> DictionaryDHTValue:
-    fields.enter(3, 3)
-    fields.value()  # the capacity at the sender
-    latest, dictionary = fields.number(), DictionaryDHTValue()
+def _read_dictionary(data: bytes) -> DictionaryDHTValue:
+    _, latest, items = _DICTIONARY.decode(data)
+    times = [latest, *(expires for _, _, expires in items)]
+    if not all(map(math.isfinite, times)):
+        raise BadRecord("malformed", "expiration time that is not finite")
+    dictionary = DictionaryDHTValue()
     with dictionary.freeze():
-        for _ in fields.enter(at_most=BUCKET_HARD_LIMIT):
-            fields.enter(3, 3)
-            dictionary.store(fields.text(), fields.binary(MAX_MEMBER_BYTES + 8), fields.number())
-    fields.finish()
+        for key, value, expires in items:
+            dictionary.store(key, value, expires)
     dictionary.latest_expiration_time = latest
     return dictionary
 
@@ -172,9 +179,7 @@ def _read(value: bytes) -> Member | None:
     Cached: records are seen many times.
     """
     try:
-        fields = Fields(value)
-        sealed = fields.binary(MAX_MEMBER_BYTES)
-        fields.finish()
+        sealed: bytes = _STORED.decode(value)
         return read_member(sealed)
     except BadRecord as error:
         log.debug("membership record ignored: %s", error)

@@ -24,7 +24,7 @@ from worker.errors import BadRecord
 from worker.multiaddr import is_address, is_peer_id
 from worker.records import Group, Task
 from worker.swarm.identity import Identity, verify
-from worker.swarm.protocol.codec import Fields
+from worker.swarm.protocol.codec import Schema, at_most, binary, record, whole
 
 VERSION = 3
 """3: a member's record names its task families, and peers may relay each other's groups."""
@@ -44,6 +44,8 @@ ZSTD_LEVEL = 9
 
 Level 19 would save 4 % more and take 10 ms.
 """
+MAX_GROUPS = 256
+"""Of a peer in a round; no setting allows more."""
 MAX_COMPLETIONS = 256
 """Of a group; no setting allows more."""
 MAX_FRAME_BYTES = 2 << 20
@@ -67,6 +69,19 @@ _MAGIC = b"hw"
 _MEMBER_DOMAIN = b"hivewright/member/3\n"
 _GROUPS_DOMAIN = b"hivewright/groups/3\n"
 _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
+
+# What is signed: the key, the signature, and the signed bytes.
+_SEALED = Schema(record(binary(MAX_KEY_BYTES), binary(MAX_KEY_BYTES), bytes))
+# Peer id, addresses, round, version, issued, expires, environments, families.
+_TEXTS = at_most(str, MAX_LISTED)
+_NUMBERS = whole(-1), whole(1), whole(0), whole(0)
+_MEMBER = Schema(record(str, _TEXTS, *_NUMBERS, _TEXTS, binary(MAX_FAMILIES * FAMILY_BYTES)))
+_ASK = Schema(record(whole(0), whole(0, MAX_PATIENCE_SECONDS), binary(MAX_MEMBER_BYTES), str))
+_RECORDS = Schema(at_most(binary(MAX_MEMBER_BYTES), MAX_PEERS))
+# Family, digest of its configuration, seed, index, completions.
+_GROUP = record(str, str, whole(0), whole(0), at_most(str, MAX_COMPLETIONS))
+# Peer id, round, groups.
+_GROUPS = Schema(record(str, whole(0), at_most(_GROUP, MAX_GROUPS)))
 
 
 class Kind(enum.IntEnum):
@@ -251,21 +266,25 @@ def open_member(sealed: bytes) -> Member:
 def read_member(sealed: bytes) -> Member:
     """Decode a membership record without verifying the signature, which is cheap."""
     _, _, body = _open(sealed, MAX_MEMBER_BYTES)
-    fields = Fields(body)
-    fields.enter(8, 8)
-    member = Member(
-        peer_id=_peer_id(fields),
-        addresses=tuple(_address(fields) for _ in fields.enter(at_most=MAX_LISTED)),
-        round=fields.integer(-1),
-        version=fields.integer(1),
-        issued=fields.integer(),
-        expires=fields.integer(),
-        environments=tuple(_environment(fields) for _ in fields.enter(at_most=MAX_LISTED)),
-        families=_families(fields),
+    peer_id, addresses, *numbers, environments, families = _MEMBER.decode(body)
+    if not is_peer_id(peer_id):
+        raise BadRecord("malformed", "not a peer id")
+    if not all(map(is_address, addresses)):
+        raise BadRecord("malformed", "expected addresses such as /ip4/192.0.2.1/tcp/38000")
+    if not all(map(_ENVIRONMENT.fullmatch, environments)):
+        raise BadRecord("malformed", "expected environments such as reasoning-gym 0.1.25")
+    round, version, issued, expires = numbers
+    return Member(
+        peer_id=peer_id,
+        addresses=tuple(addresses),
+        round=round,
+        version=version,
+        issued=issued,
+        expires=expires,
+        environments=tuple(environments),
+        families=_split_families(families),
         sealed=sealed,
     )
-    fields.finish()
-    return member
 
 
 def is_genuine(member: Member) -> bool:
@@ -284,13 +303,7 @@ def encode_ask(
 
 
 def decode_ask(payload: bytes) -> Ask:
-    fields = Fields(payload)
-    fields.enter(4, 4)
-    round = fields.integer()
-    patience = fields.integer(0, MAX_PATIENCE_SECONDS)
-    member = fields.binary(MAX_MEMBER_BYTES)
-    owner = fields.text()
-    fields.finish()
+    round, patience, member, owner = _ASK.decode(payload)
     if owner and not is_peer_id(owner):
         raise BadRecord("malformed", "not a peer id")
     return Ask(round, patience, member, owner)
@@ -326,9 +339,7 @@ def encode_elsewhere(members: Sequence[bytes]) -> bytes:
 
 def decode_peers(payload: bytes) -> list[bytes]:
     """Return the sealed records of PEERS or ELSEWHERE; each is still to be opened."""
-    fields = Fields(payload)
-    records = [fields.binary(MAX_MEMBER_BYTES) for _ in fields.enter(at_most=MAX_PEERS)]
-    fields.finish()
+    records: list[bytes] = _RECORDS.decode(payload)
     return records
 
 
@@ -385,24 +396,21 @@ def open_groups(
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
     if not verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):
         raise BadRecord("signature", f"groups are not signed by {peer_id}")
-    fields = Fields(_decompress(body))
-    fields.enter(3, 3)
-    if fields.text() != peer_id:
+    sender, sent_round, rows = _GROUPS.decode(_decompress(body))
+    if sender != peer_id:
         raise BadRecord("sender", f"groups are of another peer than {peer_id}")
-    if (sent_round := fields.integer()) != round:
+    if sent_round != round:
         raise BadRecord("round", f"groups are of round {sent_round}; round {round} was asked for")
-    rows = fields.enter()
     if len(rows) > limits.num_groups:
         raise BadRecord("too-large", f"{len(rows)} groups; at most {limits.num_groups} are read")
-    groups = tuple(_group(fields) for _ in rows)
-    fields.finish()
-    return groups
+    return tuple(map(_read_group, rows))
 
 
-def _group(fields: Fields) -> Group:
-    fields.enter(5, 5)
-    task = Task(_name(fields), _name(fields), fields.integer(), fields.integer())
-    return Group(task, tuple(fields.text() for _ in fields.enter(at_most=MAX_COMPLETIONS)))
+def _read_group(row: tuple[str, str, int, int, list[str]]) -> Group:
+    family, config_digest, seed, index, completions = row
+    if max(len(family.encode()), len(config_digest.encode())) > MAX_NAME_BYTES:
+        raise BadRecord("too-large", f"name of more than {MAX_NAME_BYTES} bytes")
+    return Group(Task(family, config_digest, seed, index), tuple(completions))
 
 
 def _seal(identity: Identity, domain: bytes, body: bytes) -> bytes:
@@ -412,11 +420,8 @@ def _seal(identity: Identity, domain: bytes, body: bytes) -> bytes:
 def _open(sealed: bytes, max_bytes: int) -> tuple[bytes, bytes, bytes]:
     if len(sealed) > max_bytes:
         raise BadRecord("too-large", f"{len(sealed)} signed bytes; at most {max_bytes} are read")
-    fields = Fields(sealed)
-    fields.enter(3, 3)
-    parts = fields.binary(MAX_KEY_BYTES), fields.binary(MAX_KEY_BYTES), fields.binary(max_bytes)
-    fields.finish()
-    return parts
+    public_key, signature, body = _SEALED.decode(sealed)
+    return public_key, signature, body
 
 
 def _decompress(data: bytes) -> bytes:
@@ -434,36 +439,8 @@ def _decompress(data: bytes) -> bytes:
         raise BadRecord("malformed", "groups are not zstd") from None
 
 
-def _name(fields: Fields) -> str:
-    name = fields.text()
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise BadRecord("too-large", f"name of more than {MAX_NAME_BYTES} bytes")
-    return name
-
-
-def _peer_id(fields: Fields) -> str:
-    text = fields.text()
-    if not is_peer_id(text):
-        raise BadRecord("malformed", "not a peer id")
-    return text
-
-
-def _families(fields: Fields) -> frozenset[bytes]:
-    data = fields.binary(MAX_FAMILIES * FAMILY_BYTES)
-    if len(data) % FAMILY_BYTES:
+def _split_families(hashes: bytes) -> frozenset[bytes]:
+    if len(hashes) % FAMILY_BYTES:
         raise BadRecord("malformed", f"expected hashes of families, {FAMILY_BYTES} bytes each")
-    return frozenset(data[i : i + FAMILY_BYTES] for i in range(0, len(data), FAMILY_BYTES))
-
-
-def _environment(fields: Fields) -> str:
-    text = fields.text()
-    if not _ENVIRONMENT.fullmatch(text):
-        raise BadRecord("malformed", "expected environments such as reasoning-gym 0.1.25")
-    return text
-
-
-def _address(fields: Fields) -> str:
-    text = fields.text()
-    if not is_address(text):
-        raise BadRecord("malformed", "expected addresses such as /ip4/192.0.2.1/tcp/38000")
-    return text
+    starts = range(0, len(hashes), FAMILY_BYTES)
+    return frozenset(hashes[start : start + FAMILY_BYTES] for start in starts)
