@@ -168,8 +168,6 @@ class StepMetrics:
     num_groups_local: int
     num_groups_external: int
     num_tokens: int
-    seconds: float
-    clip_ratio: float
     skipped: str | None = None
     quality: StepQuality = field(default_factory=StepQuality)
 

@@ -100,10 +100,10 @@ def test_full_disk_is_logged_once_and_again_when_it_works(tmp_path, caplog, monk
     caplog.set_level("INFO")
     with monkeypatch.context() as patch:
 
-        def full(*_: object) -> None:
+        def full(**_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        patch.setattr("pathlib.Path.write_bytes", full)
+        patch.setattr("tempfile.mkstemp", full)
         log.write(1, [group(1)])
         log.write(2, [group(2)])
     assert caplog.text.count("answers of this round not written, training continues") == 1
@@ -112,6 +112,17 @@ def test_full_disk_is_logged_once_and_again_when_it_works(tmp_path, caplog, monk
     log.write(3, [group(3)])
     assert "answers are written again" in caplog.text
     assert [g.round for g in answer_log.read(tmp_path)] == [3]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    log = AnswerLog(tmp_path, 10, 10)
+    log.write(1, [group(1)])
+    leftover = tmp_path / "answers" / ".round-00000002.jsonl.zst.abc"
+    leftover.write_bytes(b"half")
+    assert [g.round for g in answer_log.read(tmp_path)] == [1]
+    log.write(2, [group(2)])
+    assert not leftover.exists()
+    assert [g.round for g in answer_log.read(tmp_path)] == [2, 1]
 
 
 @pytest.mark.parametrize("data", [b"", b"not zstd", b"\x28\xb5\x2f\xfd\x04\x00"])

@@ -8,7 +8,6 @@ escape control characters (`worker.log.printable`).
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import WorkerError
 from worker.records import ScoredGroup
+from worker.runtime.files import write_whole
 from worker.runtime.outage import Outage
 from worker.runtime.state_dir import StateDir
 
 log = logging.getLogger(__name__)
 
 _PREFIX, _SUFFIX = "round-", ".jsonl.zst"
+_ZSTD_LEVEL = 6
 _LARGEST_ROUND = 1 << 28
 """Bytes of a round, decompressed, that a reader accepts: a bound for a damaged file."""
 
@@ -104,10 +105,9 @@ class AnswerLog:
             self._write(round, groups)
         except OSError as error:
             self._outage.begin(
-                "answers of this round not written, training continues folder=%s error=%s;"
+                "answers of this round not written, training continues error=%s;"
                 " free space on that disk, or lower node.answers_mb",
-                self._folder,
-                error.strerror,
+                error,
             )
         else:
             self._outage.end("answers are written again folder=%s", self._folder)
@@ -116,18 +116,13 @@ class AnswerLog:
         self._folder.mkdir(exist_ok=True)
         self._make_room()
         lines = "".join(json.dumps(asdict(group)) + "\n" for group in groups)
-        final = self._folder / f"{_PREFIX}{round:08d}{_SUFFIX}"
-        unfinished = final.with_suffix(".new")
-        try:
-            unfinished.write_bytes(zstandard.compress(lines.encode(), 6))
-            os.replace(unfinished, final)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        file = self._folder / f"{_PREFIX}{round:08d}{_SUFFIX}"
+        write_whole(file, zstandard.compress(lines.encode(), _ZSTD_LEVEL), durable=False)
         self._make_room()
 
     def _make_room(self) -> None:
         """Remove the oldest rounds until both limits are kept."""
-        for unfinished in self._folder.glob(f"{_PREFIX}*.new"):  # of a process that was killed
+        for unfinished in self._folder.glob(f".{_PREFIX}*"):  # of a process that was killed
             unfinished.unlink(missing_ok=True)
         files = _files(self._folder)
         sizes = [file.stat().st_size for file in files]

@@ -13,7 +13,6 @@ are fixed before, so the cut changes nothing but memory.
 import copy
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -162,20 +161,19 @@ class Trainer:
         weights answer nonsense, which has no signal. After `max_nonfinite_steps` in a row
         TrainingError.
         """
-        started = time.monotonic()
         self.learned = ()
         logprobs = (
             p for group in sampled for completion in group.sampled for p in completion.logprobs
         )
         if not all(map(math.isfinite, logprobs)):
             self._skip_step("log-probabilities of answers that are not finite")
-            return self._metrics(started, [], 0, sampled, skipped="non-finite")
+            return self._metrics([], 0, sampled, skipped="non-finite")
         lessons = [(group, self._read(group)) for group in groups]
         batch = [sequence for _, sequences in lessons for sequence in sequences]
         self._weigh(batch)
         batch = [sequence for sequence in batch if self._teaches(sequence)]
         if not batch:
-            return self._metrics(started, [], 0, sampled, skipped="no-signal")
+            return self._metrics([], 0, sampled, skipped="no-signal")
         self._shortage.look()
         self._raise_budget()
         grad_norm = rate = 0.0
@@ -198,7 +196,7 @@ class Trainer:
         self.learned = tuple(_note_learned(*pair) for pair in lessons) if skipped is None else ()
         figures = self._sampling_figures(batch)
         return self._metrics(
-            started, groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures
+            groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures
         )
 
     def _teaches(self, sequence: Lesson) -> bool:
@@ -577,7 +575,6 @@ class Trainer:
 
     def _metrics(
         self,
-        started: float,
         kept: Sequence[ScoredGroup],
         num_tokens: int,
         sampled: Sequence[ScoredGroup],
@@ -599,8 +596,6 @@ class Trainer:
             num_groups_local=num_local,
             num_groups_external=len(kept) - num_local,
             num_tokens=num_tokens,
-            seconds=time.monotonic() - started,
-            clip_ratio=done.clip_ratio,
             skipped=skipped,
             # What is not finite is not measured: the history is JSON.
             quality=StepQuality(**{n: value for n, value in seen.items() if math.isfinite(value)}),
