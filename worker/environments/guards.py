@@ -70,7 +70,11 @@ def _right(item: Item) -> str:
     return str(item["answer"]).strip()
 
 
-def _exact(item: Item, answer: str, scorer: Scorer) -> float:
+def _exact(
+    item: Item,
+    answer: str,
+    scorer: Scorer,
+) -> float:
     """Give the full reward or none.
 
     Partial reward for a constant or a copied number teaches a model to guess.
@@ -78,7 +82,11 @@ def _exact(item: Item, answer: str, scorer: Scorer) -> float:
     return float(scorer() >= 1.0)
 
 
-def _same_fraction(item: Item, answer: str, scorer: Scorer) -> float:
+def _same_fraction(
+    item: Item,
+    answer: str,
+    scorer: Scorer,
+) -> float:
     """Compare probabilities; the tolerance is that of `coin_flip`."""
     text = answer.replace(",", "").strip()
     if not _FRACTION.fullmatch(text):

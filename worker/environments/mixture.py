@@ -356,7 +356,11 @@ class Mix:
         return f"{entry.family.name} {json.dumps(entry.family.config, sort_keys=True)}"
 
 
-def config_digest(version: str, family: str, config: Config) -> str:
+def config_digest(
+    version: str,
+    family: str,
+    config: Config,
+) -> str:
     """Return 12 hex digits that two nodes share exactly if a recipe gives both the same task."""
     canonical = json.dumps([version, family, config], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -20,7 +20,11 @@ SIOCGIFADDR = 0x8915
 _SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 
 
-def require_port(host: str, port: int, key: str) -> None:
+def require_port(
+    host: str,
+    port: int,
+    key: str,
+) -> None:
     """Raise ResourceError if TCP `port` of `host` can't be listened on; 0 is always free.
 
     `key` names the port's setting. The host's setting is next to it, and is named in the error if
@@ -47,7 +51,11 @@ def require_port(host: str, port: int, key: str) -> None:
             ) from None
 
 
-def _wrong_host(host: str, port_key: str, reason: str) -> ResourceError:
+def _wrong_host(
+    host: str,
+    port_key: str,
+    reason: str,
+) -> ResourceError:
     key = f"{port_key.removesuffix('port')}host"
     return ResourceError(
         f"{host} ({key}): {reason}; expected an address of this machine, or 0.0.0.0 for all of them"

@@ -209,7 +209,8 @@ class Guard:
         if not is_browser and not any(name in request.headers for name in _OF_BROWSERS):
             return None
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        name = _name_in(host) if _is_plain(host) else ""
+        is_plain = host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
+        name = _name_in(host) if is_plain else ""
         if not self._is_ours(name):
             return _refused(
                 421, f"Host: {printable(host)[:80]} is not a name of this service; use its address"
@@ -256,10 +257,6 @@ def _place_in(origin: str) -> str:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
-
-
-def _is_plain(host: str) -> bool:
-    return host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
 
 
 def _refused(status: int, reason: str) -> web.Response:

@@ -123,7 +123,13 @@ class SwarmContext:
             log.debug("peer found peer=%s through=%s", member.peer_id, sender)
         return member
 
-    async def refuse(self, peer_id: str, stream: Stream, reason: str, explanation: str) -> None:
+    async def refuse(
+        self,
+        peer_id: str,
+        stream: Stream,
+        reason: str,
+        explanation: str,
+    ) -> None:
         """Tell the asker the reason, count it, and log it from time to time per peer and reason."""
         self.refused[reason] += 1
         level = logging.DEBUG if self.throttle.has((peer_id, reason)) else logging.WARNING

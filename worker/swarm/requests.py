@@ -34,7 +34,10 @@ class Requests:
         self._on_audit = on_audit
 
     async def serve(
-        self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        peer_id: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         """Answer one stream of a peer, which libp2p has authenticated."""
         context, admission = self._context, self._connections.admission
@@ -68,7 +71,12 @@ class Requests:
         else:
             raise BadRecord("malformed", f"this node does not answer {kind.name}")
 
-    async def _greet_back(self, peer_id: str, sealed: bytes, stream: Stream) -> None:
+    async def _greet_back(
+        self,
+        peer_id: str,
+        sealed: bytes,
+        stream: Stream,
+    ) -> None:
         context = self._context
         if sealed:
             self._meet(sealed, peer_id)

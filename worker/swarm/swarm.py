@@ -56,7 +56,11 @@ class Swarm:
     """
 
     def __init__(
-        self, swarm: settings.Swarm, identity_file: Path, cache_dir: Path, verifier: Verifier
+        self,
+        swarm: settings.Swarm,
+        identity_file: Path,
+        cache_dir: Path,
+        verifier: Verifier,
     ) -> None:
         """Raise IdentityError if the identity is missing: it is never created here."""
         self._swarm = swarm

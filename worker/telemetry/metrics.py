@@ -62,11 +62,20 @@ class _NodeCollector:
         return metric
 
 
-def _one(name: str, help: str, value: float | None) -> _Figure:
+def _one(
+    name: str,
+    help: str,
+    value: float | None,
+) -> _Figure:
     return _Figure(name, help, (), {} if value is None else {(): value})
 
 
-def _by(name: str, help: str, label: str, values: Mapping[str, float]) -> _Figure:
+def _by(
+    name: str,
+    help: str,
+    label: str,
+    values: Mapping[str, float],
+) -> _Figure:
     return _Figure(name, help, (label,), {(key,): value for key, value in values.items()})
 
 

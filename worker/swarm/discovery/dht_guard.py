@@ -65,7 +65,11 @@ def install() -> None:
 
 def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @wraps(answer)
-    async def guarded(protocol: Any, request: Any, context: P2PContext) -> Any:
+    async def guarded(
+        protocol: Any,
+        request: Any,
+        context: P2PContext,
+    ) -> Any:
         # hivemind makes a ping of every other request.
         is_inner_ping = not context.handle_name.endswith(answer.__name__)
         if is_inner_ping or not _is_ours(protocol):
@@ -109,7 +113,11 @@ def _is_ours(protocol: Any) -> bool:
     return bool(protocol.node_id == place_of(protocol.p2p.peer_id.to_base58()))
 
 
-def _refuse(peer_id: str, reason: str, explanation: str) -> None:
+def _refuse(
+    peer_id: str,
+    reason: str,
+    explanation: str,
+) -> None:
     """Raise BadRecord, whose text the asker gets; log it from time to time."""
     level = logging.DEBUG if _said.has((peer_id, reason)) else logging.WARNING
     log.log(level, "DHT request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
@@ -151,7 +159,10 @@ def _checked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
 def _only_own_places(update: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(update)
     async def checked(
-        protocol: Any, node_id: DHTID | None, peer_id: PeerID, responded: bool = True
+        protocol: Any,
+        node_id: DHTID | None,
+        peer_id: PeerID,
+        responded: bool = True,
     ) -> None:
         if not responded or not _is_ours(protocol) or node_id == place_of(peer_id.to_base58()):
             await update(protocol, node_id, peer_id, responded)
@@ -161,7 +172,11 @@ def _only_own_places(update: Callable[..., Awaitable[None]]) -> Callable[..., Aw
 
 def _without_false_places(find: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @wraps(find)
-    async def checked(protocol: Any, peer: PeerID, keys: Any) -> Any:
+    async def checked(
+        protocol: Any,
+        peer: PeerID,
+        keys: Any,
+    ) -> Any:
         found = await find(protocol, peer, keys)
         if found is None or not _is_ours(protocol):
             return found

@@ -56,7 +56,11 @@ class Scoring:
         self._pool = self._make_pool()
 
     async def open_and_verify(
-        self, sealed: bytes, peer_id: str, round: int, deadline: float
+        self,
+        sealed: bytes,
+        peer_id: str,
+        round: int,
+        deadline: float,
     ) -> Checked:
         """Return the valid and the invalid groups of an answer.
 

@@ -44,7 +44,12 @@ class _Published:
 class Serving:
     """The groups that are ready for others. Only used in the network's event loop."""
 
-    def __init__(self, context: SwarmContext, tally: Tally, archive: Archive) -> None:
+    def __init__(
+        self,
+        context: SwarmContext,
+        tally: Tally,
+        archive: Archive,
+    ) -> None:
         self._context = context
         self._swarm = context.swarm
         self._tally = tally

@@ -100,7 +100,10 @@ class Verifier:
         )
 
     def verify_each(
-        self, peer_id: str, round: int, groups: Sequence[Group]
+        self,
+        peer_id: str,
+        round: int,
+        groups: Sequence[Group],
     ) -> Iterator[ScoredGroup | BadRecord]:
         """Yield each group if it is valid, or the error. A task that comes twice counts once."""
         seen = Counter[Task]()

@@ -413,7 +413,11 @@ def _read_group(row: tuple[str, str, int, int, list[str]]) -> Group:
     return Group(Task(family, config_digest, seed, index), tuple(completions))
 
 
-def _seal(identity: Identity, domain: bytes, body: bytes) -> bytes:
+def _seal(
+    identity: Identity,
+    domain: bytes,
+    body: bytes,
+) -> bytes:
     return bytes(msgpack.packb([identity.public_key, identity.sign(domain + body), body]))
 
 

@@ -57,7 +57,10 @@ class Connections:
             await daemon.disconnect(peer_id)
 
     async def _open(
-        self, daemon: Daemon, peer_id: str, addresses: Sequence[str]
+        self,
+        daemon: Daemon,
+        peer_id: str,
+        addresses: Sequence[str],
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a stream through the existing connection, or through a new one if that is dead.
 

@@ -271,7 +271,10 @@ class Daemon:
         self._said_ready.set()
 
     async def _handle(
-        self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        handler: Handler,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         try:
             stream = p2pd_pb2.StreamInfo()
