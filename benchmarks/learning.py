@@ -1,7 +1,8 @@
 """Does the swarm learn? Mean reward over 60 demo rounds: the last ten against the first ten, on
 three seeds.
 
-    python -m benchmarks.learning [--workers 3] [--rounds 60] [--seeds 0 1 2] [--plot FILE] [--json FILE]
+    python -m benchmarks.learning [--workers 3] [--rounds 60] [--seeds 0 1 2] [--plot FILE]
+                                  [--json FILE]
 
 The real environment, model, generation, sampler and trainer under the demo's settings; only the
 network is left out: the nodes hand each other their groups, which the receiver regenerates and

@@ -2,8 +2,8 @@
 (scripts/pretrained_model.py fetches them).
 
     python -m benchmarks.pretrained FOLDER [--rounds 10] [--nodes 2] [--seeds 0 1 2] [--json FILE]
-    python -m benchmarks.pretrained --model smollm2 [FOLDER] [--small] [--rounds 40] [--nodes 1] [--seeds 0 1 2]
-                                    [--without form level credit] [--json FILE]
+    python -m benchmarks.pretrained --model smollm2 [FOLDER] [--small] [--rounds 40] [--nodes 1]
+                                    [--seeds 0 1 2] [--without form level credit] [--json FILE]
 
 FOLDER is stories15M, which tells stories. It is loaded by its path as a user's own would be. What
 it is asked is made for models that tell stories, a beginning to go on with; the reward is how
@@ -107,13 +107,18 @@ class Stories:
 def make_settings(folder: Path) -> settings.Settings:
     return settings.from_flat(
         {
-            "model_name": str(folder), "model_device": "cpu", "environment_tasks_per_round": 8,
-            "generation_num_generations": 8, "generation_max_prompt_length": 96,
-            "generation_max_completion_length": 64, "trainer_learning_rate": 5e-5,
-            "trainer_local_groups": 4, "trainer_external_groups": 4,
+            "model_name": str(folder),
+            "model_device": "cpu",
+            "environment_tasks_per_round": 8,
+            "generation_num_generations": 8,
+            "generation_max_prompt_length": 96,
+            "generation_max_completion_length": 64,
+            "trainer_learning_rate": 5e-5,
+            "trainer_local_groups": 4,
+            "trainer_external_groups": 4,
         },
         "benchmarks.pretrained",
-    )  # fmt: skip
+    )
 
 
 def smollm2_settings(
@@ -154,8 +159,9 @@ def settle_form(node: Node, folder: Path) -> None:
 
 
 def held_out(node: Node, tasks_each: int) -> float:
-    """Mean reward for held-out tasks, sampled as in training."""
-    generation = node.settings.generation.model_copy(update={"num_generations": 4})
+    """Mean reward for held-out tasks, sampled as in training: many tasks with few answers each,
+    which tells more than few tasks with many."""
+    generation = node.settings.generation.model_copy(update={"num_generations": 2})
     asked = [(name, 0) for name in HELD_OUT_FAMILIES]
     scores = evaluation.evaluate(
         node.trainer.policy, node.environment, generation, asked, tasks_each
@@ -179,7 +185,7 @@ def train_smollm2(
         for node in nodes:
             node.has_credit = "credit" not in arguments.without
             settle_form(node, Path(folder))
-    tasks_each = 12 if arguments.small else 24
+    tasks_each = 24 if arguments.small else 64
     started = time.monotonic()
     before = held_out(nodes[0], tasks_each)
     for round in range(arguments.rounds):
@@ -194,8 +200,14 @@ def train_smollm2(
             held_out(nodes[0], tasks_each)
     after = held_out(nodes[0], tasks_each)
     first = next((i + 1 for i, stepped in enumerate(nodes[0].steps) if stepped), None)
-    return {"before": before, "after": after, "first": first, "curve": mean_curve(nodes),
-            "form": nodes[0].trainer.policy.form.name, "levels": nodes[0].environment.levels}  # fmt: skip
+    return {
+        "before": before,
+        "after": after,
+        "first": first,
+        "curve": mean_curve(nodes),
+        "form": nodes[0].trainer.policy.form.name,
+        "levels": nodes[0].environment.levels,
+    }
 
 
 def run_smollm2(arguments: argparse.Namespace) -> None:
@@ -220,15 +232,20 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
         what = f"SmolLM2-135M-Instruct, seed {seed}"
         results += [
             {
-                "claim": f"{what}: held-out reward after {arguments.rounds} rounds", "ours": round(after, 4),
-                "reference": round(before, 4), "ratio": round(after / before, 3) if before else None,
+                "claim": f"{what}: held-out reward after {arguments.rounds} rounds",
+                "ours": round(after, 4),
+                "reference": round(before, 4),
+                "ratio": round(after / before, 3) if before else None,
                 "unit": "reward",
             },
             {
-                "claim": f"{what}: round of the first step", "ours": found["first"], "reference": FIRST_STEP,
-                "ratio": round(found["first"] / FIRST_STEP, 3) if found["first"] else None, "unit": "round",
+                "claim": f"{what}: round of the first step",
+                "ours": found["first"],
+                "reference": FIRST_STEP,
+                "ratio": round(found["first"] / FIRST_STEP, 3) if found["first"] else None,
+                "unit": "round",
             },
-        ]  # fmt: skip
+        ]
         if after - before < HELD_OUT_GAIN or found["first"] is None or found["first"] > FIRST_STEP:
             short.append(seed)
     if arguments.json:

@@ -1,8 +1,9 @@
 """Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO,
 arXiv 2509.08721).
 
-    python -m benchmarks.sapo [--tasks easy|hard] [--external better|all] [--mixes 8/0 6/2 4/4 2/6] [--nodes 8]
-                              [--rounds 200] [--seeds 0 1 2] [--processes 2] [--plot FILE] [--json FILE]
+    python -m benchmarks.sapo [--tasks easy|hard] [--external better|all] [--mixes 8/0 6/2 4/4 2/6]
+                              [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--processes 2]
+                              [--plot FILE] [--json FILE]
 
 The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0,
 6/2, 4/4 and 2/6. Every node answers the same number of tasks in each of them, so a step costs the

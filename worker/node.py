@@ -275,12 +275,16 @@ class Node:
             nothing = (0.0,) * len(group.rollouts)
             kept.append(
                 answer_log.of_group(
-                    group, round, level=self.environment.level_of(group.task), form=self.policy.form.name,
-                    right=self.environment.answer(group.task), trained=found is not None,
+                    group,
+                    round,
+                    level=self.environment.level_of(group.task),
+                    form=self.policy.form.name,
+                    right=self.environment.answer(group.task),
+                    trained=found is not None,
                     advantages=nothing if found is None else found.advantages,
                     logprobs=_logprobs(group, found),
                 )
-            )  # fmt: skip
+            )
         self.answers.write(round, kept)
 
     def _evaluate_if_due(self) -> None:
@@ -292,11 +296,17 @@ class Node:
         self.last_evaluated = trained
         self._show("evaluating")
         found = evaluation.measure(
-            self.policy, self.environment, self.settings.generation,
-            evaluation.fixed_tasks(self.environment), EVAL_TASKS, seed=0,
-            seconds=self.settings.node.eval_seconds, round=self.status.round if trained else None,
-            rounds_trained=trained, progress=lambda: self._show("evaluating"),
-        )  # fmt: skip
+            self.policy,
+            self.environment,
+            self.settings.generation,
+            evaluation.fixed_tasks(self.environment),
+            EVAL_TASKS,
+            seed=0,
+            seconds=self.settings.node.eval_seconds,
+            round=self.status.round if trained else None,
+            rounds_trained=trained,
+            progress=lambda: self._show("evaluating"),
+        )
         evaluation_log.append(self.folder, found)
         self._see_evaluations()
         logger.info(
@@ -363,12 +373,22 @@ class Node:
             self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model)
         self._show("round finished")
         logger.info(
-            "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
-            "rejected=%d tokens_per_second=%.0f seconds=%.1f waiting=%.1f state=%s skipped=%s",
-            record.round, record.reward_mean, record.loss, len(record.peers_heard), record.groups_local,
-            record.groups_external, sum(record.groups_rejected.values()), record.tokens_per_second, record.seconds,
-            record.seconds_waiting, self.status.state, record.skipped,
-        )  # fmt: skip
+            "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d"
+            " groups_external=%d rejected=%d tokens_per_second=%.0f seconds=%.1f waiting=%.1f"
+            " state=%s skipped=%s",
+            record.round,
+            record.reward_mean,
+            record.loss,
+            len(record.peers_heard),
+            record.groups_local,
+            record.groups_external,
+            sum(record.groups_rejected.values()),
+            record.tokens_per_second,
+            record.seconds,
+            record.seconds_waiting,
+            self.status.state,
+            record.skipped,
+        )
 
     def _see_signal(self, metrics: StepMetrics, local: Sequence[ScoredGroup]) -> None:
         """Say it when nothing has been learned for long: after 16 rounds, 32, 64..."""
@@ -378,9 +398,12 @@ class Node:
         rounds = self.rounds_without_signal
         if rounds >= SAID_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
             logger.warning(
-                "nothing to learn from: all answers to a task earn the same rounds_in_a_row=%d reward_mean=%.3f; %s",
-                rounds, _mean([group.mean_reward for group in local]), self._advise(local),
-            )  # fmt: skip
+                "nothing to learn from: all answers to a task earn the same rounds_in_a_row=%d"
+                " reward_mean=%.3f; %s",
+                rounds,
+                _mean([group.mean_reward for group in local]),
+                self._advise(local),
+            )
 
     def _advise(self, local: Sequence[ScoredGroup]) -> str:
         """Say what helps against answers that earn nothing, from what is the matter with them."""
@@ -610,7 +633,8 @@ class Node:
         return self.status.round
 
     def _hub(self) -> Hub:
-        name = f"{self.policy.name.rpartition('/')[2]}-hivewright-{self.status.animal_name.replace(' ', '-')}"
+        model, animal = self.policy.name.rpartition("/")[2], self.status.animal_name
+        name = f"{model}-hivewright-{animal.replace(' ', '-')}"
         return Hub(self.settings.hub, self.folder, name, self.status.rounds_trained)
 
     @property

@@ -94,17 +94,25 @@ def settle(
     policy.ask_in(best.form)
     memory.remember(file, key, {"form": best.form.name})
     log.info(
-        "form found form=%s accuracy=%.2f reward_mean=%.3f closed=%.2f useful_tasks=%d of=%d forms_tried=%d "
-        "seconds=%.0f",
-        best.form.name, best.accuracy, best.reward_sum / max(1, best.answers), best.closed / max(1, best.answers),
-        best.useful, best.tasks, len(trials), time.monotonic() - started,
-    )  # fmt: skip
+        "form found form=%s accuracy=%.2f reward_mean=%.3f closed=%.2f useful_tasks=%d of=%d"
+        " forms_tried=%d seconds=%.0f",
+        best.form.name,
+        best.accuracy,
+        best.reward_sum / max(1, best.answers),
+        best.closed / max(1, best.answers),
+        best.useful,
+        best.tasks,
+        len(trials),
+        time.monotonic() - started,
+    )
     if not any(trial.closed for trial in trials):
         log.warning(
-            "no answer closed an <answer> tag, in whatever form it was asked; the last one tried was form=%s; a model "
-            "that follows instructions, or a higher generation.max_completion_length (%d), helps",
-            trials[-1].form.name, generation.max_completion_length,
-        )  # fmt: skip
+            "no answer closed an <answer> tag, in whatever form it was asked; the last one tried"
+            " was form=%s; a model that follows instructions, or a higher"
+            " generation.max_completion_length (%d), helps",
+            trials[-1].form.name,
+            generation.max_completion_length,
+        )
 
 
 def try_forms(

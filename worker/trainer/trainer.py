@@ -411,9 +411,11 @@ class Trainer:
         remembered = micro_batch.load(file, self._budget_key)
         if remembered is None and was_killed:
             log.warning(
-                "the kernel ended the worker for its memory before a budget was known: one sequence at a time for now, "
-                "and more again over the next hours; where there is more memory, remove %s and start it again", file,
-            )  # fmt: skip
+                "the kernel ended the worker for its memory before a budget was known: one sequence"
+                " at a time for now, and more again over the next hours; where there is more"
+                " memory, remove %s and start it again",
+                file,
+            )
             most = micro_batch.Budget(self._settings.max_tokens_per_micro_batch).as_measured()
             least = self._least_budget()
             least = replace(most, tokens=least.tokens, recomputes=True)
@@ -475,9 +477,13 @@ class Trainer:
                 " or lower generation.max_prompt_length or generation.max_completion_length"
             )
         log.warning(
-            "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
-            self.budget.tokens, before.tokens, self.budget.recomputes, reason,
-        )  # fmt: skip
+            "out of memory, the step is made again in smaller pieces tokens=%d before=%d"
+            " recomputes=%s error=%s",
+            self.budget.tokens,
+            before.tokens,
+            self.budget.recomputes,
+            reason,
+        )
         self.budget = self.budget.rising_after(micro_batch.AFTER_ERROR_SECONDS)
         self._scorer.recomputes = self.budget.recomputes
         if not self._shortage.is_foreign():
@@ -496,8 +502,10 @@ class Trainer:
             return
         log.info(
             "more memory is tried again tokens=%d before=%d recomputes=%s",
-            self.budget.tokens, before.tokens, self.budget.recomputes,
-        )  # fmt: skip
+            self.budget.tokens,
+            before.tokens,
+            self.budget.recomputes,
+        )
         self._scorer.recomputes = self.budget.recomputes
         self._save_budget()
 
@@ -515,9 +523,12 @@ class Trainer:
             return before
         less = less.rising_after(micro_batch.AFTER_KILL_SECONDS)
         log.warning(
-            "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d before=%d recomputes=%s",
-            less.tokens, before.tokens, less.recomputes,
-        )  # fmt: skip
+            "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d"
+            " before=%d recomputes=%s",
+            less.tokens,
+            before.tokens,
+            less.recomputes,
+        )
         return less
 
     def _least_budget(self) -> micro_batch.Budget:
