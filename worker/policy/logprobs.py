@@ -64,13 +64,8 @@ class Scorer:
         if not self.is_packed:
             self.has_plain_head = _has_own_head(model) and self._is_exact(self._padded_hidden)
             log.warning(
-<<<<<<< HEAD
                 "model is not packed, training takes one row for each completion"
                 " type=%s pieces_of_logits=%s",
-=======
-                "model is not packed, training takes one row for each completion type=%s"
-                " pieces_of_logits=%s",
->>>>>>> cff3dd4 (benchmarks: held-out reward from more tasks; lines of 100 columns)
                 type(model).__name__,
                 self.has_plain_head,
             )

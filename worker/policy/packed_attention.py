@@ -1,10 +1,5 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-<<<<<<< HEAD
 """Attention over a packed row: the prompts' common beginning, then each prompt and completions.
-=======
-"""Attention over a packed row: what all prompts begin with once, the rest of every prompt once,
-each of its completions after it, no padding between them.
->>>>>>> cff3dd4 (benchmarks: held-out reward from more tasks; lines of 100 columns)
 
 The common beginning and the rest of each prompt are in the row once; nothing is padded.
 
@@ -13,13 +8,8 @@ packed. A prompt's token sees the tokens before it; a completion's token sees it
 tokens before it in the same completion.
 """
 
-<<<<<<< HEAD
 # S tokens of the row, P of the common beginning, L of the rest of a prompt, C completions of a
 # prompt, T tokens of the longest of them, H heads, K key heads, R = H / K, D head size
-=======
-# S tokens of the row, P of what all prompts begin with, L of the rest of one prompt, C completions
-# of a prompt, T tokens of the longest of them, H heads, K key heads, R = H / K, D head size
->>>>>>> cff3dd4 (benchmarks: held-out reward from more tasks; lines of 100 columns)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

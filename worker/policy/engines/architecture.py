@@ -65,6 +65,7 @@ class Product:
         self._is_apart = has_adapters and dtype != torch.float32
         self._down: Tensor | None = None
         self._up: Tensor | None = None
+        self._adapter_panels: tuple[native.Panels, native.Panels] | None = None
         self._weight: Any = None
         self.refresh()
 
@@ -92,8 +93,14 @@ class Product:
 
     @property
     def panels(self) -> native.Panels | None:
-        """Return the weight as laid out for products_*.c; None: another layout, or adapters."""
-        return self._weight if self._layout == "panels" and not self._is_apart else None
+        """Return the weight as laid out for products_*.c; None: another layout."""
+        return self._weight if self._layout == "panels" else None
+
+    @property
+    def adapter_panels(self) -> tuple[native.Panels, native.Panels] | None:
+        """Return the adapters' two products, down and up, as laid out for products_*.c; None: no
+        adapters, or they are part of the weight."""
+        return self._adapter_panels
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs), in the type of x."""
@@ -111,6 +118,9 @@ class Product:
             product = (
                 x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
             )
+        if self._adapter_panels is not None:
+            down, up = self._adapter_panels
+            return product.add_(up(down(x)))
         if self._down is None or self._up is None:
             return product
         return product + (x @ self._down.to(x.dtype)) @ self._up.to(x.dtype)
@@ -126,8 +136,19 @@ class Product:
         """Join all adapters into one pair of products; the second is block-diagonal by layer."""
         factors = [lora.factors_of(linear) for linear in self._linears]
         ups = [up if o is None else up[o] for (_, up), o in zip(factors, self._orders, strict=True)]
-        self._down = torch.cat([down for down, _ in factors]).t().contiguous()
-        self._up = torch.block_diag(*ups).t().contiguous()  # type: ignore[no-untyped-call]
+        down = torch.cat([down for down, _ in factors])
+        up = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
+        if self._layout != "panels":
+            self._down, self._up = down.t().contiguous(), up.t().contiguous()
+        elif self._adapter_panels is None:
+            functions = native.load()
+            self._adapter_panels = (
+                native.Panels(down, None, functions),
+                native.Panels(up, None, functions),
+            )
+        else:
+            for panels, weight in zip(self._adapter_panels, (down, up), strict=True):
+                panels.fill(weight, None)
 
 
 class Norm:
@@ -280,7 +301,7 @@ class Weights:
 
     @property
     def are_panels(self) -> bool:
-        """Return whether all products are those of products_*.c, without separate adapters."""
+        """Return whether all products are those of products_*.c."""
         products = [product for layer in self.layers for product in layer.products]
         return all(product.panels is not None for product in [*products, self.head])
 

@@ -118,13 +118,8 @@ class Rows:
         if not self._has_said:
             self._has_said = True
             log.warning(
-<<<<<<< HEAD
                 "little memory is free, answers are generated in smaller pieces for now"
                 " rows=%d of=%d: about %d MiB are needed, %d MiB are free",
-=======
-                "little memory is free, answers are generated in smaller pieces for now rows=%d"
-                " of=%d: about %d MiB are needed, %d MiB are there",
->>>>>>> cff3dd4 (benchmarks: held-out reward from more tasks; lines of 100 columns)
                 size,
                 len(whole),
                 needed(whole) >> 20,

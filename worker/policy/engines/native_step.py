@@ -17,7 +17,10 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _NORMS = ("attention_norm", "head_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
 _PRODUCTS = ("qkv", "attention_out", "gate_up", "down")
 _CACHES = ("prompt_keys", "prompt_values", "keys", "values")
-_ROOMS = ("x", "normed", "added", "terms", "qkv", "attended", "gate_up", "gated", "scores", "out")
+_ROOMS = (
+    *("x", "normed", "added", "terms", "qkv", "attended", "gate_up", "gated", "scores"),
+    *("lowered", "raised", "out"),
+)
 
 
 class _Product(ctypes.Structure):
@@ -26,6 +29,9 @@ class _Product(ctypes.Structure):
         ("bias", _POINTER),
         ("num_outputs", _INT),
         ("num_inputs", _INT),
+        ("down", _POINTER),
+        ("up", _POINTER),
+        ("rank", _INT),
     )
 
 
@@ -82,16 +88,18 @@ class Step:
             "gated": mlp,
             "scores": K * native.QUERIES * (L + room),
         }
+        products = [*(p for layer in weights.layers for p in layer.products), weights.head]
+        adapters = [p.adapter_panels for p in products if p.adapter_panels is not None]
+        sizes["lowered"] = max((down.num_outputs for down, _ in adapters), default=0)
+        sizes["raised"] = max((up.num_outputs for _, up in adapters), default=0)
         self._rooms = {name: torch.empty(R, size) for name, size in sizes.items()}
-        panels = [_panels_of(product) for layer in weights.layers for product in layer.products]
-        self._blocks = torch.empty(
-            max(p.block_bytes(R) for p in [*panels, head]), dtype=torch.uint8
-        )
+        panels = [*map(_panels_of, products), *(one for pair in adapters for one in pair)]
+        self._blocks = torch.empty(max(p.block_bytes(R) for p in panels), dtype=torch.uint8)
         self._num_tokens = weights.num_tokens
         self._batch = _Batch(
             layers=self._layers,
             norm=_describe_norm(weights.norm),
-            head=_Product(*head.fields()),
+            head=_describe_product(weights.head),
             **{name: tensor.data_ptr() for name, tensor in self._rooms.items()},
             blocks=self._blocks.data_ptr(),
             num_layers=len(caches),
@@ -129,7 +137,7 @@ def _describe(layer: Layer, caches: Sequence[Tensor]) -> _Layer:
     products = zip(_PRODUCTS, layer.products, strict=True)
     return _Layer(
         **{name: _describe_norm(getattr(layer, name)) for name in _NORMS},
-        **{name: _Product(*_panels_of(product).fields()) for name, product in products},
+        **{name: _describe_product(product) for name, product in products},
         **{name: cache.data_ptr() for name, cache in zip(_CACHES, caches, strict=True)},
         window=layer.window or 0,
     )
@@ -139,6 +147,16 @@ def _panels_of(product: Product) -> native.Panels:
     if product.panels is None:
         raise TypeError("a step in C needs all products from products_*.c: see Weights.are_panels")
     return product.panels
+
+
+def _describe_product(product: Product) -> _Product:
+    adapters = product.adapter_panels
+    if adapters is None:
+        return _Product(*_panels_of(product).fields())
+    down, up = adapters
+    return _Product(
+        *_panels_of(product).fields(), down.fields()[0], up.fields()[0], down.num_outputs
+    )
 
 
 def _describe_norm(norm: Norm | HeadNorm | None) -> _Norm:

@@ -276,13 +276,8 @@ def _try_lean(
     needed, free = model.num_parameters() * dtype.itemsize, memory.free(model.device)
     if dtype != model.dtype and needed > free:
         log.warning(
-<<<<<<< HEAD
             "lean decoder not tried dtype=%s"
             " reason=its copy of the weights takes %d MiB, %d MiB are free",
-=======
-            "lean decoder not tried dtype=%s reason=its copy of the weights takes %d MiB, %d MiB"
-            " are free",
->>>>>>> cff3dd4 (benchmarks: held-out reward from more tasks; lines of 100 columns)
             dtype,
             needed >> 20,
             free >> 20,

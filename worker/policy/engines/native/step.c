@@ -1,11 +1,18 @@
-/* A whole decoding step in one call. For weights in float32 or with adapters, NativeBatch in decoder.py does the same layer
+/* A whole decoding step in one call. For weights in float32, NativeBatch in decoder.py does the same layer
  * by layer; with a small model, calls from Python take longer than the operations. native_step.py has the same
  * structures. */
 #include <stddef.h>
 
 #include "processor.h"
 
-struct product { const void *panels; const float *bias; int64_t num_outputs, num_inputs; };
+/* `down` (rank, inputs) and `up` (outputs, rank): the panels of low-rank adapters; rank 0: there are none. */
+struct product {
+    const void *panels;
+    const float *bias;
+    int64_t num_outputs, num_inputs;
+    const void *down, *up;
+    int64_t rank;
+};
 
 struct norm { const float *weight; float eps; }; /* weight is null if the layer has no such norm */
 
@@ -23,7 +30,8 @@ struct batch {
     struct norm norm;
     struct product head;
     const int64_t *prompt_of, *lengths; /* (R) */
-    float *x, *normed, *added, *terms, *qkv, *attended, *gate_up, *gated, *scores, *out; /* work buffers; out: the logits */
+    /* work buffers; lowered and raised: of adapters; out: the logits */
+    float *x, *normed, *added, *terms, *qkv, *attended, *gate_up, *gated, *scores, *lowered, *raised, *out;
     void *blocks;
     int64_t num_layers, R, H, K, D, L, room, step, is_gelu;
     float scale, score_cap;
@@ -40,7 +48,13 @@ void attend(const float *qkv, const float *prompt_keys, const float *prompt_valu
 void gate(const float *gate_up, float *out, int64_t R, int64_t n, int64_t is_gelu);
 
 static void apply(const struct product *product, const struct batch *b, const float *x, float *out) {
-    multiply(x, product->panels, product->bias, b->blocks, out, b->R, product->num_outputs, product->num_inputs);
+    const int64_t N = product->num_outputs, rank = product->rank;
+    multiply(x, product->panels, product->bias, b->blocks, out, b->R, N, product->num_inputs);
+    if (!rank) return;
+    multiply(x, product->down, NULL, b->blocks, b->lowered, b->R, rank, product->num_inputs);
+    multiply(b->lowered, product->up, NULL, b->blocks, b->raised, b->R, N, rank);
+#pragma omp parallel for schedule(static) if (b->R * N > 1 << 16)
+    for (int64_t i = 0; i < b->R * N; i++) out[i] += b->raised[i];
 }
 
 /* x += added; normed = norm of x. */
