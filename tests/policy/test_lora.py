@@ -11,7 +11,7 @@ from worker import settings
 from worker.errors import ModelError
 from worker.policy import lora
 from worker.policy.engines.architecture import Product
-from worker.policy.engines.decoder import LeanDecoder
+from worker.policy.engines.decoder import LeanDecoder, NativeBatch, PanelBatch
 from worker.policy.engines.hf_decoder import CachedDecoder
 from worker.policy.engines.torch_engine import TorchEngine
 from worker.policy.policy import Policy, load
@@ -224,6 +224,25 @@ def test_lean_decoder_generates_with_adapters_and_follows_them(pristine):
     ):
         assert ours.token_ids == theirs.token_ids
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_step_in_c_computes_adapters_as_layers_one_by_one_do(pristine):
+    trainer = make_trainer(pristine, learning_rate=1e-2)
+    for _ in range(3):
+        trainer.step(make_groups(pristine))
+    decoder = LeanDecoder(trainer.policy.model, torch.bfloat16)
+    prompts, tokens = [[5, 6, 7], [9] * 11], torch.tensor([4, 8])
+    whole, logits = decoder.start(prompts, 8)
+    assert isinstance(whole, PanelBatch)
+    layers = NativeBatch(decoder.weights, prompts, 8, decoder.native)
+    torch.testing.assert_close(layers.logits_RV, logits)
+    found = whole.step(tokens)
+    torch.testing.assert_close(found, layers.step(tokens), rtol=0, atol=1e-4)
+    for name, parameter in trainer.policy.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    without, _ = decoder.start(prompts, 8)
+    assert (without.step(tokens) - found).abs().max() > 0.01  # the adapters were in it
 
 
 @pytest.mark.filterwarnings(

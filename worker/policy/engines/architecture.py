@@ -98,8 +98,10 @@ class Product:
 
     @property
     def adapter_panels(self) -> tuple[native.Panels, native.Panels] | None:
-        """Return the adapters' two products, down and up, as laid out for products_*.c; None: no
-        adapters, or they are part of the weight."""
+        """Return the adapters' products, down and up, as laid out for products_*.c.
+
+        None: there are no adapters, or they are part of the weight.
+        """
         return self._adapter_panels
 
     def __call__(self, x: Tensor) -> Tensor:
