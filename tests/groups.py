@@ -48,9 +48,12 @@ def change(group: ScoredGroup, **changes: Any) -> ScoredGroup:
     """Make a group like `group` but for arguments of `scored_group`."""
     own = group.sampled
     arguments: dict[str, Any] = {
-        "texts": group.completions, "rewards": group.rewards, "credits": group.credits, "peer_id": group.peer_id,
+        "texts": group.completions,
+        "rewards": group.rewards,
+        "credits": group.credits,
+        "peer_id": group.peer_id,
         "token_ids": token_ids(group) if own else None,
         "logprobs": logprobs(group) if any(logprobs(group)) else None,
         "truncated": truncated(group) if own else None,
-    }  # fmt: skip
+    }
     return scored_group(group.task, group.question, **{**arguments, **changes})

@@ -544,7 +544,8 @@ def test_answers_of_broken_weights_are_non_finite_steps_also_without_a_signal(po
     with pytest.raises(
         TrainingError,
         match=(
-            r"2 non-finite steps in a row \(the last: log-probabilities of answers .*lower trainer\."
+            r"2 non-finite steps in a row \(the last: log-probabilities of answers "
+            r".*lower trainer\."
         ),
     ):
         trainer.step([], sampled=nonsense)

@@ -28,13 +28,23 @@ def enrolled(folder: Path, **flat) -> settings.Settings:
     """Settings of a node without peers and without a chain, enrolled."""
     made = settings.from_flat(
         {
-            "node_state_dir": str(folder), "node_min_free_disk_mb": 1, "node_max_rounds": 6, "model_device": "cpu",
-            "environment_families": [{"name": "gcd", "level": 0}, {"name": "basic_arithmetic", "level": 0}],
-            "environment_tasks_per_round": 4, "generation_max_prompt_length": 128,
-            "generation_max_completion_length": 8, "trainer_learning_rate": 3e-4, "swarm_enabled": False, **flat,
+            "node_state_dir": str(folder),
+            "node_min_free_disk_mb": 1,
+            "node_max_rounds": 6,
+            "model_device": "cpu",
+            "environment_families": [
+                {"name": "gcd", "level": 0},
+                {"name": "basic_arithmetic", "level": 0},
+            ],
+            "environment_tasks_per_round": 4,
+            "generation_max_prompt_length": 128,
+            "generation_max_completion_length": 8,
+            "trainer_learning_rate": 3e-4,
+            "swarm_enabled": False,
+            **flat,
         },
         "test",
-    )  # fmt: skip
+    )
     folder.mkdir(exist_ok=True)
     enrolment.run(made)
     return made
@@ -91,8 +101,11 @@ def test_history_has_each_round_once_whenever_the_node_is_killed(
     file.write_text(settings.dump(checked))
     killed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED, str(file), str(killed_at)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     train(checked)
     assert [line["round"] for line in status.read_rounds(tmp_path)] == list(range(6))

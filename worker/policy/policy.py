@@ -7,7 +7,7 @@ place.
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -321,9 +321,8 @@ def load(model: settings.Model) -> Policy:
             _cast_parameters(weights, dtype)
         weights.to(device)
         if gguf and hasattr(weights.config, "quantization_config"):
-            del (
-                weights.config.quantization_config
-            )  # they no longer are; transformers would refuse to save them
+            # They are no longer quantised; transformers would refuse to save them.
+            del weights.config.quantization_config
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model {model.name}: does not fit into the memory of {device}:"
@@ -337,17 +336,7 @@ def load(model: settings.Model) -> Policy:
             " expected a causal language model in transformers' format (config.json,"
             " *.safetensors, tokenizer.json)"
         ) from error
-    if missing := sorted(found["missing_keys"]):  # transformers would make them up
-        raise ModelError(
-            f"model {model.name}: {source} lacks {len(missing)} of its weights, such as"
-            f" {missing[0]}; expected all that config.json tells of; get the files again"
-        )
-    for name, parameter in weights.named_parameters():
-        if not parameter.sum(dtype=torch.float32).isfinite():
-            raise ModelError(
-                f"model {model.name}: {name} in {source} holds values that are not finite; expected"
-                " a model that was saved before it broke"
-            )
+    _require_sound_weights(weights, found["missing_keys"], f"model {model.name}", source)
     log.info(
         "model loaded name=%s device=%s dtype=%s parameters=%d",
         model.name,
@@ -356,6 +345,24 @@ def load(model: settings.Model) -> Policy:
         weights.num_parameters(),
     )
     return Policy(weights, tokenizer, model.name)
+
+
+def _require_sound_weights(
+    weights: Any, missing_keys: Collection[str], name: str, source: str
+) -> None:
+    """Raise ModelError for weights that are missing, which transformers would make up, or not
+    finite."""
+    if missing := sorted(missing_keys):
+        raise ModelError(
+            f"{name}: {source} lacks {len(missing)} of its weights, such as {missing[0]}; expected"
+            " all that config.json tells of; get the files again"
+        )
+    for parameter_name, parameter in weights.named_parameters():
+        if not parameter.sum(dtype=torch.float32).isfinite():
+            raise ModelError(
+                f"{name}: {parameter_name} in {source} holds values that are not finite; expected"
+                " a model that was saved before it broke"
+            )
 
 
 def text_part(model: Any) -> Any:

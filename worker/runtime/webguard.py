@@ -206,12 +206,15 @@ class Guard:
             shown = printable(request.content_type)[:60]
             return _refused(415, f"Content-Type: got {shown}; expected application/json")
         is_browser = request.headers.get("User-Agent", "").startswith("Mozilla/")
-        if not is_browser and not any(name in request.headers for name in _OF_BROWSERS):
-            return None
+        if is_browser or any(name in request.headers for name in _OF_BROWSERS):
+            return self._refusal_of_page(request)
+        return None
+
+    def _refusal_of_page(self, request: web.Request) -> web.Response | None:
+        """Return the refusal of a browser's request by where the page that sent it comes from."""
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         is_plain = host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
-        name = _name_in(host) if is_plain else ""
-        if not self._is_ours(name):
+        if not self._is_ours(_name_in(host) if is_plain else ""):
             return _refused(
                 421, f"Host: {printable(host)[:80]} is not a name of this service; use its address"
             )
