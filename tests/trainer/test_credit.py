@@ -18,7 +18,7 @@ def test_where_all_earn_nothing_closed_answers_are_better_by_what_the_credit_wei
     hopeless = group(["<answer>1</answer>", "no", "no", "no"], [0.0] * 4)
     earning = group(["<answer>1</answer>", "no", "no", "no"], [1.0, 0.0, 0.0, 0.0])
     given, same = give_credit([hopeless, earning], is_closed)
-    weight = 1 - 0.25 / 0.8
+    weight = 1 - 0.25 / 0.3
     assert given.credits == pytest.approx((weight, 0, 0, 0))
     assert given.teaches
     assert not given.has_signal

@@ -275,11 +275,12 @@ def test_all_mistakes_of_flat_keys_are_named_by_these_keys():
     ("parameters", "given", "has_adapters", "rate", "iterations"),
     [
         (1_000_000, {}, False, 5e-5, 1),
-        (135_000_000, {}, True, 2e-4, 2),
+        (135_000_000, {}, True, 5e-4, 2),
+        (500_000_000, {}, True, 2e-4, 2),
         (3_000_000_000, {}, True, 1e-4, 2),
         (135_000_000, {"lora": None}, False, 1e-5, 1),
         (500_000_000, {"lora": None}, False, 1e-6, 1),
-        (1_000_000, {"lora": {"rank": 4}}, True, 2e-4, 2),
+        (1_000_000, {"lora": {"rank": 4}}, True, 5e-4, 2),
         (135_000_000, {"learning_rate": 3e-5, "num_iterations": 1}, True, 3e-5, 1),
     ],
 )

@@ -12,6 +12,8 @@ _ITERATIONS_WITH_ADAPTERS = 2
 
 def _learning_rate(num_parameters: int, has_adapters: bool) -> float:
     """Return the default learning rate; docs/decisions/0027 has the measurements."""
+    if has_adapters and num_parameters < 400_000_000:
+        return 5e-4
     if has_adapters:
         return 2e-4 if num_parameters < 2_000_000_000 else 1e-4
     if num_parameters < 50_000_000:
@@ -44,9 +46,9 @@ class Trainer(Section):
     """Completions of a peer's group that are learned from. better: those above the group's mean;
     all: as in SAPO."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate. None: 2e-4 for adapters (1e-4 in models of 2 billion parameters and more); for
-    all weights 1e-6, in models of less than 400 million parameters 1e-5, of less than 50 million
-    5e-5."""
+    """Learning rate. None: for adapters 2e-4, in models of less than 400 million parameters 5e-4,
+    of 2 billion and more 1e-4; for all weights 1e-6, in models of less than 400 million parameters
+    1e-5, of less than 50 million 5e-5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of AdamW."""
     adam_beta1: Decay = 0.9

@@ -1,8 +1,9 @@
-"""Credit for the format: what a model learns from that never earns anything.
+"""Credit answers for their format where a model does not yet close its answer tag.
 
-Where all answers to a task earn nothing, those that closed their tag are told apart from those that
-did not, in the advantages alone. The credit fades as answers close by themselves, and is gone when
-four in five do.
+Where all answers to a task earn nothing, those that closed the tag get an advantage over those that
+did not; rewards stay what they are. The credit fades as answers close by themselves and ends when
+three in ten do: from then on rewards teach the format, too, and credit for wrong answers would only
+make the model repeat them (docs/decisions/0027).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +11,14 @@ from dataclasses import replace
 
 from worker.records import ScoredGroup
 
-ENOUGH = 0.8
+ENOUGH = 0.3
 """Share of closed answers from which on there is no credit."""
 
 
 def give_credit(
     groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]
 ) -> list[ScoredGroup]:
-    """Return our own groups of a round, with credits where rewards are all 0."""
+    """Return our own groups of a round, with credits where all rewards are 0."""
     weight = 1 - closed_share(groups, is_closed) / ENOUGH
     if weight <= 0:
         return list(groups)
@@ -36,6 +37,6 @@ def _with_credit(
 
 
 def closed_share(groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]) -> float:
-    """The share of answers that closed their tag."""
+    """Return the share of answers that closed their tag."""
     closed = [is_closed(text) for group in groups for text in group.completions]
     return sum(closed) / max(1, len(closed))
