@@ -1,12 +1,12 @@
-"""Does the swarm learn? Mean reward over 60 demo rounds: the last ten against the first ten, on
-three seeds.
+"""Measure whether the swarm learns: mean reward of the last ten demo rounds against the first ten.
 
     python -m benchmarks.learning [--workers 3] [--rounds 60] [--seeds 0 1 2] [--plot FILE]
                                   [--json FILE]
 
-The real environment, model, generation, sampler and trainer under the demo's settings; only the
-network is left out: the nodes hand each other their groups, which the receiver regenerates and
-scores again, as the exchange does. Exits 1 if a seed gains less than 0.1.
+Runs 60 rounds on each of three seeds, with the real environment, model, generation, sampler and
+trainer under the demo's settings. Only the network is left out: nodes pass their groups to each
+other within the process, and the receiver regenerates the questions and scores the answers again,
+as in the real exchange. Exits 1 if a seed gains less than 0.1.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Simulated workers for the learning benchmarks: a node without network and chain.
+"""Simulated workers for the learning benchmarks: nodes without a network or a chain.
 
-Environment, policy, sampler and trainer are real; nodes exchange groups within the process, and the
-receiver regenerates the question and scores the answers again, as the real exchange does.
+The environment, policy, sampler and trainer are real. Nodes exchange groups within the process; the
+receiver regenerates the question and scores the answers again, as in the real exchange.
 """
 
 import random
@@ -26,7 +26,8 @@ from worker.trainer.trainer import Trainer
 class Node:
     """One simulated worker.
 
-    `rewards`: mean reward of its own groups, by round. `steps`: whether it took a step, by round.
+    `rewards`: mean reward of its own groups in each round. `steps`: whether it took a training step
+    in each round. `has_credit`: whether closed tags get credit (`give_credit`).
     """
 
     peer_id: str
@@ -53,7 +54,7 @@ class Node:
         return groups
 
     def collect(self, answered: Mapping[str, Sequence[ScoredGroup]]) -> list[ScoredGroup]:
-        """Return groups of peers, drawn at random with the worker's margin, and verified."""
+        """Return verified groups of peers, drawn at random with the worker's margin."""
         offered = [
             (peer_id, Group(group.task, group.completions))
             for peer_id, groups in answered.items()
@@ -103,7 +104,7 @@ def run(
 
 
 def exchange(nodes: Sequence[Node], round: int) -> None:
-    """Run one round of all nodes: answer, exchange groups, learn."""
+    """Run one round on all nodes: answer, exchange groups, learn."""
     answered = {node.peer_id: node.answer(round) for node in nodes}
     for node in nodes:
         node.learn(answered[node.peer_id], node.collect(answered))
@@ -121,7 +122,7 @@ GAIN_HEADER = f"{'seed':>4}  {'first':>6}  {'last':>6}  {'gain':>6}  {'seconds':
 def print_gain(
     title: str, seed: int, curve: list[float], window: int, seconds: float
 ) -> tuple[float, dict[str, Any]]:
-    """Return the gain of the last `window` rounds over the first ones, as a line and a claim."""
+    """Print and return the gain of the last `window` rounds over the first, and its JSON claim."""
     first, last = statistics.fmean(curve[:window]), statistics.fmean(curve[-window:])
     print(f"{seed:4d}  {first:6.3f}  {last:6.3f}  {last - first:+6.3f}  {seconds:7.0f}", flush=True)
     return last - first, {

@@ -1,22 +1,24 @@
-"""Does a real pre-trained model learn? Two models that need no model hub
-(scripts/pretrained_model.py fetches them).
+"""Measure whether a pre-trained model learns, with two models that need no model hub.
 
     python -m benchmarks.pretrained FOLDER [--rounds 10] [--nodes 2] [--seeds 0 1 2] [--json FILE]
     python -m benchmarks.pretrained --model smollm2 [FOLDER] [--small] [--rounds 40] [--nodes 1]
                                     [--seeds 0 1 2] [--without form level credit] [--json FILE]
 
-FOLDER is stories15M, which tells stories. It is loaded by its path as a user's own would be. What
-it is asked is made for models that tell stories, a beginning to go on with; the reward is how
-joyful the story is, four words of joy for all of it. The environment is a class of this file, the
-rest the worker's own: policy, generation, sampler, trainer; nodes learn from their own groups and
+scripts/pretrained_model.py fetches both models.
+
+FOLDER contains stories15M, a model that writes stories; it is loaded by its path, as a user's own
+model would be. A task is the beginning of a story to continue. The reward measures how joyful the
+story is: four joyful words earn the full reward. The environment is a class in this file; policy,
+generation, sampler and trainer are the worker's own. Nodes learn from their own groups and from
 each other's. Exits 1 if a seed gains less than 0.1.
 
-smollm2 is SmolLM2-135M-Instruct with a worker's default settings: they name the model and nothing
-else. The figure is the mean reward for held-out tasks of three families at their easiest level, of
-the untouched model and after the rounds, both asked in the form that the node found. Exits 1 if a
-seed gains less than 0.15, or makes its first step after the third round. `--small` is a form of a
-few minutes. `--without` leaves parts out, to see what they bring: the form that was found (the
-default form instead), levels (the families' own configuration), the credit for closed tags.
+smollm2 is SmolLM2-135M-Instruct with a worker's default settings, which set only the model's name.
+The result is the mean reward on held-out tasks of three families at their easiest level, before
+training and after the rounds, both with the prompt form that the node found. Exits 1 if a seed
+gains less than 0.15, or takes its first step after the third round. `--small` is a short version
+that takes a few minutes. `--without` disables parts to measure their effect: the form that was
+found (the default form is used), levels (the families' own configuration is used), or the credit
+for closed tags.
 """
 
 import argparse
@@ -68,14 +70,14 @@ ENOUGH_JOY = 4
 
 
 class Stories:
-    """An environment with one family of tasks: beginnings of stories."""
+    """Environment with one family of tasks: beginnings of stories to continue."""
 
     versions = ("stories 1",)
     families = ("stories",)
     levels: ClassVar[dict[str, int]] = {}
 
     def __init__(self, environment: settings.Environment) -> None:
-        """There is nothing to set."""
+        """Ignore the settings: there is nothing to configure."""
 
     def sample(self, seed: int, count: int) -> list[Task]:
         digest = hashlib.sha256(b"stories").hexdigest()[:12]
@@ -95,13 +97,13 @@ class Stories:
         return [min(1.0, count / ENOUGH_JOY) for count in joyful]
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
-        """There is no curriculum."""
+        """Do nothing: there is no curriculum."""
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no state to restore."""
 
 
 def make_settings(folder: Path) -> settings.Settings:
@@ -146,7 +148,7 @@ def find_smollm2(folder: Path | None) -> Path:
 
 
 def settle_form(node: Node, folder: Path) -> None:
-    """As a worker does at its first start."""
+    """Set the prompt form, as a worker does at its first start."""
     environment = node.environment
     tasks = environment.easy_tasks(evaluation.HELD_OUT, form_choice.NUM_QUESTIONS)
     form_choice.settle(
@@ -159,8 +161,10 @@ def settle_form(node: Node, folder: Path) -> None:
 
 
 def held_out(node: Node, tasks_each: int) -> float:
-    """Mean reward for held-out tasks, sampled as in training: many tasks with few answers each,
-    which tells more than few tasks with many."""
+    """Return the mean reward on held-out tasks, sampled as in training.
+
+    Many tasks with few answers each give a more precise mean than few tasks with many answers.
+    """
     generation = node.settings.generation.model_copy(update={"num_generations": 2})
     asked = [(name, 0) for name in HELD_OUT_FAMILIES]
     scores = evaluation.evaluate(
@@ -176,7 +180,7 @@ def held_out(node: Node, tasks_each: int) -> float:
 def train_smollm2(
     seed: int, arguments: argparse.Namespace, config: settings.Settings
 ) -> dict[str, Any]:
-    """One seed: held-out reward before and after, and the curve of the rounds."""
+    """Train one seed; return its held-out reward before and after, and its reward by round."""
     nodes = [
         make_node(seed, i, config, environments.load(config.environment))
         for i in range(arguments.nodes)

@@ -1,19 +1,18 @@
-"""Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO,
-arXiv 2509.08721).
+"""Measure whether sharing helps: the controlled experiment of SAPO (arXiv 2509.08721).
 
     python -m benchmarks.sapo [--tasks easy|hard] [--external better|all] [--mixes 8/0 6/2 4/4 2/6]
                               [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--processes 2]
                               [--plot FILE] [--json FILE]
 
-The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0,
-6/2, 4/4 and 2/6. Every node answers the same number of tasks in each of them, so a step costs the
-same everywhere. The figure is the paper's: reward accumulated over all nodes and rounds. The
-paper's model (Qwen2.5-0.5B), tasks and number of rounds are others, so compare the ratios to 8/0,
-not the sums.
+Eight nodes train on 8 groups per step: I local and J external ones, I + J = 8, for the mixes 8/0,
+6/2, 4/4 and 2/6. Every node answers the same number of tasks with each mix, so a step costs the
+same with all of them. The metric is the paper's: reward accumulated over all nodes and rounds. The
+model, tasks and number of rounds differ from the paper's (its model is Qwen2.5-0.5B), so compare
+the ratios to 8/0, not the sums.
 
-`hard` tasks are, as in the paper, mostly out of the model's reach: two in three of its own groups
-have equal rewards and teach nothing. `easy` is the demo's mix, where nine in ten of a node's own
-groups have a signal.
+`hard` tasks are mostly out of the model's reach, as in the paper: two in three of a node's own
+groups have equal rewards and give no signal. `easy` is the demo's mix, where nine in ten of a
+node's own groups have a signal.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from worker.environments.presets import DEMO_FAMILIES, DEMO_SETTINGS
 from worker.settings import Family
 
 PAPER = {"8/0": 561.79, "6/2": 854.43, "4/4": 1093.31, "2/6": 945.87}
-"""Cumulative reward, table 1 of the paper."""
+"""Cumulative reward by mix, from table 1 of the paper."""
 TASKS = {
     "easy": DEMO_FAMILIES,
     "hard": (
@@ -60,8 +59,11 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: `mix` is "I/J", `external` what is learned from of peers' groups
-    (`trainer.external_completions`)."""
+    """Parameters of one run.
+
+    `mix`: local and external groups, as "I/J". `external`: the completions of peers' groups that
+    are trained on (`trainer.external_completions`).
+    """
 
     mix: str
     tasks: str
@@ -72,8 +74,10 @@ class Trial:
 
 
 def configure(mix: str, tasks: str, external: str) -> settings.Settings:
-    """The demo's settings with exactly I local and J external groups: nothing fills what is
-    missing."""
+    """Return the demo's settings with I local and J external groups.
+
+    Missing groups are not replaced by others (`trainer.fill_missing`).
+    """
     num_local, num_external = map(int, mix.split("/"))
     flat = {
         **DEMO_SETTINGS,
@@ -87,7 +91,7 @@ def configure(mix: str, tasks: str, external: str) -> settings.Settings:
 
 
 def play(trial: Trial) -> list[float]:
-    """Mean reward of all nodes, by round."""
+    """Run one trial; return the mean reward of all nodes by round."""
     return mean_curve(
         run(
             trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks, trial.external)
@@ -104,7 +108,7 @@ def cumulate(curve: list[float], nodes: int) -> list[float]:
 
 
 def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
-    """Left: the reward by round; right: what has accumulated above the first mix, by round."""
+    """Plot the reward by round (left) and the reward accumulated above the first mix (right)."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

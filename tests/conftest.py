@@ -1,4 +1,4 @@
-"""What all tests may want."""
+"""Fixtures shared by all tests."""
 
 import sys
 from collections.abc import Iterator
@@ -8,8 +8,10 @@ import pytest
 
 @pytest.fixture
 def usual_recursion_limit() -> Iterator[None]:
-    """Python's own, for what is nested without end: libraries raise it beyond what the stack
-    holds."""
+    """Set Python's default recursion limit, for endlessly nested input.
+
+    Some libraries raise the limit beyond the size of the stack.
+    """
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield

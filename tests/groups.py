@@ -1,5 +1,4 @@
-"""Scored groups for tests, made from a list of each figure instead of one rollout after the
-other."""
+"""Scored groups for tests, built from one list per field instead of rollout by rollout."""
 
 from collections.abc import Sequence
 from typing import Any

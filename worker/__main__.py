@@ -1,3 +1,5 @@
+"""Entry point of `python -m worker`."""
+
 from worker.cli import main
 
 main()

@@ -1,5 +1,7 @@
-"""Decide how a node's model is asked and trained where its settings leave it open: for the node,
-`eval` and `chat`."""
+"""Load a node's model and decide the prompt form and training method that its settings leave open.
+
+Shared by the node, `eval` and `chat`.
+"""
 
 import logging
 from pathlib import Path
@@ -19,8 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def load_policy(all_settings: settings.Settings) -> Policy:
-    """Load the model that the settings name, with its chat template as they want it. Raises as
-    `policies.load`."""
+    """Load the model named in the settings and apply their chat template options.
+
+    Raises the errors of `policies.load`.
+    """
     policy = policies.load(model_sizing.settle(all_settings.model, all_settings.node.state_dir))
     policy.require_context(all_settings.generation)
     policy.adopt(all_settings.generation)
@@ -28,8 +32,10 @@ def load_policy(all_settings: settings.Settings) -> Policy:
 
 
 def settle_method(policy: Policy, trainer: settings.Trainer, state_dir: Path) -> settings.Trainer:
-    """Decide on adapters and learning rate: as the checkpoints that are there, else by the model's
-    size."""
+    """Decide on adapters and learning rate where the settings leave them open.
+
+    Existing checkpoints without adapters rule adapters out; otherwise the model's size decides.
+    """
     if trainer.lora == "auto" and checkpoint.has_adapters(StateDir(state_dir).checkpoints) is False:
         trainer = trainer.model_copy(update={"lora": None})
     return trainer.settle(policy.model.num_parameters())
@@ -38,8 +44,11 @@ def settle_method(policy: Policy, trainer: settings.Trainer, state_dir: Path) ->
 def settle_form(
     policy: Policy, environment: Environment, generation: settings.Generation, state_dir: Path
 ) -> None:
-    """Have the policy ask in the form that the settings name, that was found before, or that is
-    found now."""
+    """Set the policy's prompt form.
+
+    It is the form named in the settings, else the one found at an earlier start, else the best one
+    measured now.
+    """
     tasks = environment.easy_tasks(HELD_OUT, form_choice.NUM_QUESTIONS)
     form_choice.settle(
         policy,
@@ -51,10 +60,10 @@ def settle_form(
 
 
 def load_trained(all_settings: settings.Settings, checkpoints: Path) -> tuple[Policy, State | None]:
-    """Load the node's model with the weights of the newest checkpoint, and that checkpoint's state;
-    None without one.
+    """Load the node's model with the weights of the newest checkpoint.
 
-    Raises as `load_policy` and `checkpoint.restore_weights` do.
+    Returns the policy and the checkpoint's state, which is None if there is no checkpoint. Raises
+    the errors of `load_policy` and `checkpoint.restore_weights`.
     """
     policy = load_policy(all_settings)
     trainer = settle_method(policy, all_settings.trainer, all_settings.node.state_dir)

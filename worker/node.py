@@ -1,9 +1,9 @@
-"""The round loop: answer, share, learn, earn. The only place that knows all the parts.
+"""Round loop: answer, share, learn, earn. The only module that knows all the parts.
 
-The order of a round's end is what makes a crash harmless: the ledger first (fsync), then the
-checkpoint, then the history. A node that dies before the checkpoint does that round again with the
-same weights and the same seeds, publishes the same groups, and finds its reward in the ledger
-already; one that dies after it finds the round's line of the history in the checkpoint.
+The order of the writes at the end of a round makes a crash harmless: first the ledger (fsync), then
+the checkpoint, then the history. A node that dies before the checkpoint repeats the round with the
+same weights and seeds, publishes the same groups, and finds its reward already in the ledger. A
+node that dies after the checkpoint restores the round's history line from it.
 """
 
 import logging
@@ -57,20 +57,23 @@ from worker.trainer.trainer import Learned, Trainer
 
 logger = logging.getLogger(__name__)
 
-# A clean stop tries for so long to bring what was earned to the chain; the ledger keeps the rest.
+# A clean stop waits at most this long for pending rewards to reach the chain, and for hub pushes.
+# The ledger keeps the rewards that were not sent.
 FLUSH_SECONDS = 30.0
-# Groups asked for, for each that is trained on: those without a signal are dropped, and a choice
-# makes a better mix.
+# External groups requested per group trained on: groups without a signal are dropped, and a larger
+# selection gives a better batch.
 EXTERNAL_MARGIN = 3
 _MOST = 0.5
 EVAL_TASKS = 24
-"""Held-out tasks of each family and level, where `node.eval_seconds` is enough for them."""
-SAID_AFTER_ROUNDS = 16  # in a row with nothing to learn from: a power of two
+"""Number of held-out tasks per family and level, if `node.eval_seconds` allows that many."""
+SAID_AFTER_ROUNDS = 16  # rounds in a row without a signal; a power of two
 
 
 def run(settings: Settings) -> None:
-    """Train until `node.max_rounds` or a signal. Raises WorkerErrors; see worker.errors for their
-    exit codes."""
+    """Train until `node.max_rounds` or a signal.
+
+    Raises WorkerErrors; see worker.errors for their exit codes.
+    """
     folder = settings.node.state_dir
     host.require_disk(folder, settings.node.min_free_disk_mb)
     host.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
@@ -80,14 +83,16 @@ def run(settings: Settings) -> None:
         identity, enrolled = enrolment.load(settings)
         node = Node(settings, identity, enrolled)
         stack.callback(node.close)
-        # A signal leaves the round in progress where it is: the checkpoint is that of the last one.
+        # A signal abandons the round in progress; a restart resumes from the last checkpoint.
         exit_on_signals()
         node.train()
 
 
 def _announced(swarm: SwarmSettings) -> SwarmSettings:
-    """The settings with the address that the interface has now. Without one the node trains, and
-    says so."""
+    """Return the settings with the interface's current address added to `announce`.
+
+    If the interface has no address, log a warning and return them unchanged: the node still trains.
+    """
     if swarm.announce_interface is None:
         return swarm
     is_ipv6 = ":" in swarm.host
@@ -112,7 +117,7 @@ def _announced(swarm: SwarmSettings) -> SwarmSettings:
 
 @contextmanager
 def _last_words(folder: Path) -> Iterator[None]:
-    """An error that ends the node is in its status too, not only in the log."""
+    """Write an error that ends the node to its status, in addition to the log."""
     try:
         yield
     except WorkerError as error:
@@ -121,7 +126,7 @@ def _last_words(folder: Path) -> Iterator[None]:
 
 
 class Node:
-    """One worker: the parts, and what it knows of itself."""
+    """One worker: its parts and its own state."""
 
     def __init__(
         self, settings: Settings, identity: Identity, enrolled: enrolment.Enrolment
@@ -146,7 +151,7 @@ class Node:
         self.recent: deque[dict[str, Any]] = deque(maxlen=health.RECENT_ROUNDS)
         self.rounds_unsaved = self.rounds_without_signal = 0
         self.last_round = self._resume()
-        # First what generates, which stays in memory; then training measures what is left.
+        # Prepare generation first: it stays in memory, and training measures what is left.
         questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
         self.policy.prepare(settings.generation, self.files.rows, questions)
         model_setup.settle_form(self.policy, self.environment, settings.generation, self.folder)
@@ -158,7 +163,7 @@ class Node:
             self.folder, settings.node.answers_rounds, settings.node.answers_mb
         )
         self.answer_length = AnswerLength()
-        self.last_evaluated = -1  # rounds that were trained then
+        self.last_evaluated = -1  # rounds trained at the last evaluation
         self._see_evaluations()
         self.ledger = Ledger(self.files.ledger)
         self.swarm = self._swarm() if settings.swarm.enabled else None
@@ -176,9 +181,11 @@ class Node:
             self.status.chain = "unknown"
 
     def train(self) -> None:
-        """The loop. Ends after `node.max_rounds` rounds, with everything earned settled if the
-        chain lets it."""
-        self._ask_chain_for_peers()  # before the start: a relay is chosen there
+        """Run the round loop until `node.max_rounds` rounds are trained.
+
+        Earned rewards are settled before it returns, if the chain can be reached.
+        """
+        self._ask_chain_for_peers()  # before start(), which chooses a relay
         if self.swarm is not None:
             self.swarm.start()
         if self.settlement is not None:
@@ -201,7 +208,7 @@ class Node:
         self._leave()
 
     def close(self) -> None:
-        """End the network and the chain threads; nothing that was earned is only in memory."""
+        """Stop the swarm, chain and hub threads; earned rewards are already in the ledger."""
         systemd.stopping("closing")
         if self.settlement is not None:
             self.settlement.close()
@@ -212,7 +219,7 @@ class Node:
         self._show("stopped", state="stopped")
 
     def _method(self) -> TrainerSettings:
-        """Return how to train, with what the settings leave open decided."""
+        """Return the training settings with every open choice decided."""
         trainer = model_setup.settle_method(self.policy, self.settings.trainer, self.folder)
         self.settings = self.settings.model_copy(update={"trainer": trainer})
         logger.info(
@@ -223,8 +230,10 @@ class Node:
         return trainer
 
     def _train_round(self, tick: Tick) -> None:
-        """One round that counts: what we answer is shared, and what we learn from is ours and our
-        peers'."""
+        """Run one round of the chain's clock, or of the local one.
+
+        Share our own groups, then learn from them and from the groups of peers.
+        """
         started = time.monotonic()
         self.status.round = tick.round
         local, tokens_per_second = self._answer(round_seed(self.peer_id, tick.round))
@@ -267,7 +276,7 @@ class Node:
         self._book(tick, record)
 
     def _keep_answers(self, round: int, groups: Sequence[ScoredGroup]) -> None:
-        """Write what was asked and answered in a round to the disk, for `hivewright answers`."""
+        """Write a round's questions and answers to disk, for `hivewright answers`."""
         learned = {(each.group.peer_id, each.group.task): each for each in self.trainer.learned}
         kept = []
         for group in groups:
@@ -288,8 +297,10 @@ class Node:
         self.answers.write(round, kept)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate on held-out tasks, before the first round and then every
-        `node.eval_every_rounds` trained rounds."""
+        """Evaluate on held-out tasks if an evaluation is due.
+
+        One is due before the first round and after every `node.eval_every_rounds` trained rounds.
+        """
         every, trained = self.settings.node.eval_every_rounds, self.status.rounds_trained
         if every is None or trained % every or trained == self.last_evaluated:
             return
@@ -329,8 +340,10 @@ class Node:
         published: Published | None,
         external: Sequence[ScoredGroup],
     ) -> None:
-        """Book the reward for the groups that we published, which auditors can check, and our
-        vote."""
+        """Record the round's reward and our vote in the ledger.
+
+        Only groups that we published earn a reward, since auditors can check those.
+        """
         self.status.rounds_trained += 1
         if self.settlement is None:
             return
@@ -354,7 +367,7 @@ class Node:
         self.settlement.wake()
 
     def _book(self, tick: Tick, record: RoundRecord) -> None:
-        """Write the round down: checkpoint, then history. The ledger was first: see the module."""
+        """Save the round: checkpoint, then history. The ledger was first (see the module)."""
         self.last_round, self.last_record = tick.round, asdict(record)
         self.rounds_unsaved += 1
         self.status.levels = self.environment.levels
@@ -391,7 +404,7 @@ class Node:
         )
 
     def _see_signal(self, metrics: StepMetrics, local: Sequence[ScoredGroup]) -> None:
-        """Say it when nothing has been learned for long: after 16 rounds, 32, 64..."""
+        """Warn after 16, 32, 64... rounds in a row without a learning signal."""
         self.rounds_without_signal = (
             self.rounds_without_signal + 1 if metrics.skipped == "no-signal" else 0
         )
@@ -406,7 +419,7 @@ class Node:
             )
 
     def _advise(self, local: Sequence[ScoredGroup]) -> str:
-        """Say what helps against answers that earn nothing, from what is the matter with them."""
+        """Return advice on answers without a signal, based on what is wrong with them."""
         generation = self.settings.generation
         cut = _truncated_share(local, generation.max_completion_length)
         closed = closed_share(local, is_closed)
@@ -428,7 +441,7 @@ class Node:
         )
 
     def _see_round(self, record: dict[str, Any]) -> None:
-        """Show what the last round came to, also after a restart."""
+        """Copy the figures of the last round to the status, also after a restart."""
         for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
             setattr(self.status, name, record[name])
         self.status.closed, self.status.truncated = record.get("closed"), record.get("truncated")
@@ -438,8 +451,10 @@ class Node:
         )
 
     def _practise(self) -> None:
-        """The chain can't be reached, so nobody knows the round: learn from our own answers;
-        nothing is earned."""
+        """Take one training step on our own answers while the chain is unreachable.
+
+        Without the chain the round is unknown, so the step earns nothing.
+        """
         self.status.practice_steps += 1
         self.status.state = "training-alone"
         local, tokens_per_second = self._answer(
@@ -467,8 +482,10 @@ class Node:
         )
 
     def _answer(self, seed: int) -> tuple[list[ScoredGroup], float]:
-        """Our own groups for the tasks of `seed`, scored, and the tokens per second of generating
-        them."""
+        """Answer the tasks of `seed`.
+
+        Returns our scored groups and the generation speed in tokens per second.
+        """
         self._show("generating")
         tasks = self.environment.sample(seed, self.settings.environment.tasks_per_round)
         started = time.monotonic()
@@ -494,18 +511,17 @@ class Node:
         return answered.groups, answered.num_tokens / seconds
 
     def _publish(self, round: int, local: Sequence[ScoredGroup]) -> Published | None:
-        """Serve our groups of this round from now on. None: there is nobody that they could be
-        served to."""
+        """Start serving our groups of this round to peers; return None if the swarm is disabled."""
         if self.swarm is None:
             return None
-        # Where not all fit into a message, those that teach go first.
+        # If they do not all fit into a message, groups with a signal go first.
         useful_first = sorted(local, key=lambda group: not group.has_signal)
         return self.swarm.publish(
             round, [Group(group.task, group.completions) for group in useful_first]
         )
 
     def _collect(self, round: int) -> Collected:
-        """Get groups of peers drawn at random."""
+        """Collect groups from peers drawn at random."""
         if self.swarm is None:
             self.status.state = "training-alone"
             return Collected()
@@ -527,8 +543,10 @@ class Node:
         return tick
 
     def _ask_chain_for_peers(self) -> None:
-        """The swarm's bootnodes, and, if only those count, which of the peers that we know are
-        registered."""
+        """Read the bootnodes from the chain and join the swarm through them.
+
+        With `swarm.only_registered`, also read which of the known peers are registered.
+        """
         if self.swarm is None or self.coordinator is None:
             return
         try:
@@ -549,8 +567,11 @@ class Node:
             self.status.chain = "ok" if self.clock.reachable else "unreachable"
 
     def _leave(self) -> None:
-        """Our last round is trained. Serve it to peers that are still collecting, and settle what
-        was earned."""
+        """Finish after the last trained round.
+
+        Settle the earned rewards, finish the hub pushes, and serve the round's groups to peers that
+        are still collecting.
+        """
         self._show("leaving")
         deadline = time.monotonic() + self.settings.swarm.collect_timeout_seconds
         if self.settlement is not None:
@@ -563,7 +584,7 @@ class Node:
         logger.info("finished rounds_trained=%d", self.status.rounds_trained)
 
     def _show(self, activity: str, state: str | None = None) -> None:
-        """The node got on: say so to the watchdog and in status.json."""
+        """Report progress to the watchdog and in status.json."""
         self.status.activity = activity
         if state == "stopped":
             self.status.state = "stopped"
@@ -583,7 +604,7 @@ class Node:
         systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")
 
     def _see_condition(self) -> None:
-        """Measure what the node's health is judged by; warn where it got worse."""
+        """Measure the figures that determine the node's health; warn if it got worse."""
         found = self.status.condition
         condition.see_policy(found, self.policy)
         condition.see_budget(found, self.trainer.budget)
@@ -598,8 +619,7 @@ class Node:
         return limit is not None and self.status.rounds_trained >= limit
 
     def _resume(self) -> int:
-        """Continue from the newest checkpoint. Returns the last round that it holds, -1 without
-        one."""
+        """Restore the newest checkpoint; return its last round, or -1 if there is no checkpoint."""
         state = checkpoint.restore(self.files.checkpoints, self.trainer)
         if state is None:
             return -1
@@ -639,14 +659,18 @@ class Node:
 
     @property
     def _is_whole_model(self) -> bool:
-        """Return whether a checkpoint's weights are all that a model consists of. Adapters are
-        merged for a push, and buffers added."""
+        """Return whether a checkpoint's weights are the complete model.
+
+        If not, a push merges the adapters and adds the buffers.
+        """
         model = self.policy.model
         return self.trainer.lora is None and not lora.has_more_than_parameters(model)
 
     def _describe_model(self, folder: Path) -> None:
-        """The card, and what weights need next to them to be loaded by transformers; with adapters
-        the weights, too."""
+        """Write the model card and the files that transformers needs to load the weights.
+
+        Also write the weights, unless a checkpoint's weights are the complete model.
+        """
         card = model_card(self.settings, self.status, status.read_rounds(self.folder))
         (folder / "README.md").write_text(card)
         if not self._is_whole_model:
@@ -656,8 +680,10 @@ class Node:
         self.policy.tokenizer.save_pretrained(folder)
 
     def _checkpoint(self) -> Path | None:
-        """Save where training stands. None: its weights are broken, and must not drive sound ones
-        out."""
+        """Save a checkpoint and return its path; return None if the model's outputs are not finite.
+
+        Broken weights must not displace earlier, sound checkpoints.
+        """
         if not self.trainer.is_sound():
             logger.warning(
                 "skipping checkpoint: model outputs are not finite; earlier checkpoints are kept"
@@ -683,8 +709,10 @@ class Node:
 
 
 def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]:
-    """The mean log-probability of each answer: as the step found it, else as it was sampled, else
-    None."""
+    """Return the mean log-probability of each answer.
+
+    The value is the training step's if there is one, else the sampler's; None without either.
+    """
     sampled = [
         _mean(one.sampled.logprobs) if one.sampled and one.sampled.logprobs else None
         for one in group.rollouts
@@ -697,9 +725,10 @@ def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]
 
 
 def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:
-    """Our vote: the peer with the highest mean of rewards that we verified ourselves in this round.
+    """Return our vote: the peer with the highest mean reward that we verified in this round.
 
-    Ourselves only if that is more than any peer's that we saw. Nobody, if we saw nobody's.
+    We vote for ourselves only if our mean reward is higher than that of every peer that we heard,
+    and for nobody if we heard no peer.
     """
     rewards: dict[str, list[float]] = {}
     for group in external:
@@ -713,8 +742,11 @@ def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGro
 
 
 def _truncated_share(groups: Sequence[ScoredGroup], limit: int) -> float:
-    """Return the share of our answers that reached the settings' limit of tokens. One that ended at
-    a shorter limit (`AnswerLength`) is not a reason to raise it."""
+    """Return the share of our answers that were cut off at the token limit of the settings.
+
+    Answers cut off at a shorter limit (`AnswerLength`) do not count: they are no reason to raise
+    the limit of the settings.
+    """
     sampled = [completion for group in groups for completion in group.sampled]
     return _mean([float(c.truncated and len(c.token_ids) >= limit) for c in sampled])
 

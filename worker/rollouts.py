@@ -1,5 +1,7 @@
-"""A round's own groups: sample tasks, ask the policy, score the answers. For the node and the
-learning benchmarks."""
+"""A node's own groups of a round: ask the policy the tasks and score its answers.
+
+Shared by the node and the learning benchmarks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +14,11 @@ from worker.records import Completion, Rollout, ScoredGroup, Task
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """`num_too_long`: tasks that were not answered, since their prompts are longer than the
-    settings allow."""
+    """Scored groups of a round.
+
+    `num_too_long`: number of tasks left out because their prompts are longer than the settings
+    allow.
+    """
 
     groups: list[ScoredGroup]
     num_too_long: int
@@ -32,7 +37,10 @@ def generate(
     tasks: Sequence[Task],
     seed: int,
 ) -> tuple[list[str], list[list[Completion] | None]]:
-    """Return the questions of `tasks` and the completions of each; None: the prompt is too long."""
+    """Return the questions of `tasks` and the completions of each.
+
+    The completions of a task are None if its prompt is too long.
+    """
     questions = [environment.question(task) for task in tasks]
     return questions, policy.generate(questions, generation, seed)
 
@@ -43,7 +51,7 @@ def score(
     questions: Sequence[str],
     answers: Sequence[Sequence[Completion] | None],
 ) -> Answered:
-    """Score what `generate` returned."""
+    """Score the completions returned by `generate`."""
     groups = [
         score_group(environment, task, question, completions)
         for task, question, completions in zip(tasks, questions, answers, strict=True)

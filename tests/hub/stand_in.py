@@ -55,107 +55,8 @@ class HubStandIn:
         self.xet_requests: list[str] = []
         self.downloads: list[str] = []
         self._released = threading.Event()
-        stand_in = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Quiet."""
-
-            def do_POST(self) -> None:
-                self._answer()
-
-            def do_PUT(self) -> None:
-                self._answer()
-
-            def do_GET(self) -> None:
-                if self.path.startswith("/xet-token"):
-                    self._send_xet_token()
-                elif self.path.startswith("/xet/"):
-                    stand_in.xet_requests.append(self.path)
-                    stand_in._released.wait(60)
-                    self.close_connection = True
-                elif "/resolve/" in self.path and stand_in.trouble is None:
-                    self._send_file()
-                else:
-                    self._answer()
-
-            def do_HEAD(self) -> None:
-                self._send_file()
-
-            def _send_xet_token(self) -> None:
-                self.send_response(200)
-                self.send_header("X-Xet-Cas-Url", f"{stand_in.endpoint}/xet")
-                self.send_header("X-Xet-Access-Token", "xet-token")
-                self.send_header("X-Xet-Token-Expiration", str(int(time.time()) + 3600))
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def _refuse(self, status: int, code: str, message: str) -> None:
-                self.send_response(status)
-                self.send_header("X-Error-Code", code)
-                self.send_header("X-Error-Message", message)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def _send_file(self) -> None:
-                if not stand_in.may_read(self.headers.get("Authorization")):
-                    status = 403 if self.headers.get("Authorization") else 401
-                    self._refuse(status, "GatedRepo", "Access to this model is restricted")
-                    return
-                repo, _, rest = self.path.partition("?")[0].lstrip("/").partition("/resolve/")
-                revision, _, path = rest.partition("/")
-                content = stand_in.repos[repo][int(revision) - 1][path]
-                begin = int(
-                    self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-")
-                )
-                self.send_response(206 if begin else 200)
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-                self.send_header("X-Repo-Commit", revision)
-                if stand_in.has_xet and path.endswith(".safetensors"):
-                    self.send_header("X-Xet-Hash", hashlib.sha256(content).hexdigest())
-                    self.send_header("X-Xet-Refresh-Route", f"{stand_in.endpoint}/xet-token")
-                self.send_header("Content-Length", str(len(content) - begin))
-                self.end_headers()
-                if self.command == "GET":
-                    stand_in.downloads.append(f"{path} from {begin}")
-                    limits = [
-                        limit
-                        for limit in (stand_in.cut_after, stand_in.stall_after)
-                        if limit is not None
-                    ]
-                    end = min([len(content), *(begin + limit for limit in limits)])
-                    self.wfile.write(content[begin:end])
-                    if end < len(content) and stand_in.stall_after is not None:
-                        stand_in._released.wait(60)
-                    self.close_connection = end < len(content)
-
-            def _answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if self.headers.get("Transfer-Encoding") == "chunked":
-                    body = b"".join(iter(self._chunk, b""))
-                stand_in.num_requests += 1
-                if stand_in.trouble == "hang":
-                    stand_in._released.wait(60)
-                    self.close_connection = True
-                    return
-                status, answer = stand_in.answer(
-                    self.command, self.path, self.headers.get("Authorization"), body
-                )
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def _chunk(self) -> bytes:
-                data = self.rfile.read(int(self.rfile.readline(), 16))
-                self.rfile.readline()
-                return data
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("Handler", (_Handler,), {"stand_in": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -178,22 +79,8 @@ class HubStandIn:
                 return 400, {"error": "wrong checksum"}
             self.objects[oid] = body
             return 200, {}
-        repo, _, rest = path.removeprefix("/api/models/").partition("/tree/")
         if method == "GET" and path.startswith("/api/models/"):
-            if repo.partition("/revision/")[0] not in self.repos:
-                # The real one tells only those apart that have a token.
-                return (
-                    (404, {"error": "Repository not found"})
-                    if authorization or self.readers is None
-                    else _PRIVATE
-                )
-            if not self.is_gated and not self.may_read(authorization):
-                return (
-                    (401, {"error": "Invalid credentials in Authorization header"})
-                    if authorization
-                    else _PRIVATE
-                )
-            return 200, self._tree(repo) if rest else self._model(repo.partition("/revision/")[0])
+            return self._look_up(path.removeprefix("/api/models/"), authorization)
         if authorization != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials in Authorization header"}
         data = json.loads(body) if body and not path.endswith("/commit/main") else {}
@@ -215,6 +102,20 @@ class HubStandIn:
 
     def may_read(self, authorization: str | None) -> bool:
         return self.readers is None or str(authorization).removeprefix("Bearer ") in self.readers
+
+    def _look_up(self, path: str, authorization: str | None) -> tuple[int, Any]:
+        """Answer REPO, REPO/revision/REVISION or REPO/tree/REVISION, below /api/models/."""
+        repo, _, rest = path.partition("/tree/")
+        if repo.partition("/revision/")[0] not in self.repos:
+            # The real Hub reveals only to callers with a token that a repository does not exist.
+            if authorization or self.readers is None:
+                return 404, {"error": "Repository not found"}
+            return _PRIVATE
+        if not self.is_gated and not self.may_read(authorization):
+            if authorization:
+                return 401, {"error": "Invalid credentials in Authorization header"}
+            return _PRIVATE
+        return 200, self._tree(repo) if rest else self._model(repo.partition("/revision/")[0])
 
     def _create(self, data: dict[str, Any]) -> tuple[int, Any]:
         repo = f"{data['organization']}/{data['name']}"
@@ -284,3 +185,103 @@ class HubStandIn:
             "commitOid": f"{number:040d}",
             "commitUrl": f"{self.endpoint}/{repo}/commit/{number:040d}",
         }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """HTTP requests to `stand_in`."""
+
+    stand_in: HubStandIn
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/xet-token"):
+            self._send_xet_token()
+        elif self.path.startswith("/xet/"):
+            self.stand_in.xet_requests.append(self.path)
+            self.stand_in._released.wait(60)
+            self.close_connection = True
+        elif "/resolve/" in self.path and self.stand_in.trouble is None:
+            self._send_file()
+        else:
+            self._answer()
+
+    def do_HEAD(self) -> None:
+        self._send_file()
+
+    def _send_xet_token(self) -> None:
+        self.send_response(200)
+        self.send_header("X-Xet-Cas-Url", f"{self.stand_in.endpoint}/xet")
+        self.send_header("X-Xet-Access-Token", "xet-token")
+        self.send_header("X-Xet-Token-Expiration", str(int(time.time()) + 3600))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send_file(self) -> None:
+        if not self.stand_in.may_read(self.headers.get("Authorization")):
+            status = 403 if self.headers.get("Authorization") else 401
+            self._refuse(status, "GatedRepo", "Access to this model is restricted")
+            return
+        repo, _, rest = self.path.partition("?")[0].lstrip("/").partition("/resolve/")
+        revision, _, path = rest.partition("/")
+        content = self.stand_in.repos[repo][int(revision) - 1][path]
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if begin else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", revision)
+        if self.stand_in.has_xet and path.endswith(".safetensors"):
+            self.send_header("X-Xet-Hash", hashlib.sha256(content).hexdigest())
+            self.send_header("X-Xet-Refresh-Route", f"{self.stand_in.endpoint}/xet-token")
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.end_headers()
+        if self.command == "GET":
+            self.stand_in.downloads.append(f"{path} from {begin}")
+            limits = [
+                limit
+                for limit in (self.stand_in.cut_after, self.stand_in.stall_after)
+                if limit is not None
+            ]
+            end = min([len(content), *(begin + limit for limit in limits)])
+            self.wfile.write(content[begin:end])
+            if end < len(content) and self.stand_in.stall_after is not None:
+                self.stand_in._released.wait(60)
+            self.close_connection = end < len(content)
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b"".join(iter(self._chunk, b""))
+        self.stand_in.num_requests += 1
+        if self.stand_in.trouble == "hang":
+            self.stand_in._released.wait(60)
+            self.close_connection = True
+            return
+        status, answer = self.stand_in.answer(
+            self.command, self.path, self.headers.get("Authorization"), body
+        )
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _chunk(self) -> bytes:
+        data = self.rfile.read(int(self.rfile.readline(), 16))
+        self.rfile.readline()
+        return data

@@ -277,7 +277,7 @@ def test_plan_reads_back_as_it_was_handed_on() -> None:
 
 
 def test_what_an_inventory_says_in_vain_is_named(tmp_path: Path) -> None:
-    """pyinfra itself would ignore all of these silently."""
+    """The deploy reports entries that pyinfra itself would silently ignore."""
     inventory = tmp_path / "fleet.py"
     inventory.write_text(
         "trainer_learning_rate = 1e-5\ncoordinators = ['hub', 'hub']\nworkers = ['a', ('b',"

@@ -1,5 +1,4 @@
-"""Who may import whom (docs/architecture.md): checked on the source, so that a shortcut fails here
-first."""
+"""Tests of the import rules in docs/architecture.md, checked on the source."""
 
 import ast
 from collections import Counter
@@ -129,8 +128,10 @@ def test_module_imports_only_what_the_table_allows(name, file):
 
 
 def test_names_of_test_modules_are_unique():
-    """pytest imports test modules by their bare names: of two with one name it refuses the
-    second."""
+    """Test modules need unique names.
+
+    The import mode of pytest uses their bare names and refuses the second module of a name.
+    """
     names = [
         file.name
         for file in (ROOT / "tests").rglob("*.py")

@@ -63,8 +63,10 @@ def train(checked: settings.Settings) -> Node:
 
 
 def half_are_right(mix, task, texts):
-    """Rewards with a signal: those of real answers leave it to chance which rounds are trained
-    on."""
+    """Return rewards with a signal.
+
+    With the rewards of real answers, chance would decide which rounds are trained on.
+    """
     return [1.0, 0.0] * (len(texts) // 2)
 
 

@@ -1,5 +1,7 @@
-"""A real pre-trained model of another family, as a user brings it: a folder. npm has one that needs
-no model hub."""
+"""Tests with a real pre-trained model of another family, loaded from a folder like a user's own.
+
+The model comes from npm, so the tests need no model hub.
+"""
 
 import subprocess
 import sys

@@ -1,5 +1,7 @@
-"""The simulation behind docs/performance.md: its parts by hand, and what must come out whatever the
-costs are."""
+"""Tests of the simulation behind docs/performance.md.
+
+They compare its parts with hand calculations and check results that are independent of the costs.
+"""
 
 import json
 
