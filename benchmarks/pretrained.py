@@ -2,7 +2,8 @@
 
     python -m benchmarks.pretrained FOLDER [--rounds 10] [--nodes 2] [--seeds 0 1 2] [--json FILE]
     python -m benchmarks.pretrained --model smollm2 [FOLDER] [--small] [--rounds 40] [--nodes 1]
-                                    [--seeds 0 1 2] [--without form level credit] [--json FILE]
+                                    [--seeds 0 1 2] [--without form level credit]
+                                    [--plot FILE] [--json FILE]
 
 scripts/pretrained_model.py fetches both models.
 
@@ -26,6 +27,7 @@ import hashlib
 import json
 import random
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from transformers.utils.logging import set_verbosity_error
 
 from benchmarks.nodes import GAIN_HEADER, Node, exchange, make_node, mean_curve, print_gain, run
@@ -192,6 +195,7 @@ def train_smollm2(
     tasks_each = 24 if arguments.small else 64
     started = time.monotonic()
     before = held_out(nodes[0], tasks_each)
+    measured = {0: before}
     for round in range(arguments.rounds):
         exchange(nodes, round)
         rewards = [f"{node.rewards[-1]:.3f}" for node in nodes]
@@ -201,14 +205,15 @@ def train_smollm2(
             flush=True,
         )
         if arguments.every and (round + 1) % arguments.every == 0 and round + 1 < arguments.rounds:
-            held_out(nodes[0], tasks_each)
-    after = held_out(nodes[0], tasks_each)
+            measured[round + 1] = held_out(nodes[0], tasks_each)
+    after = measured[arguments.rounds] = held_out(nodes[0], tasks_each)
     first = next((i + 1 for i, stepped in enumerate(nodes[0].steps) if stepped), None)
     return {
         "before": before,
         "after": after,
         "first": first,
         "curve": mean_curve(nodes),
+        "held_out": measured,
         "form": nodes[0].trainer.policy.form.name,
         "levels": nodes[0].environment.levels,
     }
@@ -223,9 +228,11 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
     )
     arguments.rounds = arguments.rounds or (8 if arguments.small else 40)
     arguments.nodes = arguments.nodes or 1
-    results, short = [], []
+    results: list[dict[str, Any]] = []
+    short: list[int] = []
+    runs: dict[int, dict[str, Any]] = {}
     for seed in arguments.seeds or ([0] if arguments.small else [0, 1, 2]):
-        found = train_smollm2(seed, arguments, config)
+        found = runs[seed] = train_smollm2(seed, arguments, config)
         before, after = found["before"], found["after"]
         print(
             f"seed {seed}: held-out reward {before:.3f} before, {after:.3f} after"
@@ -254,11 +261,34 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
             short.append(seed)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.plot:
+        draw_smollm2(runs, arguments.plot)
     if short and not arguments.without and not arguments.small:
         raise SystemExit(
             f"seeds {short}: gain under {HELD_OUT_GAIN}, or no step in the first {FIRST_STEP}"
             " rounds"
         )
+
+
+def draw_smollm2(runs: dict[int, dict[str, Any]], file: Path) -> None:
+    """Write a PNG: held-out reward, and the five-round mean of the training reward, by seed."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for seed, run in runs.items():
+        held_out, curve = run["held_out"], run["curve"]
+        (line,) = axes.plot(list(held_out), list(held_out.values()), "o-", label=f"seed {seed}")
+        smooth = [statistics.fmean(curve[max(0, i - 4) : i + 1]) for i in range(len(curve))]
+        axes.plot(range(1, len(curve) + 1), smooth, color=line.get_color(), alpha=0.35)
+    axes.set(
+        xlabel="round",
+        ylabel="mean reward",
+        title="SmolLM2-135M-Instruct, default settings, one node\n"
+        "points: held-out tasks of three families; faint: training, mean of five rounds",
+    )
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file)
 
 
 def main() -> None:
@@ -275,6 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--every", type=int, help="smollm2: held-out reward every N rounds, too")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="smollm2: such as docs/images/smollm2.png")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_verbosity_error()
