@@ -1,10 +1,10 @@
-"""Find the form of asking that suits a model: tried once, on easy tasks, and remembered in
-`form.json`.
+"""Choose the prompt form that suits a model by a trial on easy tasks, and store it in `form.json`.
 
-Each form is asked a few tasks; the best two are asked some more. The best is the one whose given
-answers are right most often. Whether an answer is given at all, its tag closed, counts little:
-training teaches that within a few rounds, and a form that has it from the beginning at the price of
-the model's thoughts stays behind (docs/decisions/0027).
+Each form is tried with a few questions, the two best with some more. The best form is the one with
+the largest share of right answers among the given ones. The share of answers that are given at all
+(their tag is closed) counts little: training teaches closing the tag within a few rounds, and a
+form that closes it from the start but prevents the model from thinking learns less
+(docs/decisions/0027).
 """
 
 import hashlib
@@ -24,28 +24,35 @@ from worker.policy.prompt_forms import BY_NAME, FORMS, Form
 log = logging.getLogger(__name__)
 
 NUM_QUESTIONS = 24
-"""Half of them are asked in every form, fewer on a slow machine; the others in the best two."""
+"""Questions of a trial: half of them in each form (fewer on a slow machine), the rest in the best
+two."""
 PATIENCE_SECONDS = 45.0
-"""No further form is tried after so long."""
+"""Time after which no further form is tried."""
 _NUM_ANSWERS = 4
 _CPU_TOKENS, _GPU_TOKENS = 48, 256
 _FEWEST_QUESTIONS = 4
-"""Asked in the first form to see how long a question takes."""
+"""Number of questions in the first form that measure the time of one question."""
 _SOLVED = 0.5
 _DOUBT = 0.1
-"""As many wrong answers as this share of all are added to those given: a form that gives one
-answer, a right one, is not the best for that."""
+"""Wrong answers added to the given ones, as a share of all answers.
+
+Without it, a form with a single given answer, which is right, would be the best.
+"""
 _FIRST_TRIED = ("three-examples", "example", "begun")
-"""Forms that are tried even where the model is so slow that the time ends before all are."""
+"""Forms that are tried first, and even if the time is over before."""
 _SEED = 1
 
 Score = Callable[[int, Sequence[str]], Sequence[float]]
-"""The rewards of answers to the question of this number."""
+"""Return the reward of each answer to the question with this index."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """The result of asking in a form. `useful`: tasks that teach something, or are solved."""
+    """The counts of one form's trial.
+
+    `useful` counts tasks whose rewards differ or that are solved, `closed` the answers that closed
+    their tag.
+    """
 
     form: Form
     tasks: int = 0
@@ -56,12 +63,15 @@ class Trial:
 
     @property
     def accuracy(self) -> float:
-        """Share of the given answers that are right, in doubt where few were given."""
+        """The share of right answers among the given ones, lower if few were given (_DOUBT)."""
         return self.reward_sum / max(1.0, self.closed + _DOUBT * self.answers)
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """Larger is better."""
+        """The sort key (larger is better): accuracy, shares of useful tasks and closed answers.
+
+        It is defined only after at least one task.
+        """
         return self.accuracy, self.useful / self.tasks, self.closed / max(1, self.answers)
 
 
@@ -72,15 +82,17 @@ def settle(
     score: Score,
     file: Path,
 ) -> None:
-    """Have `policy` ask in the form that the settings name, that `file` remembers, or that is found
-    now.
+    """Set the prompt form of `policy`.
 
-    Raises ModelError for a form that the model's template can't be rendered in.
+    It is the one that the settings name; with "auto" it is the one in `file`, or else the best of a
+    trial, which `file` then stores.
+
+    Raises ModelError if the model's chat template can't be rendered in the form.
     """
     if generation.form != "auto":
         policy.ask_in(BY_NAME[generation.form])
         return
-    if policy.name == TINY:  # made for the form that it has
+    if policy.name == TINY:  # trained with the default form
         return
     key = _describe(policy)
     known = BY_NAME.get(str((memory.recall(file, key) or {}).get("form")))
@@ -118,10 +130,10 @@ def settle(
 def try_forms(
     policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score
 ) -> list[Trial]:
-    """Ask some of the questions in every form and the rest in the best two.
+    """Ask some of the questions in each form and the rest in the two best; return all trials.
 
-    Ends after about PATIENCE_SECONDS. _FIRST_TRIED are tried however slow the machine is: the
-    slower, the fewer questions.
+    Takes about PATIENCE_SECONDS. The forms in _FIRST_TRIED are always tried; a slow machine asks
+    fewer questions in them.
     """
     started = time.monotonic()
     until = started + PATIENCE_SECONDS
@@ -153,7 +165,7 @@ def try_forms(
 
 
 def _turn(form: Form) -> tuple[int, int]:
-    """Return a form's turn: _FIRST_TRIED, then those with short answers before others."""
+    """Return the sort key of a form: first _FIRST_TRIED, then forms with shorter answers."""
     is_first = form.name in _FIRST_TRIED
     return (_FIRST_TRIED.index(form.name) if is_first else len(_FIRST_TRIED)), -FORMS.index(form)
 
@@ -171,7 +183,7 @@ def _ask(
     policy.ask_in(trial.form)
     answers = policy.generate([questions[i] for i in numbers], generation, _SEED)
     for number, completions in zip(numbers, answers, strict=True):
-        if completions is None:  # its prompt is too long in this form: nothing is learned from it
+        if completions is None:  # too long a prompt in this form: a task that is not useful
             trial.tasks += 1
             continue
         texts = [completion.text for completion in completions]
@@ -185,7 +197,10 @@ def _ask(
 
 
 def _describe(policy: Policy) -> str:
-    """The model, its template and how that is rendered: another form may suit others."""
+    """Return the key of a stored form: the model's name and a hash of its rendered template.
+
+    Another model or template may need another form.
+    """
     asked = "\n".join(
         policy.template.text(form, "question") for form in FORMS if policy.can_ask_in(form)
     )

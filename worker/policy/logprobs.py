@@ -1,13 +1,13 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
 """Compute log-probabilities of given completions under the policy, for the loss.
 
-A batch is one row: the common beginning of its prompts once, then the rest of each prompt and its
-completions, without padding (packed_attention.py). The logits of all its tokens never exist at
-once. Models whose layers can't be packed get one sequence per row. Those of them whose logits need
-unknown steps compute the logits of all completions at once.
+A batch is packed into one row without padding: the common prefix of its prompts once, then the rest
+of each prompt and its completions (packed_attention.py). Logits are computed in pieces, to limit
+their memory. Models whose layers can't be packed get one padded row per completion. If such a model
+also computes its logits in an unknown way, the logits of all completions are computed at once.
 """
 
-# S tokens of the packed row, M scored completion tokens, N completions, T tokens of the longest,
+# S tokens of a row, M scored completion tokens, N completions, T tokens of the longest completion,
 # E size of the hidden states, V vocabulary
 
 import inspect
@@ -27,31 +27,37 @@ from worker.policy.packed_attention import PACKED, Layout
 log = logging.getLogger(__name__)
 
 _MAX_LOGITS = 1 << 26
-"""Most logits at a time (256 MiB in float32). More are computed piece by piece, and again in the
-backward pass."""
+"""Largest number of logits at a time (256 MiB in float32).
+
+More are computed in pieces, which are computed again in the backward pass.
+"""
 
 _WORTH_SHARING = 16
-"""Shortest common beginning of prompts that goes through the model only once, in tokens."""
+"""Shortest common prefix of prompts, in tokens, that is computed only once."""
 
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""Largest difference of packed and plain log-probabilities. A leak between sequences is far
-larger."""
+"""Largest accepted difference between log-probabilities of the packed and the plain computation.
+
+A leak between sequences causes a far larger one.
+"""
 
 
 class PromptGroup(NamedTuple):
-    """A prompt and its completions, as token ids; none of them is empty."""
+    """The token ids of a prompt and of its completions, all of them non-empty."""
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
 
 
 class Scorer:
-    """Scores completions with `model`.
+    """Compute log-probabilities of completions with `model`.
 
-    Forward and backward passes belong inside of `with scorer.passes():`. `recomputes` trades time
-    for memory: layers are computed again in the backward pass (gradient checkpointing).
+    Forward and backward passes must be inside `with scorer.passes():`. `recomputes` turns on
+    gradient checkpointing: layers are computed again in the backward pass, to save memory.
+    `is_packed`: a batch is one packed row. `has_plain_head`: logits are the output layer's, so they
+    can be computed in pieces.
     """
 
     def __init__(self, model: Any) -> None:
@@ -75,9 +81,9 @@ class Scorer:
         prompts: Collection[Sequence[int]],
         completions: Sequence[int],
     ) -> int:
-        """Return the tokens that go through the model, with padding.
+        """Return the number of tokens of a batch in the model, including padding.
 
-        `prompts` are the distinct prompts as token ids, `completions` the lengths of completions.
+        `prompts` are the token ids of the distinct prompts, `completions` the completions' lengths.
         """
         if self.is_packed:
             shared = (len(prompts) - 1) * common_prefix(prompts)
@@ -86,7 +92,7 @@ class Scorer:
 
     @contextmanager
     def passes(self) -> Iterator[None]:
-        """Prepare the model for forward and backward passes inside of this context."""
+        """Set the model up for forward and backward passes, and restore it at the end."""
         config = self.model.config
         before = config._attn_implementation
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -94,7 +100,7 @@ class Scorer:
             config._attn_implementation = PACKED
         if self.recomputes:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-            for layer in layers:  # only the layer itself; its parts stay in evaluation mode
+            for layer in layers:  # not its submodules, which stay in evaluation mode (no dropout)
                 layer.training = True
         try:
             yield
@@ -110,16 +116,17 @@ class Scorer:
         groups: Sequence[PromptGroup],
         temperature: float,
     ) -> Tensor:
-        """Return the log-probabilities (M,) at `temperature` of the joined completions' tokens.
+        """Return the log-probabilities (M,) of the completions' tokens at `temperature`.
 
-        They are float32, and differentiable if gradients are enabled.
+        The completions are concatenated. The result is float32, and differentiable if gradients are
+        enabled.
         """
         return self.logprobs_and_entropies(groups, temperature)[0]
 
     def logprobs_and_entropies(
         self, groups: Sequence[PromptGroup], temperature: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Return `logprobs` and the entropies (M,) of the tokens' distributions, without gradient.
+        """Return `logprobs`, and the entropies (M,) of the tokens' distributions without gradient.
 
         The entropies are None if the model computes its logits in an unknown way.
         """
@@ -142,7 +149,7 @@ class Scorer:
         return torch.cat([row_T[: len(c)] for row_T, c in zip(rows_NT, completions, strict=True)])
 
     def _packed_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
-        """Return the hidden states (M, E) that predict the completions' tokens, and these (M,)."""
+        """Return the hidden states (M, E) that predict the scored tokens, and these tokens (M,)."""
         prefix = common_prefix([group.prompt for group in groups])
         ids, positions, predicting, predicted = _pack(groups, prefix)
         device = self.model.device
@@ -165,7 +172,7 @@ class Scorer:
         return hidden_ME, torch.tensor(predicted, device=device)
 
     def _padded_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
-        """Return the same as `_packed_hidden`, computed with a row per completion."""
+        """Return the same as `_packed_hidden`, computed with one padded row per completion."""
         ids_NS, mask_NS, starts_N = _pad(
             [(g.prompt, c) for g in groups for c in g.completions], self.model.device
         )
@@ -209,9 +216,10 @@ class Scorer:
     def _is_exact(
         self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]
     ) -> bool:
-        """Return whether a small batch has the same log-probabilities as in the plain way.
+        """Return whether `find_hidden` gives the log-probabilities of the plain computation.
 
-        Families may have steps of their own that differ.
+        It is tried with a small batch of random tokens, because a model family may have additional
+        steps that are not known here.
         """
         high = self.model.config.get_text_config().vocab_size
         drawn = torch.randint(high, (32,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -235,16 +243,16 @@ def completion_logprobs(
 ) -> Tensor:
     """Return the log-probabilities (N, T) of `completions` at `temperature`, 0 on padding.
 
-    Completion n, which is not empty, answers `prompts[prompt_of[n]]`. This is the plain way, for
-    any causal language model: a row has one prompt and one completion, padded on the right. The
-    result is float32, and differentiable if gradients are enabled.
+    Completion n, which must not be empty, follows `prompts[prompt_of[n]]`. This is the plain
+    computation for any causal language model: a row has one prompt and one completion, padded on
+    the right. The result is float32, and differentiable if gradients are enabled.
     """
     device = model.device
     ids_NS, mask_NS, starts_N = _pad(
         [(prompts[p], c) for p, c in zip(prompt_of, completions, strict=True)], device
     )
     width, longest = ids_NS.shape[1], max(len(c) for c in completions)
-    # Prompts need no logits, which are most of the memory.
+    # Logits take most of the memory, and prompts do not need them.
     takes_number = "logits_to_keep" in inspect.signature(model.forward).parameters
     kept = {"logits_to_keep": width - int(starts_N.min()) + 1} if takes_number else {}
     out = model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False, **kept)
@@ -263,7 +271,8 @@ def _pad(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pad rows of prompt and completion on the right.
 
-    Returns ids (N, S), a mask (N, S) of the real ones, and the starts (N,) of the completions.
+    Returns token ids (N, S), a mask (N, S) that is False on padding, and the index (N,) of each
+    completion's first token.
     """
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     width = max(lengths)
@@ -285,7 +294,10 @@ def _has_own_head(model: Any) -> bool:
 
 
 def packing_obstacle(model: Any) -> str | None:
-    """Return why a model's layers can't be packed, by its configuration; None: a trial decides."""
+    """Return the reason in a model's configuration why it can't be packed; None if there is none.
+
+    Without such a reason, `Scorer` tries whether packing is exact.
+    """
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if others := sorted(layer_types - _PACKABLE_LAYERS):
@@ -298,19 +310,19 @@ def packing_obstacle(model: Any) -> str | None:
 
 
 def takes(model: Any, argument: str) -> bool:
-    """Return whether a model's forward has an argument of this name."""
+    """Return whether the model's `forward` has an argument with this name."""
     return argument in inspect.signature(model.forward).parameters
 
 
 def common_prefix(prompts: Collection[Sequence[int]]) -> int:
-    """Return the length of the prompts' common beginning; each prompt keeps at least one token.
+    """Return the length of the prompts' common prefix; each prompt has at least one token after it.
 
-    0 if sharing it is not worth it: for one prompt, or for a few tokens.
+    0 for a single prompt, or if the prefix is shorter than _WORTH_SHARING.
     """
     if len(prompts) < 2:
         return 0
     ordered = sorted(tuple(prompt) for prompt in prompts)
-    first, last = ordered[0], ordered[-1]  # all others are between them
+    first, last = ordered[0], ordered[-1]  # what these two share, all others share
     limit = min(map(len, prompts)) - 1
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
     return length if length >= _WORTH_SHARING else 0
@@ -319,11 +331,12 @@ def common_prefix(prompts: Collection[Sequence[int]]) -> int:
 def _pack(
     groups: Sequence[PromptGroup], prefix: int
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return the row's token ids and positions, its tokens that predict completions, and these.
+    """Return a packed row: token ids (S,), positions (S,), predicting (M,) and predicted (M,).
 
-    The first `prefix` tokens of all prompts are in the row once.
-
-    A completion's last token is not in the row, because no token after it is scored.
+    `predicting` are the indices in the row of the tokens that predict completion tokens,
+    `predicted` the ids of these completion tokens. The first `prefix` tokens, which all prompts
+    share, are in the row once. A completion's last token is not in the row, because it does not
+    predict a scored token.
     """
     ids = list(groups[0].prompt[:prefix])
     positions = list(range(prefix))

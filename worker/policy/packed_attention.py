@@ -1,22 +1,23 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Attention over a packed row: the prompts' common beginning, then each prompt and completions.
+"""Attention over a packed row: the prompts' common prefix, then each prompt with its completions.
 
-The common beginning and the rest of each prompt are in the row once; nothing is padded.
+The common prefix and the rest of each prompt are in the row once; the row is not padded. A prompt's
+token attends to the prompt's tokens before it; a completion's token attends to its prompt and to
+the tokens before it in the same completion.
 
-It is registered with transformers' AttentionInterface, so every family that uses that can be
-packed. A prompt's token sees the tokens before it; a completion's token sees its prompt and the
-tokens before it in the same completion.
+The function is registered with transformers' AttentionInterface, so every model family that uses
+this interface can be packed.
 """
 
-# S tokens of the row, P of the common beginning, L of the rest of a prompt, C completions of a
-# prompt, T tokens of the longest of them, H heads, K key heads, R = H / K, D head size
+# S tokens of the row, P of the common prefix, L of the rest of a prompt, C completions of a prompt,
+# T tokens of the longest of them, H heads, K key heads, R = H / K, D head size
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own habit
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
@@ -24,16 +25,18 @@ from transformers import AttentionInterface
 from worker.policy import prompt_attention
 
 PACKED = "hivewright-packed"
-"""Name of this attention in a model's configuration. transformers makes no mask for a name that it
-does not know."""
+"""Name of this attention in a model's configuration.
+
+transformers does not build a mask for an attention that it does not know.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of a packed row.
+    """The layout of a packed row, in tokens.
 
-    `prefix` is the length P of the prompts' common beginning, 0 if there is none. `groups` has the
-    length L of the rest of each prompt with the lengths of its completions.
+    `prefix` is the length P of the prompts' common prefix, 0 without one. `groups` contains, for
+    each prompt, the length L of its rest and the lengths of its completions in the row.
     """
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
@@ -42,7 +45,7 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """Return the lengths of all pieces, in the order of the row."""
+        """The lengths of all pieces of the row, in order."""
         sizes = [size for prompt, completions in self.groups for size in (prompt, *completions)]
         return [self.prefix, *sizes]
 
@@ -53,9 +56,9 @@ class Layout:
         window: int | None,
         device: torch.device,
     ) -> Tensor:
-        """Return the mask (length, before + length) of the keys that a token sees.
+        """Return the mask (length, before + length), True for the keys that a token attends to.
 
-        These are itself and the keys before it, within `window` if there is one.
+        These are its own key and the keys before it, at most `window` in total; None: all of them.
         """
         key = (before, length, window)
         if key not in self._masks:
@@ -81,10 +84,11 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention (1, S, H, D), and None for its weights, as transformers expects.
+    """Return the attention output (1, S, H, D), and None for the weights, as transformers expects.
 
-    Dropout is never used, neither in training nor in sampling. Other arguments of a family are
-    ignored: `Scorer` does not pack a model for which they make a difference.
+    `scaling` None: 1 / sqrt(D). `sliding_window` None: no window. `softcap` None: scores are not
+    capped. Dropout is never used. Other arguments of a model family are ignored, because `Scorer`
+    does not pack a model for which they make a difference.
     """
     scale = query_1HSD.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (
@@ -110,7 +114,7 @@ def attend(
         outputs.append(out_LHD)
         completions = _Group(layout, layout.prefix + length, scale, sliding_window, softcap)
         for run in _runs(lengths, query_1HSD.device):
-            # Padded on the right, which no token sees, and only among one prompt's completions.
+            # Padding on the right is not attended to; it is needed only within one prompt's run.
             q_CTHD, k_CTKD, v_CTKD = (
                 _stack([next(x) for _ in run]) for x in (queries, keys, values)
             )
@@ -124,7 +128,7 @@ def attend(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Rows of equal length (C, T, heads, D) that share `before` keys and values of their prompt."""
+    """Attention of rows (C, T, heads, D) that share `before` keys and values of their prompt."""
 
     layout: Layout
     before: int
@@ -140,8 +144,11 @@ class _Group:
         prompt_k: Tensor | None,
         prompt_v: Tensor | None,
     ) -> Tensor:
-        """Return the attention (C, T, H, D)."""
-        if self.softcap is not None:  # which torch's fused kernel does not support
+        """Return the attention output (C, T, H, D).
+
+        `prompt_k` and `prompt_v` are (before, K, D); None if `before` is 0.
+        """
+        if self.softcap is not None:  # not supported by torch's fused kernel
             return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, self.softcap)
         if prompt_k is not None and prompt_v is not None and q_CTHD.device.type == "cpu":
             mask_TS = self.layout.mask(self.before, q_CTHD.shape[1], self.window, q_CTHD.device)
@@ -188,7 +195,7 @@ class _Group:
     ) -> Tensor:
         num_rows, length, num_heads, size = q_CTHD.shape
         num_keys = k_CTKD.shape[2]
-        # One product with the prompt's keys for all rows and all heads that share them.
+        # A single product with the prompt's keys covers all rows and all heads that share them.
         q_HCTD = (q_CTHD * self.scale).permute(2, 0, 1, 3)
         q_KRCTD = q_HCTD.reshape(num_keys, -1, num_rows, length, size)
         scores = q_KRCTD @ k_CTKD.permute(2, 0, 3, 1)[:, None]
@@ -208,9 +215,10 @@ class _Group:
 
 
 def _runs(lengths: tuple[int, ...], device: torch.device) -> list[list[int]]:
-    """Return runs of adjacent completions that go through attention together.
+    """Split the lengths of one prompt's completions into runs that are computed together.
 
-    On a CPU these are completions of similar length, because padding costs time there.
+    On a CPU a run has completions of similar length, because padding costs time there; on other
+    devices there is one run.
     """
     if device.type != "cpu":
         return [list(lengths)]

@@ -1,8 +1,7 @@
-"""The language model that is trained, with its tokenizer: load, ask, answer.
+"""Load the language model that is trained, with its tokenizer, and generate answers with it.
 
-`hivewright/tiny` is the model that comes with the package (scripts/tiny_model.py makes it); any
-local folder or Hugging Face name that transformers loads as a causal language model takes its
-place.
+`hivewright/tiny` is a model that is part of the package (made by scripts/tiny_model.py). Any local
+folder or Hugging Face name that transformers loads as a causal language model can be used instead.
 """
 
 import io
@@ -12,7 +11,7 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-import httpx2  # what huggingface_hub speaks HTTP with
+import httpx2  # the HTTP client of huggingface_hub
 import torch
 from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import (
@@ -54,17 +53,21 @@ _LOOKUP_SECONDS = 10.0
 _KEY = "model.token_file (model_token_file in an inventory; `hivewright fetch` alone reads it)"
 _EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
 _BEFORE = "\n"
-"""Stands before an answer where it becomes text or tokens, and is taken off again: some tokenizers
-(Llama 2's) add a space to the beginning of a text and drop one when they decode. An answer is not
-the beginning: its prompt stands before it."""
+"""Text put before an answer when it is encoded or decoded, and removed from the result.
+
+Some tokenizers (Llama 2's) add a space at the beginning of a text and drop one when they decode.
+That is wrong for an answer, which follows its prompt.
+"""
 _TAIL_TOKENS = 16
-"""Limit on how far back a row is decoded to look for the end of the answer: no tokenizer spreads
-`</answer>` over more."""
+"""Number of last tokens that are decoded to look for `</answer>`; no tokenizer splits it into
+more."""
 
 
 class Policy:
-    """A model and its tokenizer. The model is always in evaluation mode: no dropout, in training as
-    in sampling."""
+    """A model and its tokenizer.
+
+    The model is always in evaluation mode: dropout is used neither in training nor in sampling.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model = model.eval()
@@ -99,23 +102,24 @@ class Policy:
 
     @property
     def num_tokens(self) -> int:
-        """V: rows of the output matrix, which may be more than the tokenizer's vocabulary."""
+        """The number V of rows of the output matrix; may exceed the tokenizer's vocabulary."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     def require_context(self, generation: settings.Generation) -> None:
-        """Raises ModelError if the longest prompt with the longest completion is more than the
-        model takes."""
+        """Raise ModelError if the longest prompt and completion together exceed the context."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         compare_context(self.name, context, generation)
 
     def adopt(self, generation: settings.Generation) -> None:
-        """Render the chat template as these settings say. Raises ModelError if it can't be."""
+        """Use these settings to render the chat template; raise ModelError if that fails."""
         self.template = Template(self.tokenizer, self.name, generation)
         self.template.text(self.form, "question")
 
     def ask_in(self, form: Form) -> None:
-        """Put all questions in this form from now on. Raises ModelError if the template can't be
-        rendered so."""
+        """Use `form` for all following questions.
+
+        Raises ModelError if the model's chat template can't be rendered in it.
+        """
         self.template.text(form, "question")
         self.form = form
         self._beginning_ids = self._text_ids(form.beginning) if form.beginning else []
@@ -130,10 +134,10 @@ class Policy:
         return True
 
     def prompt_ids(self, question: str, answer: str | None = None) -> list[int]:
-        """The tokens before an answer: the question as the form has it, and the beginning of the
-        answer.
+        """Return the token ids before an answer: the question in the form, and its `beginning`.
 
-        A given `answer` that begins otherwise, a peer's, has the prompt without that beginning.
+        If `answer` (a peer's text) does not start with the form's `beginning`, that is left out.
+        None: the answer is not known yet.
         """
         ids = self.template.ids(self.form, question)
         if answer is None or answer.startswith(self.form.beginning):
@@ -141,13 +145,12 @@ class Policy:
         return ids
 
     def completion_ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
-        """The tokens of somebody's decoded answer, as if this policy had sampled it, and whether it
-        is truncated.
+        """Return a decoded answer's token ids, at most `max_length`, and whether it is truncated.
 
-        They are those behind `prompt_ids(question, text)`: without the beginning that the form has,
-        if the text has it. Text does not tell whether an end token followed. The rule: an answer
-        that ends with its closing tag was stopped there; one that has room for an end token gets
-        it; any other was cut off at `max_length`.
+        The ids follow `prompt_ids(question, text)`, so they lack the form's `beginning` if `text`
+        starts with it. A text does not tell whether an end token followed, so this rule decides: an
+        answer that ends with the closing tag was stopped there; a shorter answer than `max_length`
+        gets an end token; any other is cut off at `max_length` and is truncated.
         """
         ids = self._text_ids(text.removeprefix(self.form.beginning))
         if len(ids) <= max_length and text.endswith(END):
@@ -157,30 +160,33 @@ class Policy:
         return ids[:max_length], True
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens somebody's decoded answer has, without an end token."""
+        """Return the number of tokens of a decoded answer, without an end token."""
         return len(self._text_ids(text))
 
     def _text_ids(self, text: str) -> list[int]:
         before = self._before_ids
         ids = self._encode(_BEFORE + text) if before else self._encode(text)
-        if ids[: len(before)] != before:  # the two have become one token
+        if ids[: len(before)] != before:  # merged with the text into one token
             before, ids = [], self._encode(text)
-        # Some tokenizers have more tokens than their model.
+        # Some tokenizers have more tokens than the model's output matrix has rows.
         return [token for token in ids[len(before) :] if token < self.num_tokens]
 
     def _encode(self, text: str) -> list[int]:
-        # Special tokens that an untrusted peer spells out stay spelt out.
+        # The name of a special token in a peer's text must not become that token.
         return list(
             self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         )
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        """The text of an answer."""
+        """Return the text of an answer, without special tokens."""
         text: str = self.tokenizer.decode([*self._before_ids, *token_ids], skip_special_tokens=True)
         return text.removeprefix(_BEFORE) if self._before_ids else text
 
     def _find_before_ids(self) -> list[int]:
-        """The tokens of _BEFORE; none where a text is encoded the same wherever it stands."""
+        """Return the token ids of _BEFORE; empty if the position of a text does not change its ids.
+
+        Also empty if _BEFORE can't be encoded and decoded without loss.
+        """
         before, both = self._encode(_BEFORE), self._encode(f"{_BEFORE}a")
         if both == before + self._encode("a") or self.tokenizer.decode(before) != _BEFORE:
             return []
@@ -189,8 +195,10 @@ class Policy:
     def generate(
         self, questions: Sequence[str], generation: settings.Generation, seed: int
     ) -> list[list[Completion] | None]:
-        """G = `generation.num_generations` answers to each question; None for a prompt over
-        max_prompt_length."""
+        """Return `generation.num_generations` answers to each question.
+
+        An item is None if the question's prompt exceeds max_prompt_length.
+        """
         prompts = [self.prompt_ids(question) for question in questions]
         fitting = [
             i for i, prompt in enumerate(prompts) if len(prompt) <= generation.max_prompt_length
@@ -204,8 +212,10 @@ class Policy:
         return answers
 
     def reply(self, turns: Turns, generation: settings.Generation, seed: int) -> Completion | None:
-        """The model's next turn of a conversation, up to its end token; None if that is over
-        max_prompt_length."""
+        """Return the model's next turn of a conversation, up to an end token.
+
+        None if the conversation exceeds max_prompt_length.
+        """
         prompt = self.template.chat_ids(turns)
         if len(prompt) > generation.max_prompt_length:
             return None
@@ -225,10 +235,10 @@ class Policy:
         file: Path,
         questions: Sequence[str] = decoder_check.QUESTIONS,
     ) -> None:
-        """Load what generates, before the first question. `file` remembers how many answers fit
-        into memory at once.
+        """Load the generation engine before the first question.
 
-        `questions` are such as will be asked: the engine is checked with them.
+        `file` stores the number of answers that fit into memory at once. `questions` are examples
+        of those that will be asked; the engine is checked with them.
         """
         self._questions = tuple(questions)
         lengths = f"{generation.max_prompt_length}+{generation.max_completion_length}"
@@ -242,12 +252,12 @@ class Policy:
 
     @property
     def engine(self) -> Engine | None:
-        """Return what generates; None: not loaded yet."""
+        """The generation engine; None if it is not loaded yet."""
         return self._engine
 
     @property
     def answers_share(self) -> float | None:
-        """The share of a batch of answers that memory took at once; None: not known."""
+        """The share of a batch of answers that fitted into memory at once; None: no batch yet."""
         return self._rows.smallest_share
 
     def _load_engine(self, generation: settings.Generation) -> Engine:
@@ -270,8 +280,11 @@ class Policy:
         )
 
     def _has_answer_end(self, token_ids: list[int]) -> bool:
-        """Return whether the answer has been given: a closed tag, outside a thought, with more in
-        it than the instruction's own example."""
+        """Return whether the tokens contain a complete answer.
+
+        That is a closed answer tag outside a thought; the instruction's own placeholder in it does
+        not count as an answer.
+        """
         if END not in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True):
             return False
         text = self.tokenizer.decode(token_ids, skip_special_tokens=False)
@@ -280,7 +293,7 @@ class Policy:
         return not text.rpartition(END)[0].endswith(f"{BEGIN}{PLACEHOLDER}")
 
     def _require_tag(self) -> None:
-        """Raises ModelError for a tokenizer that lacks the characters of the answer's tag."""
+        """Raise ModelError if the tokenizer can't encode and decode an answer tag without loss."""
         sample = tagged("7")
         if (text := self._decode(self._text_ids(sample))) != sample:
             raise ModelError(
@@ -295,22 +308,22 @@ class Policy:
 
 
 def load(model: settings.Model) -> Policy:
-    """The model that the settings name, on its device.
+    """Load the model that the settings name, on its device.
 
-    Raises ModelError, quickly and also without a network, for a name that there is not, a folder
-    that holds no model, weights that are cut short, missing or not finite, a device that is not
-    there, and a model that does not fit into memory.
+    Raises ModelError, also without a network, if the name does not exist, the folder does not
+    contain a model, weights are truncated, missing or not finite, the device does not exist, or the
+    model does not fit into memory.
     """
     if model.threads is not None:
         torch.set_num_threads(model.threads)
     device = _find_device(model)
     dtype = _dtype_to_load(model, device)
-    disable_progress_bar()  # services log lines
+    disable_progress_bar()  # a service logs whole lines
     source, gguf = _find_source(model), gguf_arguments(model)
     try:
-        # Code that comes with a model is never run, whatever transformers' default is.
+        # Code in a model's repository is never run, regardless of transformers' default.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
-        # What reads a GGUF file draws a progress bar that no setting turns off.
+        # transformers' GGUF reader draws a progress bar that can't be turned off by a setting.
         with redirect_stderr(io.StringIO()) if gguf else nullcontext():
             weights, found = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **gguf
@@ -321,15 +334,14 @@ def load(model: settings.Model) -> Policy:
             _cast_parameters(weights, dtype)
         weights.to(device)
         if gguf and hasattr(weights.config, "quantization_config"):
-            # They are no longer quantised; transformers would refuse to save them.
+            # The loaded weights are not quantised, but with this transformers would not save them.
             del weights.config.quantization_config
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model {model.name}: does not fit into the memory of {device}:"
             f" {memory.reason_of(error)}"
         ) from error
-    # What transformers raises on files that do not fit, and safetensors on those that are cut
-    # short.
+    # transformers raises these for files that do not match, and safetensors for truncated ones.
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model {model.name}: can't be loaded from {source}: {memory.reason_of(error)};"
@@ -350,8 +362,10 @@ def load(model: settings.Model) -> Policy:
 def _require_sound_weights(
     weights: Any, missing_keys: Collection[str], name: str, source: str
 ) -> None:
-    """Raise ModelError for weights that are missing, which transformers would make up, or not
-    finite."""
+    """Raise ModelError if weights are missing or not finite.
+
+    transformers initialises missing weights at random.
+    """
     if missing := sorted(missing_keys):
         raise ModelError(
             f"{name}: {source} lacks {len(missing)} of its weights, such as {missing[0]}; expected"
@@ -366,8 +380,7 @@ def _require_sound_weights(
 
 
 def text_part(model: Any) -> Any:
-    """The language model in a model that sees or hears too (Gemma 3's and 4's); of others the model
-    itself."""
+    """Return the language model of a multimodal one (Gemma 3 and 4), or any other model itself."""
     language_model = getattr(model.base_model, "language_model", None)
     if language_model is None:
         return model
@@ -392,24 +405,32 @@ def _find_device(model: settings.Model) -> torch.device:
 
 
 def _dtype_to_load(model: settings.Model, device: torch.device) -> torch.dtype:
-    """Return the type that the files are read as: with `auto` on a CPU the model's size, not yet
-    known, decides."""
+    """Return the dtype to read the files with.
+
+    With "auto" on a CPU this is float32; `load` then chooses by the model's size, which is not
+    known before.
+    """
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
 def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Cast the weights alone: buffers, such as the frequencies of positions, stay as exact as they
-    are."""
+    """Cast the parameters, but not the buffers.
+
+    Buffers such as the frequencies of positions keep their precision.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
 
 
 def _find_source(model: settings.Model) -> str:
-    """Return what transformers should load: a folder, or a Hugging Face name that is known to
-    exist."""
+    """Return the source for transformers: a folder, or a Hugging Face name that exists.
+
+    Raises ModelError as `look_up` does, or if Hugging Face can't be reached and the model is not in
+    the local cache.
+    """
     name = model.name
     if (folder := find_source_folder(model)) is not None:
         return str(folder)
@@ -420,11 +441,11 @@ def _find_source(model: settings.Model) -> str:
 
 
 def look_up(name: str, token: str | None = None) -> ModelInfo | str:
-    """Return what Hugging Face knows of a model, with the sizes of its files; text: why it can't be
-    asked.
+    """Return Hugging Face's information about a model, with the sizes of its files.
 
-    `token` None: whatever huggingface_hub finds on this machine. Raises ModelError if there is no
-    such model, or it is not for whoever has this token.
+    Returns the reason as text if Hugging Face can't be reached. `token` None: huggingface_hub uses
+    the token of this machine, if there is one. Raises ModelError if the name is invalid, the model
+    does not exist, or the token does not give access to it.
     """
     try:
         return HUB.model_info(name, timeout=_LOOKUP_SECONDS, files_metadata=True, token=token)
@@ -444,10 +465,10 @@ def look_up(name: str, token: str | None = None) -> ModelInfo | str:
 
 
 def refusal(name: str, status: int, said: str, has_token: bool, is_gated: bool) -> str:
-    """Return what is wrong when Hugging Face refuses a model, and what to do.
+    """Return the message for a refusal by Hugging Face: the cause and the remedy.
 
-    Without a token it says 401 for private models and for names that there are not: nobody is to
-    learn which of the two it is.
+    Without a token, Hugging Face answers 401 both for private models and for names that do not
+    exist, so that the answer does not reveal private names.
     """
     answer = (
         f"model.name: {name}: Hugging Face says {status} ({said.strip().splitlines()[0][:120]})"

@@ -1,11 +1,11 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Attention of a prompt's completions, with a backward pass that consists of matrix products.
+"""Attention of a prompt's completions, with a backward pass of matrix products for CPUs.
 
-The forward pass is torch's fused kernel, whose backward pass takes four times as long on a CPU: it
-processes one row and head at a time, with keys of the prompt that were copied for every row. Here
-the prompt's keys are one side of a single product for all rows and for all heads that share them.
-The gradients are those of FlashAttention-2 (arXiv 2307.08691, section 2.3.2): weights are computed
-again from queries, keys and the logarithms of their sums.
+The forward pass is torch's fused kernel. The kernel's own backward pass takes four times as long on
+a CPU, because it processes one row and head at a time, with a copy of the prompt's keys for each
+row. Here the prompt's keys are one factor of a single product for all rows and for all heads that
+share them. The gradients are those of FlashAttention-2 (arXiv 2307.08691, section 2.3.2): attention
+weights are computed again from queries, keys and the log-sum-exp of their scores.
 """
 
 # C rows, T tokens of a row, L tokens of their prompt, H heads, K key heads, R = H / K, D head size
@@ -29,9 +29,10 @@ def attend(
     mask_TS: Tensor,
     scale: float,
 ) -> Tensor:
-    """Return the attention (C, T, H, D) of each row to its prompt and to itself.
+    """Return the attention output (C, T, H, D) of each row over its prompt and itself.
 
-    `mask_TS` (T, L + T) is True for the keys that a token sees.
+    `mask_TS` (T, L + T) is True for the keys that a token attends to, the prompt's first. `scale`
+    multiplies the scores.
     """
     out: Tensor = _PromptAttention.apply(  # type: ignore[no-untyped-call]
         q_CTHD, k_CTKD, v_CTKD, prompt_k_LKD, prompt_v_LKD, mask_TS, scale
@@ -75,7 +76,7 @@ class _PromptAttention(torch.autograd.Function):
         R, N = H // K, C * H // K * T
 
         def by_key_head(x_CTHD: Tensor) -> Tensor:
-            """Rearrange to (K, C, R, T, D) in float32: queries of the same keys are adjacent."""
+            """Rearrange to (K, C, R, T, D) in float32, so that heads with the same keys adjoin."""
             return x_CTHD.float().view(C, T, K, R, D).permute(2, 0, 3, 1, 4).contiguous()
 
         q_KCRTD = by_key_head(q_CTHD).mul_(ctx.scale)
@@ -89,7 +90,11 @@ class _PromptAttention(torch.autograd.Function):
             values: Tensor,
             hidden_TX: Tensor,
         ) -> tuple[Tensor, ...]:
-            """Return the gradients of queries (B, n, D), keys and values (B, X, D)."""
+            """Return the gradients of queries (B, N, D), keys and values (B, X, D).
+
+            `keys` and `values` are (B, X, D); B is K for the prompt's and K * C for the rows' own.
+            `hidden_TX` is True for keys that a token does not attend to.
+            """
             B, X, _ = keys.shape
             q, grad = q_KCRTD.view(B, -1, D), grad_KCRTD.view(B, -1, D)
             weights = torch.bmm(q, keys.mT).view(K, C, R, T, X).sub_(logsums_KCRT1).exp_()
@@ -133,16 +138,16 @@ def _behind(
     own_CTKD: Tensor,
     repeats: int,
 ) -> Tensor:
-    """Return the prompt's keys or values followed by each row's own (C, H, L + T, D)."""
+    """Return keys or values (C, H, L + T, D): the prompt's, followed by each row's own."""
     prompt = prompt_LKD.expand(len(own_CTKD), -1, -1, -1)
     return torch.cat([prompt, own_CTKD], dim=1).repeat_interleave(repeats, 2).transpose(1, 2)
 
 
 @contextmanager
 def _in_tiles(dtype: torch.dtype) -> Iterator[None]:
-    """Allow float32 products of bfloat16 numbers to be computed in bfloat16, with float32 sums.
+    """Let float32 matrix products use bfloat16 with float32 sums, if `dtype` is bfloat16.
 
-    Processors with AMX then compute them in tiles.
+    Processors with AMX then use its tiles.
     """
     products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision

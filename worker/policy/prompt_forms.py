@@ -1,10 +1,9 @@
-"""The forms in which a question is put to a model: a few named forms, as data, and how each becomes
-a prompt.
+"""Define the prompt forms of a question, and render them with a model's chat template.
 
-Which form lets a model answer differs from model to model: small ones close no tag unless an
-example shows them how, or unless the tag is opened for them. `form_choice.py` finds out which one
-suits a model. What an answer is does not depend on the form: its beginning, where a form has one,
-is part of the answer that is scored and shared.
+Models differ in the form that they can answer: small ones close the answer tag only after an
+example, or if the prompt opens the tag for them. `form_choice.py` chooses the form for a model. The
+definition of an answer does not depend on the form: if a form has a `beginning`, that is part of
+the answer that is scored and shared.
 """
 
 import re
@@ -22,7 +21,8 @@ INSTRUCTION = (
     f" {tagged(PLACEHOLDER)}."
 )
 LONG_ENOUGH_TO_THINK = 1024
-"""Tokens of an answer from which on a model that thinks by default is left to do so."""
+"""Smallest max_completion_length, in tokens, at which thinking "auto" keeps the template's
+default."""
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
 _SWITCHES = ("enable_thinking", "thinking")  # Qwen3, SmolLM3, GLM; DeepSeek, Granite
 _TEMPLATE_ERRORS = (
@@ -33,7 +33,7 @@ _TEMPLATE_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What rendering a model's own template may raise: its program, or jinja2 over it."""
+"""Errors of rendering a model's own template: raised by its expressions, or by jinja2."""
 _CODE = re.compile(r"\{[%{].*?[%}]\}", re.DOTALL)
 
 Turns = list[dict[str, str]]
@@ -41,12 +41,12 @@ Turns = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to ask.
+    """One way to put a question to a model.
 
-    `instruction`: where it stands, "first" (the system turn, or the beginning of the first user
-    turn where a template has no system role) or "last" (at the end of each user turn). `examples`:
-    questions with their answers, each as a turn of its own before the question. `beginning`: the
-    answer begins with it, and the model goes on from there.
+    `instruction` is the place of INSTRUCTION: "first" (in the system turn, or at the beginning of
+    the first user turn if the template does not have a system role) or "last" (at the end of each
+    user turn). `examples` are pairs of question and answer, rendered as turns before the question.
+    `beginning` is the start of the answer that the model continues; empty if it writes all of it.
     """
 
     name: str
@@ -77,17 +77,21 @@ FORMS = (
     Form("user-begun", "last", (_SUM,), BEGIN),
     Form("begun", "first", (_SUM,), BEGIN),
 )
-"""Those that leave the model the most freedom first."""
+"""All forms, ordered from the most freedom for the model to the least."""
 BY_NAME = {form.name: form for form in FORMS}
 DEFAULT = FORMS[0]
 
 
 class Template:
-    """A tokenizer's chat template, or plain text where it has none, and the switches that it is
-    rendered with."""
+    """A tokenizer's chat template and the options that it is rendered with.
+
+    Without a chat template, prompts are plain text (`is_plain`). `thinks`: the template has a
+    switch for thinking and the settings leave it on. `opens_thought`: the prompt ends in an open
+    thought.
+    """
 
     def __init__(self, tokenizer: Any, model_name: str, generation: settings.Generation) -> None:
-        """Raises ModelError if the template can't be rendered in any way."""
+        """Find the options; raise ModelError if the default form can't be rendered."""
         self._tokenizer = tokenizer
         self.is_plain = tokenizer.chat_template is None
         self.options = _options(str(tokenizer.chat_template or ""), generation)
@@ -102,10 +106,9 @@ class Template:
         self.opens_thought = not self.is_plain and is_open_thought(self.text(DEFAULT, "question"))
 
     def text(self, form: Form, question: str) -> str:
-        """Return what the model is asked, up to where its answer begins, `form.beginning` not
-        included.
+        """Return the prompt of a question, without `form.beginning`.
 
-        Raises ModelError if the template can't be rendered so.
+        Raises ModelError if the template can't be rendered in this form.
         """
         if self.is_plain:
             return _plain_text(form, question)
@@ -119,15 +122,19 @@ class Template:
         return text
 
     def ids(self, form: Form, question: str) -> list[int]:
-        """The tokens of `text`. A template names the tokens that begin a text itself."""
+        """Return the token ids of `text`.
+
+        Special tokens are added only to plain text, because a template contains its own. Raises
+        ModelError as `text` does.
+        """
         return list(
             self._tokenizer.encode(self.text(form, question), add_special_tokens=self.is_plain)
         )
 
     def chat_ids(self, turns: Turns) -> list[int]:
-        """The tokens of a conversation, up to where the model's next turn begins.
+        """Return the token ids of a conversation, up to the beginning of the model's next turn.
 
-        Raises ModelError if the template can't be rendered so.
+        Raises ModelError if the template can't be rendered with these turns.
         """
         if self.is_plain:
             text = "\n".join(turn["content"] for turn in turns) + "\n"
@@ -159,7 +166,11 @@ class Template:
         )
 
     def _find_system_role(self) -> None:
-        """Some templates refuse a system turn (Gemma, Mistral), each in its own way."""
+        """Set `_has_system` to whether the template accepts a system turn.
+
+        Some templates (Gemma, Mistral) refuse it, with different errors. Raises ModelError if the
+        template can't be rendered without it either.
+        """
         for self._has_system in (True, False):
             try:
                 self._render(self._turns(DEFAULT, "question"))
@@ -179,13 +190,16 @@ class Template:
 
 
 def is_open_thought(text: str) -> bool:
-    """Return whether a thought has begun in `text` and not ended."""
+    """Return whether `text` ends inside a thought."""
     return text.rfind(_THOUGHT) > text.rfind(_THOUGHT_END)
 
 
 def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
-    """Return what the template is rendered with: the settings' own, and the switch for thinking
-    where it has one."""
+    """Return the options of the template: those of the settings, and its switch for thinking.
+
+    The switch is left out if the template does not have one, the settings set it themselves, or
+    the template's default applies.
+    """
     options = dict(generation.chat_template_kwargs)
     code = " ".join(_CODE.findall(template))
     switch = next(
@@ -198,7 +212,7 @@ def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
 
 
 def _thinking(generation: settings.Generation) -> bool | None:
-    """Return whether the model should think first; None: as its template has it."""
+    """Return whether the model should think first; None: the template's default."""
     is_short = generation.max_completion_length < LONG_ENOUGH_TO_THINK
     return {"on": True, "off": False, "template": None, "auto": False if is_short else None}[
         generation.thinking
@@ -206,7 +220,7 @@ def _thinking(generation: settings.Generation) -> bool | None:
 
 
 def _plain_text(form: Form, question: str) -> str:
-    """For models without a chat template."""
+    """Return the prompt for a model without a chat template."""
     if not form.examples:
         first, last = (
             (INSTRUCTION, question) if form.instruction == "first" else (question, INSTRUCTION)

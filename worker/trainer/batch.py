@@ -1,5 +1,8 @@
-"""Draw the groups that a node trains on: I of its own, J of its peers' (swarm sampling, SAPO, arXiv
-2509.08721)."""
+"""Draw the groups that a node trains on: I of its own and J of its peers.
+
+This is the swarm sampling of SAPO (arXiv 2509.08721). I is `trainer.local_groups`, J is
+`trainer.external_groups`.
+"""
 
 import logging
 import random
@@ -15,12 +18,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The groups that one step trains on. `num_local` and `num_external` count `groups`; `dropped`
-    counts what was left out:
+    """The groups that one step trains on.
 
-    by its fault ("no-signal-local", "prompt-length-external"), as "surplus-local" or
-    "surplus-external" (not drawn), and as "missing-local" or "missing-external": how many of I and
-    J there were not.
+    `num_local` and `num_external` are the numbers of own and of peers' groups in `groups`.
+    `dropped` counts the groups that were left out, by reason: a fault ("no-signal-local",
+    "prompt-length-external"), or "surplus-local" and "surplus-external" for usable groups that were
+    not drawn. Its "missing-local" and "missing-external" are the numbers of groups by which I and J
+    were not reached.
     """
 
     groups: tuple[ScoredGroup, ...]
@@ -36,10 +40,10 @@ def choose(
     rng: random.Random,
     find_fault: Callable[[ScoredGroup], str | None],
 ) -> Batch:
-    """Draw I local and J external groups, after dropping those that have a fault: they must not
-    take up a place.
+    """Draw I local and J external groups at random, from those without a fault.
 
-    With `fill_missing` the other kind fills what one kind lacks.
+    `find_fault` returns the reason why a group can't be used, or None. With `fill_missing`,
+    groups of one kind replace missing ones of the other.
     """
     dropped: Counter[str] = Counter()
     useful_local = _drop_faulty(local, "local", find_fault, dropped)
@@ -76,7 +80,7 @@ def _drop_faulty(
             usable.append(group)
             continue
         dropped[f"{fault}-{kind}"] += 1
-        if fault != "no-signal":  # which is every day's
+        if fault != "no-signal":  # that one is normal and frequent
             log.warning(
                 "group dropped reason=%s family=%s peer=%s",
                 fault,

@@ -1,9 +1,9 @@
-"""Credit answers for their format where a model does not yet close its answer tag.
+"""Give answers credit for their format while a model does not yet close its answer tag.
 
-Where all answers to a task earn nothing, those that closed the tag get an advantage over those that
-did not; rewards stay what they are. The credit fades as answers close by themselves and ends when
-three in ten do: from then on rewards teach the format, too, and credit for wrong answers would only
-make the model repeat them (docs/decisions/0027).
+If all answers to a task have the reward 0, those that closed the tag get a credit, from which the
+trainer computes advantages; rewards do not change. The credit falls as the share of closed answers
+rises, and is 0 from three in ten on. From then on rewards teach the format too, and credit for
+wrong answers would only make the model repeat them (docs/decisions/0027).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from dataclasses import replace
 from worker.records import ScoredGroup
 
 ENOUGH = 0.3
-"""Share of closed answers from which on there is no credit."""
+"""Share of answers with a closed tag from which on no credit is given."""
 
 
 def give_credit(
     groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]
 ) -> list[ScoredGroup]:
-    """Return our own groups of a round, with credits where all rewards are 0."""
+    """Return the node's own groups of a round, with credits in those whose rewards are all 0."""
     weight = 1 - closed_share(groups, is_closed) / ENOUGH
     if weight <= 0:
         return list(groups)
@@ -37,6 +37,6 @@ def _with_credit(
 
 
 def closed_share(groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]) -> float:
-    """Return the share of answers that closed their tag."""
+    """Return the share of answers that closed their tag; 0 without answers."""
     closed = [is_closed(text) for group in groups for text in group.completions]
     return sum(closed) / max(1, len(closed))

@@ -1,8 +1,8 @@
-"""The number of tokens in one micro-batch on this machine: measured once, remembered, halved when
-memory runs out.
+"""Find and store the token budget: the number of tokens of one micro-batch on this machine.
 
-A budget is the setting's limit halved a number of times, so that small differences in free memory
-do not change how batches are cut, and with that the last digits of what is learnt.
+It is measured once, stored, and halved when memory runs out. A budget is the setting's limit halved
+a number of times, so that small differences in free memory do not change how batches are split, and
+with it the rounding of gradients.
 """
 
 import json
@@ -23,30 +23,34 @@ from worker.policy.policy import Policy
 log = logging.getLogger(__name__)
 
 _SHARE = 0.7
-"""Of the memory that is free: fragments, other processes, and batches that are not like the one
-measured."""
+"""Share of the free memory to use.
+
+The rest is for fragmentation, other processes, and batches that differ from the measured one.
+"""
 
 _SAMPLE_SECONDS = 0.005
 
 AFTER_ERROR_SECONDS = 600.0
 AFTER_KILL_SECONDS = 7200.0
-"""When more is tried again after memory ran out: an error costs a step made twice, a kill the whole
-process. Each step back up takes as long; nine of them, from the least to the most that there is,
-less than a day."""
+"""Time before a lowered budget is raised by one step, after an error or after a kill.
+
+A failed attempt costs a repeated step after an error, and the whole process after a kill. The nine
+steps from the smallest to the largest budget take less than a day.
+"""
 _LONGEST_WAIT_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`tokens` of one micro-batch; `recomputes`: layers are computed again in the backward pass, to
-    save memory.
+    """The number of `tokens` of one micro-batch, and its use of memory.
 
-    In bytes, None where they were not measured: `held` by training at all (model, gradients,
-    optimizer), and by the worst `step` on top of that.
+    `recomputes`: layers are computed again in the backward pass, to save memory. `held` are the
+    bytes of model, gradients and optimizer, `step` those that the largest step needs in addition;
+    None: not measured.
 
-    A budget that was lowered rises again, step by step, to what was measured: `full_tokens`,
-    `full_recomputes`. `wait` are the seconds between two steps, the last of which was at `since`
-    (seconds since 1970).
+    A lowered budget is raised again, step by step, to the measured one: `full_tokens` (None: the
+    budget does not rise) and `full_recomputes`. `wait` is the time between two steps in seconds,
+    `since` the time of the last change in seconds since 1970.
     """
 
     tokens: int
@@ -59,7 +63,7 @@ class Budget:
     since: float = field(default=0.0, compare=False)
 
     def below(self, tokens: int) -> "Budget":
-        """Halved until it is under `tokens`."""
+        """Return the budget halved until it is less than `tokens`."""
         fewer = self.tokens
         while fewer >= tokens:
             fewer //= 2
@@ -70,17 +74,23 @@ class Budget:
         return replace(self, recomputes=True, step=None)
 
     def as_measured(self) -> "Budget":
-        """This budget as the one that it rises to after it was lowered."""
+        """Return the budget with itself as the one to which it rises after it was lowered."""
         return replace(self, full_tokens=self.tokens, full_recomputes=self.recomputes)
 
     def rising_after(self, wait: float) -> "Budget":
-        """This budget, lowered just now, to rise after `wait` seconds; twice as long if the last
-        rise was in vain."""
+        """Return the budget, which was lowered just now, set to rise after `wait` seconds.
+
+        If the last change was less than its own `wait` ago, the time is at least twice that `wait`,
+        up to a day.
+        """
         again = 2 * self.wait if time.time() - self.since < self.wait else 0.0
         return replace(self, wait=min(_LONGEST_WAIT_SECONDS, max(wait, again)), since=time.time())
 
     def risen(self) -> "Budget":
-        """A step more, if it is time for one; else the same."""
+        """Return the budget raised by one step if its time has come, or unchanged.
+
+        A step turns `recomputes` off, or doubles the tokens.
+        """
         full = self.tokens if self.full_tokens is None else self.full_tokens
         is_full = self.tokens >= full and self.recomputes == self.full_recomputes
         if is_full or time.time() - self.since < self.wait:
@@ -93,8 +103,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes that a step needed next to the gradients, those that steps may take, and those that
-    were held before."""
+    """The memory of a step, in bytes.
+
+    `needed` is the use of the step in addition to model and gradients, `available` the memory that
+    a step may use, `held` the use before the step.
+    """
 
     needed: int
     available: int
@@ -102,8 +115,10 @@ class Measured:
 
 
 def measure(step: Callable[[], object], device: torch.device) -> Measured | None:
-    """Run `step` twice, for the second time with gradients in place, and see what that takes. None:
-    out of memory."""
+    """Measure the memory of `step` by its second run, when gradients are allocated already.
+
+    None: out of memory. Other errors of `step` are raised.
+    """
     try:
         step()
         before = memory.used(device)
@@ -117,8 +132,10 @@ def measure(step: Callable[[], object], device: torch.device) -> Measured | None
 
 
 def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> str:
-    """Return what a budget was measured for: with anything of this changed it does not hold any
-    more."""
+    """Return the key of a stored budget: all that changes the memory that training needs.
+
+    A budget with another key is invalid.
+    """
     machine = memory.describe(policy.model.device)
     adapters = trainer.lora_for(policy.model.num_parameters())
     lora = None if adapters is None else adapters.model_dump_json()
@@ -131,14 +148,18 @@ def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Gen
 
 
 def load(file: Path, key: str) -> Budget | None:
-    """The budget that `file` holds; None if there is none, if it is for something else, or damaged
-    (warned of)."""
+    """Return the budget in `file`.
+
+    None if the file does not exist, has another key, or is damaged, which is logged.
+    """
     return _budget(file, memory.recall(file, key))
 
 
 def recall(file: Path, start_of_key: str) -> Budget | None:
-    """The same for a caller that does not know the whole key: whatever was measured last for what
-    begins so."""
+    """Return the budget in `file` if its key starts with `start_of_key`.
+
+    For a caller that does not know the whole key. None as for `load`.
+    """
     try:
         record = json.loads(file.read_text())
         key = str(record["key"])
@@ -161,27 +182,31 @@ def _budget(file: Path, record: dict[str, Any] | None) -> Budget | None:
 
 
 def _way_up(record: dict[str, Any]) -> dict[str, Any]:
-    """Return how a lowered budget rises. Files of versions before this have nothing of it: their
-    budget stays as it is."""
+    """Return the fields of a budget that describe its rise.
+
+    Empty if they are missing, as in files of older versions: that budget does not rise.
+    """
     full, recomputes = record.get("full_tokens"), record.get("full_recomputes")
     wait, since = record.get("wait"), record.get("since")
     if type(full) is not int or type(recomputes) is not bool:
         return {}
     if not isinstance(wait, float) or not isinstance(since, float):
         return {}
-    # A clock that was set back must not keep it low.
+    # A time in the future (the clock was set back) must not keep the budget low.
     since = min(since, time.time())
     return {"full_tokens": full, "full_recomputes": recomputes, "wait": wait, "since": since}
 
 
 def save(file: Path, key: str, budget: Budget) -> None:
-    """Remember `budget`, atomically. Raises ResourceError if the disk does not take it."""
+    """Write `budget` to `file` atomically; raise ResourceError if the disk is full or fails."""
     memory.remember(file, key, asdict(budget))
 
 
 class _Peak:
-    """The most memory in use while inside, in `bytes`. On a CPU it is looked up every few
-    milliseconds."""
+    """Context manager that measures the peak of memory in use, as `bytes`.
+
+    On a CPU the memory is sampled every _SAMPLE_SECONDS by a thread.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.bytes = 0

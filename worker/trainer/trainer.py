@@ -1,14 +1,15 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""One GRPO step on a batch of groups: our own and our peers'.
+"""Train the policy by GRPO steps on batches of the node's own groups and of peers' groups.
 
-A peer's text is re-tokenised and scored as if our own policy had sampled it (SAPO); of a peer's
-group those completions are learned from that are better than its mean (docs/decisions/0008). The
-old log-probabilities are the detached ones of the first pass over the batch, so no second forward
-pass is ever made for them. Work is cut into micro-batches by a budget of tokens; weights of tokens
-are fixed before, so the cut changes nothing but memory.
+A peer's text is tokenised again and scored as if this node's policy had sampled it (SAPO). With
+`trainer.external_completions` "better", only the completions of a peer's group that are better than
+its mean are learned from (docs/decisions/0008). The old log-probabilities are the detached ones of
+the first pass over the batch, so they do not need a forward pass of their own. A batch is split
+into micro-batches by a token budget. The weights of tokens in the loss are computed before, so the
+split changes the use of memory, but not the loss.
 """
 
-# M completion tokens of a micro-batch, one completion after the other
+# M completion tokens of a micro-batch, the completions concatenated; T tokens of one completion
 
 import copy
 import logging
@@ -35,18 +36,20 @@ from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weig
 log = logging.getLogger(__name__)
 
 _MORE_TOKENS = 4
-"""This many more tokens than were sampled an answer's text may have: those sampled need not be
-those it encodes to."""
+"""Tokens by which an encoded answer of a peer may exceed the limit.
+
+Encoding a text may give more tokens than were sampled.
+"""
 
 
 @dataclass(slots=True)
 class Lesson:
-    """One completion to learn from. `weight` is what each of its tokens weighs in the loss; 0 hides
-    it.
+    """One completion to learn from.
 
-    `sampler_logprobs` (T,) are those of the engine that sampled it; None: not known, as of a
-    peer's. `old_logprobs` and `ratios`, between trainer and sampler, are made in the first pass
-    over the batch.
+    `is_hidden`: it is left out of the loss. `weight` is the weight of each of its tokens in the
+    loss, 0 if it is hidden. `sampler_logprobs` (T,) are the log-probabilities of the engine that
+    sampled it; None: not known, as for a peer's. `old_logprobs` (T,) and `ratios`, the importance
+    ratios between trainer and sampler, are None until the first pass over the batch.
     """
 
     prompt_ids: tuple[int, ...]
@@ -61,7 +64,7 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The result of one pass over a whole batch. `entropy` is NaN where it was not measured."""
+    """The result of one pass over a whole batch; `entropy` is NaN if it was not measured."""
 
     loss: float
     clip_ratio: float
@@ -70,10 +73,10 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The effect of a step on one group, a value for each completion.
+    """The effect of a step on one group, with one value per completion.
 
-    `advantages`: 0 for one that was not learned from. `logprobs`: mean log-probability of its
-    tokens under the policy before the step; None where it was not computed.
+    `advantages` are 0 for completions that were not learned from. `logprobs` are the means of the
+    tokens' log-probabilities under the policy before the step; None: not computed.
     """
 
     group: ScoredGroup
@@ -82,12 +85,13 @@ class Learned:
 
 
 class Trainer:
-    """Trains `policy` in place. Everything that a checkpoint needs: `parameters`, `optimizer`,
-    `masters`, `steps`, `nonfinite_steps`.
+    """Trains `policy` in place.
 
-    `parameters` are the policy's weights that are trained, by name: all, or with `trainer.lora` the
-    adapters; `origin` says what they have been trained from, which their shapes do not tell.
-    `dropped` counts, over the trainer's life, groups that a step could not use, by reason.
+    A checkpoint needs `parameters`, `optimizer`, `masters`, `steps` and `nonfinite_steps`.
+    `parameters` are the trained weights of the policy by name: all of them, or with `trainer.lora`
+    the adapters. `origin` identifies the model that they were trained from, which their shapes do
+    not tell. `masters` are float32 copies of the parameters, or the parameters themselves if these
+    are float32. `learned` is the result of the last step, empty if that was skipped.
     """
 
     def __init__(
@@ -100,7 +104,6 @@ class Trainer:
         self.steps = 0
         self.nonfinite_steps = 0
         self.learned: tuple[Learned, ...] = ()
-        """Of the last step; empty if it was skipped."""
         self.budget = micro_batch.Budget(trainer.max_tokens_per_micro_batch)
         self._shortage = Shortage(policy.model.device)
         self._budget_file: Path | None = None
@@ -120,8 +123,8 @@ class Trainer:
         self.parameters = {
             name: p for name, p in policy.model.named_parameters() if p.requires_grad
         }
-        # Updates of 1e-6 vanish in bfloat16: such weights have a float32 master that the optimizer
-        # works on.
+        # An update of 1e-6 is lost in bfloat16, so the optimizer updates float32 masters of such
+        # weights.
         self.masters = [
             p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters.values()
         ]
@@ -147,19 +150,23 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """That of the next step: a function of the steps made, so there is no scheduler to save."""
+        """The learning rate of the next step.
+
+        It is a function of the number of steps, so a checkpoint does not contain a scheduler.
+        """
         return _scheduled_rate(self._settings, self.steps)
 
     def step(
         self, groups: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup] = ()
     ) -> StepMetrics:
-        """Learn from `groups` once (`num_iterations` optimizer steps). `find_fault` has found
-        nothing in them.
+        """Learn from `groups` by `num_iterations` optimizer steps.
 
-        A non-finite loss or gradient leaves the weights as they are, and so do log-probabilities of
-        `sampled`, all that the policy has answered since the last step, that are not finite: broken
-        weights answer nonsense, which has no signal. After `max_nonfinite_steps` in a row
-        TrainingError.
+        `groups` must be without a fault (`find_fault`). `sampled` are all groups that the policy
+        has sampled since the last step. If the loss, a gradient or a log-probability in `sampled`
+        is not finite, the step is skipped and the weights do not change. `sampled` is checked
+        because the answers of broken weights have no signal, so no loss would show the fault.
+        Raises TrainingError after `max_nonfinite_steps` such steps in a row, and ResourceError if a
+        single sequence does not fit into memory.
         """
         self.learned = ()
         logprobs = (
@@ -200,8 +207,10 @@ class Trainer:
         )
 
     def _teaches(self, sequence: Lesson) -> bool:
-        """Return whether a completion changes the gradient: without an advantage only the KL term
-        does."""
+        """Return whether a completion contributes to the gradient.
+
+        Without an advantage it does so only by the KL term.
+        """
         return sequence.weight > 0 and (sequence.advantage != 0 or self._settings.beta > 0)
 
     def _sampling_figures(self, batch: Sequence[Lesson]) -> dict[str, float]:
@@ -219,7 +228,7 @@ class Trainer:
         return quality.of_sampling(compared, is_by_sequence)
 
     def _read(self, group: ScoredGroup) -> list[Lesson]:
-        """Return the group's completions as tokens, each with its advantage."""
+        """Return the group's completions as token ids, each with its advantage."""
         sequences = []
         advantages = _advantages(group, self._settings.scale_rewards)
         for rollout, advantage in zip(group.rollouts, advantages, strict=True):
@@ -230,8 +239,8 @@ class Trainer:
             else:
                 ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
             is_hidden = truncated and self._settings.mask_truncated_completions
-            # A mistake that only a peer would make: to make it less likely still bends the policy
-            # to no use.
+            # A peer's mistake, which this policy would hardly make: making it less likely changes
+            # the policy without a benefit.
             is_hidden |= (
                 group.peer_id is not None
                 and advantage < 0
@@ -247,7 +256,7 @@ class Trainer:
         return sequences
 
     def find_fault(self, group: ScoredGroup) -> str | None:
-        """Return why a group can't be learned from, as a short word; None: it can."""
+        """Return a short name of the reason why a group can't be learned from; None: it can."""
         if len(group.rollouts) < 2:
             return "too-small"
         if not all(completion.token_ids for completion in group.sampled):
@@ -270,11 +279,10 @@ class Trainer:
         return "over-long" if self._is_over_long(group) else None
 
     def _is_over_long(self, group: ScoredGroup) -> bool:
-        """Return whether some of our own answers, or of a peer's rewarded ones, are longer than our
-        settings allow.
+        """Return whether an answer is longer than `generation.max_completion_length`.
 
-        A peer's is cut off there, and what it was rewarded for may stand behind that. One that was
-        not does not matter.
+        Of a peer's group only the answers with more than the mean reward are checked. They are cut
+        off at the limit, so the text that earned the reward may be lost.
         """
         limit = self._generation.max_completion_length
         if group.sampled:
@@ -293,9 +301,10 @@ class Trainer:
             sequence.weight = 0.0 if sequence.is_hidden else weight
 
     def _split(self, batch: list[Lesson]) -> Iterator[list[Lesson]]:
-        """Micro-batches within the token budget; a sequence that is over it alone goes alone.
+        """Split a batch into micro-batches within the token budget.
 
-        Those of one prompt stay together, so that it goes through the model once.
+        A sequence that exceeds the budget alone is a micro-batch of its own. Sequences of the same
+        prompt are adjacent, so that the prompt is computed once per micro-batch.
         """
         micro: list[Lesson] = []
         for sequence in sorted(
@@ -314,8 +323,9 @@ class Trainer:
     def _backward(self, batch: list[Lesson], is_first: bool) -> Pass:
         """Accumulate the gradients of the whole batch.
 
-        Where memory runs out, the budget is halved and the whole is done again. `is_first`: the
-        log-probabilities are the old ones.
+        If memory runs out, the whole batch is repeated: after other programs have returned memory,
+        or else with a smaller budget. `is_first`: the log-probabilities of this pass become the old
+        ones. Raises ResourceError if a single sequence does not fit into memory.
         """
         while True:
             micro_batches = list(self._split(batch))
@@ -336,8 +346,10 @@ class Trainer:
                 self._shrink(micro_batches, reason)
 
     def _backward_micro(self, micro: list[Lesson], is_first: bool) -> Tensor:
-        """Return its loss, how many of its tokens were clipped, and the sum of their entropies, as
-        one tensor."""
+        """Accumulate a micro-batch's gradients; return its loss, clipped tokens and entropy (3,).
+
+        These are sums over the tokens that count. The entropy is NaN if it is not known.
+        """
         groups = [
             PromptGroup(prompt, tuple(s.token_ids for s in sequences))
             for prompt, sequences in groupby(micro, key=lambda s: s.prompt_ids)
@@ -388,8 +400,11 @@ class Trainer:
             return self._reference.logprobs(groups, self._generation.temperature)
 
     def _make_reference(self) -> Scorer | None:
-        """The model as it was before any training: a copy, or with adapters the same one without
-        them."""
+        """Return the scorer of the model before training, for the KL term; None if beta is 0.
+
+        Its model is a copy, or with adapters the policy's own model, whose adapters are then
+        switched off.
+        """
         if not self._settings.beta:
             return None
         if self.lora is not None:
@@ -397,14 +412,12 @@ class Trainer:
         return Scorer(copy.deepcopy(self.policy.model).requires_grad_(False))
 
     def fit(self, file: Path, was_killed: bool = False) -> None:
-        """Find the token budget for this machine, or take the one that `file` remembers. Weights
-        stay as they are.
+        """Set the token budget for this machine: the one in `file`, or a measured one.
 
-        `was_killed`: the kernel ended the process before this one for its memory. Where an
-        allocator never says no, that is the only sign that a budget is too large, or that measuring
-        one takes too much: it is not tried again.
-
-        Raises ModelError if not even one sequence fits.
+        The weights do not change. `was_killed`: the kernel OOM-killed the process before this one.
+        If an allocator never fails, a kill is the only sign that the budget, or measuring it, takes
+        too much memory. A stored budget is then lowered, and a missing one is not measured. Raises
+        ModelError if a single sequence does not fit into memory.
         """
         self._budget_file = file
         self._budget_key = micro_batch.describe(self.policy, self._settings, self._generation)
@@ -430,15 +443,17 @@ class Trainer:
         log.info("token budget tokens=%d recomputes=%s", self.budget.tokens, self.budget.recomputes)
 
     def _measure_budget(self) -> micro_batch.Budget:
-        """From one real step on the longest prompt with the longest completion; the weights stay as
-        they are."""
+        """Measure a budget by forward and backward passes over the longest prompt and completion.
+
+        The weights do not change. Raises ModelError if the sequence does not fit into memory.
+        """
         end = self.policy.end_ids[0]
         prompt_ids = (end,) * self._generation.max_prompt_length
         longest = Lesson(
             prompt_ids, (end,) * self._generation.max_completion_length, 1.0, False, weight=1.0
         )
         num_tokens = self._count_tokens([longest])
-        # The optimizer has its moments only after the first step.
+        # The optimizer allocates its moments (8 bytes a weight) in the first step.
         reserve = 0 if self.optimizer.state else 8 * sum(m.numel() for m in self.masters)
         found = None
         for self._scorer.recomputes in (False, True):
@@ -464,7 +479,11 @@ class Trainer:
         return micro_batch.Budget(tokens, self._scorer.recomputes, found.held + reserve, worst)
 
     def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
-        """Memory ran out: the next try takes less of it."""
+        """Lower the budget after memory ran out.
+
+        Raises ResourceError if the micro-batches are single sequences and layers are recomputed
+        already.
+        """
         before = self.budget
         if max(map(len, micro_batches)) > 1:
             self.budget = before.below(max(self._count_tokens(micro) for micro in micro_batches))
@@ -494,8 +513,10 @@ class Trainer:
             micro_batch.save(self._budget_file, self._budget_key, self.budget)
 
     def _raise_budget(self) -> None:
-        """Take back some of what was given up, when it is time. Written down first: the kernel may
-        end the process."""
+        """Raise a lowered budget by one step if its time has come.
+
+        It is stored before it is used, because the kernel may kill the process.
+        """
         before = self.budget
         self.budget = before.risen()
         if self.budget == before:
@@ -532,7 +553,7 @@ class Trainer:
         return less
 
     def _least_budget(self) -> micro_batch.Budget:
-        """One sequence at a time, with its layers computed again."""
+        """Return the budget of one sequence at a time, with recomputed layers."""
         longest = self._generation.max_prompt_length + self._generation.max_completion_length
         return micro_batch.Budget(
             min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True
@@ -548,8 +569,7 @@ class Trainer:
 
     @torch.no_grad()
     def copy_masters(self) -> None:
-        """Bring the model's weights up to their float32 masters, where these are not the same
-        tensors."""
+        """Copy the float32 masters to the model's weights, if they are different tensors."""
         for parameter, master in zip(self.parameters.values(), self.masters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
@@ -560,8 +580,11 @@ class Trainer:
 
     @torch.no_grad()
     def is_sound(self) -> bool:
-        """Return whether all that the policy says is finite. Weights of 1e20 are; what they say is
-        not."""
+        """Return whether the policy's log-probabilities are finite.
+
+        Weights alone do not show it: those of 1e20 are finite, but their outputs are not. False
+        also after a step that was skipped because it was not finite.
+        """
         if self.nonfinite_steps:
             return False
         end = self.policy.end_ids[:1]
@@ -608,7 +631,7 @@ class Trainer:
             num_groups_external=len(kept) - num_local,
             num_tokens=num_tokens,
             skipped=skipped,
-            # What is not finite is not measured: the history is JSON.
+            # Values that are not finite are left out, because the history is JSON.
             quality=StepQuality(**{n: value for n, value in seen.items() if math.isfinite(value)}),
         )
 
@@ -620,8 +643,10 @@ def _note_learned(group: ScoredGroup, sequences: Sequence[Lesson]) -> Learned:
 
 @dataclass(frozen=True, slots=True)
 class _Collect:
-    """Moves what a backward pass leaves at a parameter to its float32 master: sums of micro-batches
-    keep their bits."""
+    """Hook that moves a parameter's gradient to its float32 master after a backward pass.
+
+    Gradients of micro-batches are thus added in float32.
+    """
 
     master: Tensor
 
@@ -636,11 +661,11 @@ class _Collect:
 
 
 def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
-    """Return advantages from the rewards; where these are all equal, from the credits, as far as
-    they weigh.
+    """Return the advantages of a group from its rewards, or from its credits if these are equal.
 
-    Answers without a credit, which run to the limit of their length, are left out (0): they take
-    most of a step's time and memory, and the credited ones teach the same.
+    Advantages from credits are multiplied by the credits' weight. Answers without a credit get 0
+    and are not learned from: most of them have the largest length, so they take most of a step's
+    time and memory, and the answers with a credit teach the same.
     """
     weight = max(group.credits)
     if group.has_signal or not weight:
@@ -650,7 +675,10 @@ def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
 
 
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
-    """transformers' schedules of these names."""
+    """Return the learning rate after `steps` steps, as transformers' schedules of these names do.
+
+    Raises ValueError if the settings do not have a learning rate.
+    """
     rate = trainer.learning_rate
     if rate is None:
         raise ValueError("trainer.learning_rate: not settled")
