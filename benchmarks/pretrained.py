@@ -274,9 +274,9 @@ def draw_smollm2(runs: dict[int, dict[str, Any]], file: Path) -> None:
     """Write a PNG: held-out reward, and the five-round mean of the training reward, by seed."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for seed, run in runs.items():
-        held_out, curve = run["held_out"], run["curve"]
-        (line,) = axes.plot(list(held_out), list(held_out.values()), "o-", label=f"seed {seed}")
+    for seed, found in runs.items():
+        points, curve = found["held_out"], found["curve"]
+        (line,) = axes.plot(list(points), list(points.values()), "o-", label=f"seed {seed}")
         smooth = [statistics.fmean(curve[max(0, i - 4) : i + 1]) for i in range(len(curve))]
         axes.plot(range(1, len(curve) + 1), smooth, color=line.get_color(), alpha=0.35)
     axes.set(

@@ -50,10 +50,8 @@ def choose(
     useful_external = _drop_faulty(external, "external", find_fault, dropped)
     num_local = min(trainer.local_groups, len(useful_local))
     num_external = min(trainer.external_groups, len(useful_external))
-    missing_local, missing_external = (
-        trainer.local_groups - num_local,
-        trainer.external_groups - num_external,
-    )
+    missing_local = trainer.local_groups - num_local
+    missing_external = trainer.external_groups - num_external
     if trainer.fill_missing:
         num_local += min(missing_external, len(useful_local) - num_local)
         num_external += min(missing_local, len(useful_external) - num_external)

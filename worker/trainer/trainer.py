@@ -131,16 +131,12 @@ class Trainer:
         for parameter, master in zip(self.parameters.values(), self.masters, strict=True):
             if master is not parameter:
                 parameter.register_post_accumulate_grad_hook(_Collect(master))
+        matrices = [m for m in self.masters if m.ndim >= 2]
+        vectors = [m for m in self.masters if m.ndim < 2]  # norms and biases: no decay, as in TRL
         self.optimizer = torch.optim.AdamW(
             [
-                {
-                    "params": [m for m in self.masters if m.ndim >= 2],
-                    "weight_decay": trainer.weight_decay,
-                },
-                {
-                    "params": [m for m in self.masters if m.ndim < 2],
-                    "weight_decay": 0.0,
-                },  # norms and biases, as in TRL
+                {"params": matrices, "weight_decay": trainer.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
             ],
             lr=_scheduled_rate(trainer, 0),
             betas=(trainer.adam_beta1, trainer.adam_beta2),
@@ -270,11 +266,8 @@ class Trainer:
             return "non-finite-reward"
         if not group.teaches:
             return "no-signal"
-        if (
-            not 0
-            < len(self.policy.prompt_ids(group.question))
-            <= self._generation.max_prompt_length
-        ):
+        prompt_length = len(self.policy.prompt_ids(group.question))
+        if not 0 < prompt_length <= self._generation.max_prompt_length:
             return "prompt-length"
         return "over-long" if self._is_over_long(group) else None
 
