@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 - tensors are named with their axes
+# ruff: noqa: N803, N806, N815 - tensors are named with their axes
 """Attention of a prompt's completions, with a backward pass of matrix products for CPUs.
 
 The forward pass is torch's fused kernel. The kernel's own backward pass takes four times as long on
@@ -12,7 +12,7 @@ weights are computed again from queries, keys and the log-sum-exp of their score
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,42 +84,19 @@ class _PromptAttention(torch.autograd.Function):
         inner_KCRT1 = (grad_KCRTD * by_key_head(out_CTHD)).sum(-1, keepdim=True)
         logsums_KCRT1 = logsums_CHT.view(C, K, R, T).transpose(0, 1)[..., None]
         hidden_TS = ~mask_TS
-
-        def look_back(
-            keys: Tensor,
-            values: Tensor,
-            hidden_TX: Tensor,
-        ) -> tuple[Tensor, ...]:
-            """Return the gradients of queries (B, N, D), keys and values (B, X, D).
-
-            `keys` and `values` are (B, X, D); B is K for the prompt's and K * C for the rows' own.
-            `hidden_TX` is True for keys that a token does not attend to.
-            """
-            B, X, _ = keys.shape
-            q, grad = q_KCRTD.view(B, -1, D), grad_KCRTD.view(B, -1, D)
-            weights = torch.bmm(q, keys.mT).view(K, C, R, T, X).sub_(logsums_KCRT1).exp_()
-            if hidden_TX.any():
-                weights.masked_fill_(hidden_TX, 0.0)
-            grad_scores = torch.bmm(grad, values.mT).view(K, C, R, T, X)
-            grad_scores.sub_(inner_KCRT1).mul_(weights)
-            weights, grad_scores = weights.view(B, -1, X), grad_scores.view(B, -1, X)
-            return (
-                torch.bmm(grad_scores, keys),
-                torch.bmm(grad_scores.mT, q),
-                torch.bmm(weights.mT, grad),
-            )
+        rows = _Rows(q_KCRTD, grad_KCRTD, inner_KCRT1, logsums_KCRT1)
 
         with _in_tiles(q_CTHD.dtype):
             prompt_keys, prompt_values = (
                 x.float().transpose(0, 1).contiguous() for x in (prompt_k, prompt_v)
             )
-            grad_q, grad_prompt_k, grad_prompt_v = look_back(
+            grad_q, grad_prompt_k, grad_prompt_v = rows.gradients(
                 prompt_keys, prompt_values, hidden_TS[:, :L]
             )
             own_keys, own_values = (
                 x.float().permute(2, 0, 1, 3).reshape(K * C, T, D) for x in (k, v)
             )
-            own_grad_q, grad_k, grad_v = look_back(own_keys, own_values, hidden_TS[:, L:])
+            own_grad_q, grad_k, grad_v = rows.gradients(own_keys, own_values, hidden_TS[:, L:])
         grad_q = grad_q.view(K, N, D).add_(own_grad_q.view(K, N, D)).mul_(ctx.scale)
         dtype = q_CTHD.dtype
         return (
@@ -130,6 +107,42 @@ class _PromptAttention(torch.autograd.Function):
             grad_prompt_v.transpose(0, 1).to(dtype),
             None,
             None,
+        )
+
+
+class _Rows(NamedTuple):
+    """The queries (K, C, R, T, D) of all rows, and what their gradients are made of, in float32.
+
+    `grad`: the gradient of the output; `inner`: its inner product with the output; `logsums`: the
+    logarithm of the sum of a query's exponentiated scores.
+    """
+
+    q_KCRTD: Tensor
+    grad_KCRTD: Tensor
+    inner_KCRT1: Tensor
+    logsums_KCRT1: Tensor
+
+    def gradients(
+        self, keys: Tensor, values: Tensor, hidden_TX: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of queries (B, N, D), keys and values (B, X, D).
+
+        `keys` and `values` are (B, X, D); B is K for the prompt's and K * C for the rows' own.
+        `hidden_TX` is True for keys that a token does not attend to.
+        """
+        B, X, D = keys.shape
+        shape = (*self.q_KCRTD.shape[:4], X)
+        q, grad = self.q_KCRTD.view(B, -1, D), self.grad_KCRTD.view(B, -1, D)
+        weights = torch.bmm(q, keys.mT).view(shape).sub_(self.logsums_KCRT1).exp_()
+        if hidden_TX.any():
+            weights.masked_fill_(hidden_TX, 0.0)
+        grad_scores = torch.bmm(grad, values.mT).view(shape)
+        grad_scores.sub_(self.inner_KCRT1).mul_(weights)
+        weights, grad_scores = weights.view(B, -1, X), grad_scores.view(B, -1, X)
+        return (
+            torch.bmm(grad_scores, keys),
+            torch.bmm(grad_scores.mT, q),
+            torch.bmm(weights.mT, grad),
         )
 
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import torch
@@ -165,14 +165,11 @@ class Trainer:
         single sequence does not fit into memory.
         """
         self.learned = ()
-        logprobs = (
-            p for group in sampled for completion in group.sampled for p in completion.logprobs
-        )
-        if not all(map(math.isfinite, logprobs)):
+        if not _has_finite_logprobs(sampled):
             self._skip_step("log-probabilities of answers that are not finite")
             return self._metrics([], 0, sampled, skipped="non-finite")
         lessons = [(group, self._read(group)) for group in groups]
-        batch = [sequence for _, sequences in lessons for sequence in sequences]
+        batch = list(chain.from_iterable(sequences for _, sequences in lessons))
         self._weigh(batch)
         batch = [sequence for sequence in batch if self._teaches(sequence)]
         if not batch:
@@ -665,6 +662,12 @@ def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
         return group_advantages(group.rewards, scale_rewards)
     advantages = group_advantages([c / weight for c in group.credits], scale_rewards)
     return [weight * max(0.0, advantage) for advantage in advantages]
+
+
+def _has_finite_logprobs(groups: Sequence[ScoredGroup]) -> bool:
+    """Return whether all log-probabilities of our own answers are finite."""
+    completions = chain.from_iterable(group.sampled for group in groups)
+    return all(all(map(math.isfinite, completion.logprobs)) for completion in completions)
 
 
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
