@@ -50,16 +50,14 @@ def test_words_are_found_in_docstrings_comments_and_messages_and_not_in_names(
     ]
 
 
-def test_listed_file_without_the_words_is_to_be_taken_off(measure_code, tmp_path, monkeypatch):
+def test_words_in_any_file_fail_the_check(measure_code, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure_code, "ROOT", tmp_path)
-    monkeypatch.setattr(measure_code, "LISTED", tmp_path / "scripts/files_to_reword")
-    for name, text in (("clean.md", "again\n"), ("odd.md", "anew\n"), ("listed.md", "anew\n")):
-        (tmp_path / name).write_text(text)
     monkeypatch.setattr(measure_code, "readable", lambda: sorted(tmp_path.glob("*.md")))
-    assert measure_code.check_words({"listed.md", "clean.md"}) == [
-        "odd.md:1: 'anew'; write: again",
-        "clean.md has none of the words: take it off scripts/files_to_reword",
-    ]
+    (tmp_path / "clean.md").write_text("again\n")
+    assert measure_code.main(["--words"]) == 0
+    (tmp_path / "odd.md").write_text("anew\n")
+    assert measure_code.main(["--words"]) == 1
+    assert capsys.readouterr().err == "odd.md:1: 'anew'; write: again\n"
 
 
 def test_figures_of_a_small_source(measure_code, tmp_path):

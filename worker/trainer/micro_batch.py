@@ -142,7 +142,7 @@ def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Gen
     lengths = f"{generation.max_prompt_length}+{generation.max_completion_length}"
     return (
         f"{policy.name} {policy.model.dtype} on {machine}, {lengths} tokens, at most"
-        f" {trainer.max_tokens_per_micro_batch}, beta {trainer.beta}, lora {lora}, beside"
+        f" {trainer.max_tokens_per_micro_batch}, beta {trainer.beta}, lora {lora}, next to"
         f" {generation.engine} {generation.vllm_memory:g}"
     )
 
