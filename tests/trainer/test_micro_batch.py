@@ -209,7 +209,7 @@ def test_damaged_budget_is_measured_again(pristine, tmp_path, text, caplog):
     file.write_bytes(text.replace("KEY", key).encode(errors="surrogateescape"))
     trainer.fit(file)
     assert trainer.budget == Budget(16384)
-    assert "measured again" in caplog.text
+    assert "measuring it again" in caplog.text
     written = json.loads(file.read_text())
     assert (written["key"], written["tokens"], written["recomputes"]) == (key, 16384, False)
     assert written["held"] > 0

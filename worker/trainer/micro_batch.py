@@ -173,7 +173,7 @@ def _budget(file: Path, record: dict[str, Any] | None) -> Budget | None:
         return None
     tokens, recomputes = record.get("tokens"), record.get("recomputes")
     if type(tokens) is not int or tokens < 1 or type(recomputes) is not bool:
-        log.warning("token budget is damaged, it is measured again path=%s", file)
+        log.warning("ignoring a corrupt token budget, measuring it again path=%s", file)
         return None
     held, step = (
         value if type(value := record.get(name)) is int else None for name in ("held", "step")
