@@ -30,8 +30,8 @@ from statistics import fmean
 from typing import Any
 
 EVALUATE = (
-    "its scorer evaluates the answer as Python (sympy's parser), and answers come from untrusted"
-    " peers"
+    "its scorer evaluates the answer, which may come from an untrusted peer, as Python (sympy's"
+    " parser)"
 )
 EVALUATING = dict.fromkeys(
     (
@@ -43,7 +43,10 @@ EVALUATING = dict.fromkeys(
     ),
     EVALUATE,
 )
-NOT_SURVEYED = {"composite": "it mixes other families; name those, with weights", **EVALUATING}
+NOT_SURVEYED = {
+    "composite": "it mixes other families; name those with weights instead",
+    **EVALUATING,
+}
 
 MAY_BE_COPIED = {
     "number_format": "one of the numbers in the question is the answer: copying one is a guess",
@@ -279,12 +282,12 @@ def judge(family: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if first["digest"] != found[1]["digest"]:
         return row | refused(
-            "another process makes other tasks of the same recipe, or rewards them otherwise"
+            "two processes make different tasks from the same recipe, or score them differently"
         )
     if first["scoring"] > MAX_SECONDS:
         return row | refused(
-            f"scoring takes over {MAX_SECONDS:.0f} s for some answers, which come from untrusted"
-            " peers"
+            f"scoring takes over {MAX_SECONDS:.0f} s for some answers, which may come from"
+            " untrusted peers"
         )
     chance = max(first["constant"], first["commonest"])
     if first["copied"] > chance + MARGIN and family not in MAY_BE_COPIED:

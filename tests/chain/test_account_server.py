@@ -430,7 +430,7 @@ def test_rpc_checks_each_request_of_a_batch_as_a_single_one(service, token) -> N
 
 
 def test_rpc_has_a_limit_for_each_peer(service, token, monkeypatch) -> None:
-    monkeypatch.setattr(service.service, "_asks", Quota(0.0, 3))
+    monkeypatch.setattr(service.service, "_requests", Quota(0.0, 3))
     assert [rpc(service, "eth_chainId")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
     asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
     assert post(service, "/rpc", asked, service.token_of("QmYou"))[0] == 200

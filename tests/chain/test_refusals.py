@@ -20,7 +20,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.refusals import Refusal, classify, minimum_wei
 from worker.chain.rpc import Rpc
 from worker.chain.transaction_queue import Sender
-from worker.errors import ChainError, ChainUnreachable
+from worker.errors import ChainError, ChainUnreachable, SettingsError
 
 R = Refusal
 TEXTS = [
@@ -364,5 +364,5 @@ def test_real_anvil_s_words_are_known(chain, anvil_binary, payer):
 
 
 def test_settings_of_a_bound_are_checked():
-    with pytest.raises(settings.SettingsError, match="max_gas_price_gwei"):
+    with pytest.raises(SettingsError, match="max_gas_price_gwei"):
         settings.parse({"chain": {"max_gas_price_gwei": 0}}, "test")

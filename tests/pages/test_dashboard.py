@@ -21,7 +21,7 @@ from worker.chain.embedded import anvil
 from worker.chain.rpc import Rpc
 from worker.dashboard import counts, reader
 from worker.dashboard.reader import Reader
-from worker.errors import WorkerError
+from worker.errors import SettingsError, WorkerError
 from worker.swarm.identity import animal_name
 
 OF_ANOTHER = "the report is of another contract or version"
@@ -358,9 +358,7 @@ def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(
 
 
 def test_audited_rewards_alone_need_a_report() -> None:
-    with pytest.raises(
-        settings.SettingsError, match="count_unaudited is false and audit_file is not set"
-    ):
+    with pytest.raises(SettingsError, match="count_unaudited is false and audit_file is not set"):
         settings.parse({"dashboard": {"count_unaudited": False}}, "test")
 
 

@@ -108,11 +108,11 @@ def _is_not_last_number(item: Item) -> bool:
 
 GUARDS: dict[str, Guard] = {
     "coin_flip": Guard(
-        "a common beginning of the decimals earned: 0 for 0.0349",
+        "a common prefix of the decimals earned a reward: 0 for 0.0349",
         score=_same_fraction,
     ),
     "game_of_life_halting": Guard(
-        "any text earned 1.0, since text is true in Python",
+        "any text earned 1.0, because non-empty text is true in Python",
         score=lambda item, answer, scorer: float(answer.strip() == _right(item)),
     ),
     "number_sequence": Guard(
