@@ -129,8 +129,8 @@ GUARDS: dict[str, Guard] = {
         score=_exact,
     ),
     "propositional_logic": Guard(
-        "anything follows from premises that contradict each other, a copied premise from itself,"
-        " and a variable alone earned 0.4",
+        "anything follows from contradicting premises, a copied premise follows from itself, and a"
+        " variable alone earned 0.4",
         revision=2,
         is_sound=propositional.is_sound,
         score=lambda item, answer, scorer: propositional.score(item, answer),
@@ -150,7 +150,7 @@ GUARDS: dict[str, Guard] = {
         score=_exact,
     ),
     "word_sorting": Guard(
-        "the words in the order of the question earned 0.27, for those that happen to be in their"
+        "the words in the order of the question earned 0.27, for words that happen to be in their"
         " place",
         score=_exact,
     ),
