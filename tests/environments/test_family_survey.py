@@ -218,7 +218,7 @@ def test_level_without_a_sound_item_is_left_out():
     assert len(levels) == 4
     assert levels[0]["max_complexity"] == 2
     with pytest.raises(
-        SettingsError, match="no task of it is sound: anything follows from premises"
+        SettingsError, match="no task of it is sound: anything follows from contradicting"
     ):
         ReasoningGym().check("propositional_logic", {"min_complexity": 1, "max_complexity": 1})
 
