@@ -99,7 +99,7 @@ def test_peer_that_is_cut_off_without_a_word_is_noticed_and_found_again(lab: Lab
         15,
         "both know each other",
     )
-    frozen = [pid_of(hangs), bootnode._daemon.pid]  # type: ignore[union-attr]
+    frozen = [pid_of(hangs), bootnode.connections.daemon.pid]  # type: ignore[union-attr]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
