@@ -117,7 +117,7 @@ class CloudInitErrors(OwnFact[str | None]):
 
 
 class OwnPipSources(OwnFact[bool]):
-    """Whether the host's pip has an index or wheels of its own, which take precedence."""
+    """True if the host's pip has an index or wheels of its own, which take precedence."""
 
     def command(self) -> str:
         files = "/etc/pip.conf /etc/xdg/pip/pip.conf /root/.config/pip/pip.conf /root/.pip/pip.conf"

@@ -72,7 +72,7 @@ class HostPlan:
 
     @property
     def needs_anvil(self) -> bool:
-        """Whether the deploy installs the chain's program, because the inventory names no other."""
+        """True if the deploy installs the chain's program: the inventory names no other."""
         return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
 
     def settings_files(self) -> dict[Path, Settings]:

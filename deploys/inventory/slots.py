@@ -81,12 +81,12 @@ class Slot:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether it uses a GPU if the host has one."""
+        """True if the slot uses a GPU where the host has one."""
         return self.settings.model.device != "cpu"
 
     @property
     def needs_device_files(self) -> bool:
-        """Whether it computes on a GPU through the device files of NVIDIA's driver."""
+        """True if the slot reaches its GPU through the device files of NVIDIA's driver."""
         return not self.is_wsl and (self.card is not None or _named_device(self) is not None)
 
     @property

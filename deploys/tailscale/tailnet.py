@@ -69,7 +69,7 @@ class Tailnet:
 
     @property
     def runs_ssh(self) -> bool:
-        """Whether Tailscale's ssh server answers at port 22 of the host's tailnet addresses."""
+        """True if Tailscale's ssh server answers at port 22 of the host's tailnet addresses."""
         return bool(self.preferences.get("RunSSH"))
 
     @property

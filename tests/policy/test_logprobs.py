@@ -53,6 +53,18 @@ FAMILIES = {
             layer_types=["sliding_attention", "full_attention"] * 2,
         )
     ),
+    # Keys of 16 numbers a head, values of 12.
+    "deepseek": lambda: transformers.DeepseekV3ForCausalLM(
+        transformers.DeepseekV3Config(
+            **{**BASE, "num_key_value_heads": 4},
+            q_lora_rank=16,
+            kv_lora_rank=8,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=12,
+            first_k_dense_replace=4,
+        )
+    ),
 }
 # What these do, packing does not know: scaled logits, attention sinks, convolutions over
 # neighbours.

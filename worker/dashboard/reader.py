@@ -132,7 +132,7 @@ class Reader:
         self._next: dict[str, int] | None = None
         """The next block to read, for each kind of event."""
         self._is_behind = True
-        """Whether the contract's state must be read again, as new blocks came."""
+        """True if blocks came since the contract's state was read."""
 
     def _read(self) -> None:
         chain = self._coordinator

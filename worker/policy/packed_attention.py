@@ -150,7 +150,9 @@ class _Group:
         """
         if self.softcap is not None:  # not supported by torch's fused kernel
             return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, self.softcap)
-        if prompt_k is not None and prompt_v is not None and q_CTHD.device.type == "cpu":
+        # The fused CPU kernel takes keys and values of one size only; DeepSeek's differ.
+        has_own_backward = q_CTHD.device.type == "cpu" and k_CTKD.shape[-1] == v_CTKD.shape[-1]
+        if prompt_k is not None and prompt_v is not None and has_own_backward:
             mask_TS = self.layout.mask(self.before, q_CTHD.shape[1], self.window, q_CTHD.device)
             return prompt_attention.attend(
                 q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, mask_TS, self.scale
