@@ -103,7 +103,7 @@ class Hub:
                 os.link(weights, files / "model.safetensors")
             describe(files)
             self._start(files)
-        except Exception as error:  # noqa: BLE001 - a round never fails of a push; the status says why this one did
+        except Exception as error:  # noqa: BLE001 - no round fails because of a push
             self._fail(f"{type(error).__name__}: {error}")
 
     def status(self) -> HubStatus:

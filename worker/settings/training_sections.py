@@ -95,7 +95,7 @@ class Trainer(Section):
     scale_rewards: Literal["group", "none"] = "group"
     """group: divide advantages by the standard deviation of the group's rewards."""
     mask_truncated_completions: bool = False
-    """Leave out completions that were cut off at `generation.max_completion_length`."""
+    """Leave out completions that were cut off before they ended."""
     max_tokens_per_micro_batch: Positive = 16384
     """Most tokens, prompts and completions, in one forward and backward pass. The node measures at
     its first start how many fit, and stores the result in `budget.json` of its state folder."""

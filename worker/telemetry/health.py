@@ -298,7 +298,7 @@ CHECKS = (
     Check(
         name="truncated",
         metric="truncated_share",
-        what="share of our answers that were cut off",
+        what="share of our answers that reached generation.max_completion_length",
         unit="",
         measure=_of_recent("truncated"),
         show=_share("truncated", "of the answers were cut off"),

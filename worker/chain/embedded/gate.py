@@ -197,7 +197,7 @@ class Gate:
             raise _Wrong(f"gas is {gas}; expected at most {SEND_GAS}")
         try:
             sender = str(Account.recover_transaction(raw))
-        except Exception:  # noqa: BLE001 - a signature is data of others, and what is raised depends on its bytes
+        except Exception:  # noqa: BLE001 - what is raised depends on foreign bytes
             raise _Wrong("the signature is invalid") from None
         return Passed(method, ["0x" + raw.hex()], sender, nonce)
 
