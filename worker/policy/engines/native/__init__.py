@@ -229,7 +229,10 @@ def _link(*flags: str) -> Any:
     return library
 
 
-def _compile(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
+def _compile(
+    compiler: str,
+    more_flags: Sequence[str],
+) -> ctypes.CDLL:
     folder_of_sources = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
         library = f"{folder}/native.so"

@@ -1,4 +1,5 @@
-/* Properties of this processor: the width of its vectors, and the file of products_*.c that is compiled for it. */
+/* Properties of this processor: the width of its vectors, and the file of products_*.c that is
+ * compiled for it. */
 #include <stdint.h>
 
 /* float32 numbers in a register. Wider vectors would be kept in memory and be ten times as slow. */
@@ -12,7 +13,8 @@ enum { lanes = 4 };
 
 typedef float floats __attribute__((vector_size(lanes * 4)));
 typedef uint32_t words __attribute__((vector_size(lanes * 4)));
-typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* without alignment */
+typedef float loose
+        __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* without alignment */
 
 #if defined __AMX_TILE__ && defined __AMX_BF16__ && defined __AVX512BF16__
 #define HAS_AMX
