@@ -63,10 +63,10 @@ FLUSH_SECONDS = 30.0
 # External groups requested per group trained on: groups without a signal are dropped, and a larger
 # selection gives a better batch.
 EXTERNAL_MARGIN = 3
-_MOST = 0.5
+_MAJORITY = 0.5
 EVAL_TASKS = 24
 """Number of held-out tasks per family and level, if `node.eval_seconds` allows that many."""
-SAID_AFTER_ROUNDS = 16  # rounds in a row without a signal; a power of two
+WARN_AFTER_ROUNDS = 16  # rounds in a row without a signal; a power of two
 
 
 def run(settings: Settings) -> None:
@@ -79,7 +79,7 @@ def run(settings: Settings) -> None:
     host.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
     with ExitStack() as stack:
         stack.enter_context(host.lock_folder(folder, "node.state_dir"))
-        stack.enter_context(_last_words(folder))
+        stack.enter_context(_report_failure(folder))
         identity, enrolled = enrolment.load(settings)
         node = Node(settings, identity, enrolled)
         stack.callback(node.close)
@@ -116,7 +116,7 @@ def _announced(swarm: SwarmSettings) -> SwarmSettings:
 
 
 @contextmanager
-def _last_words(folder: Path) -> Iterator[None]:
+def _report_failure(folder: Path) -> Iterator[None]:
     """Write an error that ends the node to its status, in addition to the log."""
     try:
         yield
@@ -275,7 +275,11 @@ class Node:
             self._earn(tick, local, published, collected.groups)
         self._book(tick, record)
 
-    def _keep_answers(self, round: int, groups: Sequence[ScoredGroup]) -> None:
+    def _keep_answers(
+        self,
+        round: int,
+        groups: Sequence[ScoredGroup],
+    ) -> None:
         """Write a round's questions and answers to disk, for `hivewright answers`."""
         learned = {(each.group.peer_id, each.group.task): each for each in self.trainer.learned}
         kept = []
@@ -353,7 +357,7 @@ class Node:
             ]
             if not local:
                 logger.warning(
-                    "nothing earned round=%d: no group of it fits into a message", tick.round
+                    "no reward for round=%d: none of its groups fits into a message", tick.round
                 )
                 return
         reward = milli_reward([group.mean_reward for group in local])
@@ -403,15 +407,19 @@ class Node:
             record.skipped,
         )
 
-    def _see_signal(self, metrics: StepMetrics, local: Sequence[ScoredGroup]) -> None:
+    def _see_signal(
+        self,
+        metrics: StepMetrics,
+        local: Sequence[ScoredGroup],
+    ) -> None:
         """Warn after 16, 32, 64... rounds in a row without a learning signal."""
         self.rounds_without_signal = (
             self.rounds_without_signal + 1 if metrics.skipped == "no-signal" else 0
         )
         rounds = self.rounds_without_signal
-        if rounds >= SAID_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
+        if rounds >= WARN_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
             logger.warning(
-                "nothing to learn from: all answers to a task earn the same rounds_in_a_row=%d"
+                "no learning signal: all answers to a task earn the same rounds_in_a_row=%d"
                 " reward_mean=%.3f; %s",
                 rounds,
                 _mean([group.mean_reward for group in local]),
@@ -423,13 +431,13 @@ class Node:
         generation = self.settings.generation
         cut = _truncated_share(local, generation.max_completion_length)
         closed = closed_share(local, is_closed)
-        if cut > _MOST:
+        if cut > _MAJORITY:
             thinks = ", or set generation.thinking to off" if self.policy.template.thinks else ""
             return (
                 f"{cut:.0%} of the answers were cut off at {generation.max_completion_length}"
                 f" tokens: raise generation.max_completion_length{thinks}"
             )
-        if closed < 1 - _MOST:
+        if closed < 1 - _MAJORITY:
             return (
                 f"{closed:.0%} of the answers closed their <answer> tag, asked in the form"
                 f" {self.policy.form.name}: try another generation.form, or another model in"
@@ -481,7 +489,10 @@ class Node:
             metrics.loss,
         )
 
-    def _answer(self, seed: int) -> tuple[list[ScoredGroup], float]:
+    def _answer(
+        self,
+        seed: int,
+    ) -> tuple[list[ScoredGroup], float]:
         """Answer the tasks of `seed`.
 
         Returns our scored groups and the generation speed in tokens per second.
@@ -510,7 +521,11 @@ class Node:
         self.answer_length.see(answered.groups)
         return answered.groups, answered.num_tokens / seconds
 
-    def _publish(self, round: int, local: Sequence[ScoredGroup]) -> Published | None:
+    def _publish(
+        self,
+        round: int,
+        local: Sequence[ScoredGroup],
+    ) -> Published | None:
         """Start serving our groups of this round to peers; return None if the swarm is disabled."""
         if self.swarm is None:
             return None
@@ -555,7 +570,7 @@ class Node:
                 self.swarm.allow_registered(self.coordinator.registered(self.swarm.peers()))
         except ChainUnreachable as error:
             logger.warning(
-                "bootnodes and peers not read, those known before serve on error=%s", error
+                "chain unreachable, using the bootnodes and peers known before error=%s", error
             )
 
     def _wait(self) -> None:
@@ -583,7 +598,11 @@ class Node:
             self._see_chain()
         logger.info("finished rounds_trained=%d", self.status.rounds_trained)
 
-    def _show(self, activity: str, state: str | None = None) -> None:
+    def _show(
+        self,
+        activity: str,
+        state: str | None = None,
+    ) -> None:
         """Report progress to the watchdog and in status.json."""
         self.status.activity = activity
         if state == "stopped":
@@ -639,7 +658,7 @@ class Node:
         except ValueError as error:
             raise TrainingError(
                 f"checkpoint in {self.folder / 'checkpoints'}: its state is {state}: {error}; "
-                "move it away to go on from the one before"
+                "move it away to resume from the one before"
             ) from None
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
         self.recent.extend(status.read_rounds(self.folder))
@@ -708,7 +727,10 @@ class Node:
         return Swarm(_announced(self.settings.swarm), self.files.identity, self.folder, verifier)
 
 
-def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]:
+def _logprobs(
+    group: ScoredGroup,
+    learned: Learned | None,
+) -> list[float | None]:
     """Return the mean log-probability of each answer.
 
     The value is the training step's if there is one, else the sampler's; None without either.
@@ -724,7 +746,11 @@ def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]
     ]
 
 
-def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:
+def _winners(
+    me: str,
+    local: Sequence[ScoredGroup],
+    external: Sequence[ScoredGroup],
+) -> list[str]:
     """Return our vote: the peer with the highest mean reward that we verified in this round.
 
     We vote for ourselves only if our mean reward is higher than that of every peer that we heard,

@@ -57,16 +57,16 @@ class PyinfraFleet:
         for host in hosts:
             state, reports = found.states.get(host), found.reports.get(host)
             if state is not None and reports is not None:
-                self._note_last_words(host, reports)
+                self._log_last_output(host, reports)
                 seen[host] = Seen(state, reports)
         return seen
 
-    def _note_last_words(
+    def _log_last_output(
         self,
         host: str,
         reports: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write the last words of services that have ended to the host's log, once."""
+        """Write the last output of services that have ended to the host's log, once."""
         for each in reports:
             said = each.get("last_words")
             note = (host, each["unit"], str(said))

@@ -75,7 +75,7 @@ def test_batch_that_runs_out_of_memory_is_made_in_pieces_with_the_same_answers(
     observed = policy.generate(QUESTIONS, GENERATION, seed=4)
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert (tiny.answers_share, policy.answers_share) == (1.0, 0.25)
-    assert "out of memory, answers are generated in smaller pieces rows=3 before=6" in caplog.text
+    assert "out of memory; generating in smaller batches rows=3 before=6" in caplog.text
     for ours, theirs in zip(
         (c for g in observed for c in g), (c for g in expected for c in g), strict=True
     ):

@@ -97,7 +97,7 @@ def test_step_that_runs_out_of_memory_is_made_in_smaller_pieces_with_the_same_re
     assert max(passes) > 80
     assert small.budget.tokens <= 80
     assert small.budget.recomputes is False
-    assert "out of memory, the step is made again in smaller pieces" in caplog.text
+    assert "out of memory; repeating the step with a lower token budget" in caplog.text
     assert observed.loss == pytest.approx(expected.loss, abs=1e-6)
     assert observed.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
     for ours, theirs in zip(weights(small), weights(whole), strict=True):
@@ -184,7 +184,7 @@ def test_worker_that_was_killed_for_its_memory_takes_less_each_time(pristine, tm
     last = next_life()
     assert (last.budget, last._scorer.recomputes) == (Budget(32, recomputes=True), True)
     assert next_life().budget == Budget(32, recomputes=True)
-    assert "micro-batch is already minimal: give it more" in caplog.text
+    assert "micro-batch is already minimal: raise its memory" in caplog.text
 
 
 def test_measuring_that_cost_the_process_its_life_is_not_tried_again(
@@ -303,7 +303,7 @@ def test_real_lack_of_memory_halves_the_budget_and_the_step_is_the_same():
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    assert "out of memory, the step is made again in smaller pieces" in done.stdout
+    assert "out of memory; repeating the step with a lower token budget" in done.stdout
     _, tokens, free, ratio, skipped = done.stdout.splitlines()[-1].split()
     assert int(tokens) < 4800 < int(free)
     assert float(ratio) == pytest.approx(1, rel=1e-5)

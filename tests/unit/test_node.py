@@ -146,16 +146,16 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
 
 
-def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(
+def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(node_module, "SAID_AFTER_ROUNDS", 2)
+    monkeypatch.setattr(node_module, "WARN_AFTER_ROUNDS", 2)
     node = make_node(enrolled(tmp_path))
     rewards = [0.5] * 8
     monkeypatch.setattr(node.environment, "score", lambda task, texts: rewards)
     for _ in range(5):
         node._train_round(node._next_round())
-    said = [r.getMessage() for r in caplog.records if "nothing to learn from" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "no learning signal" in r.getMessage()]
     assert [text.split("rounds_in_a_row=")[1].split()[0] for text in said] == ["2", "4"]
     task, closed, bare = Task("gcd", "0" * 12, 1, 0), ("<answer>1</answer>",) * 2, ("1",) * 2
     limit = node.settings.generation.max_completion_length
@@ -204,7 +204,7 @@ def test_broken_weights_stop_the_node_and_leave_the_checkpoint_before_them(tmp_p
     monkeypatch.setattr(Trainer, "learning_rate", 1e20)
     with pytest.raises(
         TrainingError,
-        match=r"3 non-finite steps in a row .* goes on from the checkpoint before them",
+        match=r"3 non-finite steps in a row .* resumes from the checkpoint before them",
     ):
         node.train()
     node.close()

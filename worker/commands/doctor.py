@@ -199,7 +199,7 @@ def _against_worst_step(
     if patient.pid is not None or held + step <= free_gib:
         return Finding("memory", "ok", said)
     if held <= free_gib:
-        fix = "end what else runs there, or leave it: steps are then made in smaller pieces, slower"
+        fix = "end what else runs there, or leave it: the token budget is then lower, steps slower"
         return Finding("memory", "warning", said, fix)
     fix = "end what else runs there, set trainer.lora, or choose a smaller model"
     return Finding("memory", "refuse", said, fix)

@@ -156,12 +156,12 @@ class Hub:
 
     def _finish(self, code: int) -> None:
         if code != 0:
-            self._fail(self._last_words(code))
+            self._fail(self._last_output(code))
             return
         self._change(state="pushed", pushed_round=self._status.round, error=None)
         log.info("pushed to the hub round=%d repo=%s", self._status.round, self._status.repo)
 
-    def _last_words(self, code: int) -> str:
+    def _last_output(self, code: int) -> str:
         try:
             output = (self._folder / "upload.log").read_text(errors="replace")
             lines = output.strip().splitlines()

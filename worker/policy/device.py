@@ -41,7 +41,10 @@ def sick_cards() -> list[str]:
     return [line.strip() for line in (said.stdout + said.stderr).splitlines() if _SICK.search(line)]
 
 
-def compute(device: str, dtype: str) -> tuple[str, float]:
+def compute(
+    device: str,
+    dtype: str,
+) -> tuple[str, float]:
     """Return the device's name, and the seconds of a product and its gradient, with the first use.
 
     `dtype` is float32 or bfloat16. Raises ModelError with cause and fix for a missing GPU, one

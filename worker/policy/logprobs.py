@@ -148,7 +148,10 @@ class Scorer:
         )
         return torch.cat([row_T[: len(c)] for row_T, c in zip(rows_NT, completions, strict=True)])
 
-    def _packed_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
+    def _packed_hidden(
+        self,
+        groups: Sequence[PromptGroup],
+    ) -> tuple[Tensor, Tensor]:
         """Return the hidden states (M, E) that predict the scored tokens, and these tokens (M,)."""
         prefix = common_prefix([group.prompt for group in groups])
         ids, positions, predicting, predicted = _pack(groups, prefix)
@@ -171,7 +174,10 @@ class Scorer:
         )
         return hidden_ME, torch.tensor(predicted, device=device)
 
-    def _padded_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
+    def _padded_hidden(
+        self,
+        groups: Sequence[PromptGroup],
+    ) -> tuple[Tensor, Tensor]:
         """Return the same as `_packed_hidden`, computed with one padded row per completion."""
         ids_NS, mask_NS, starts_N = _pad(
             [(g.prompt, c) for g in groups for c in g.completions], self.model.device

@@ -89,7 +89,10 @@ class _Nameless(torch.nn.Module):
         self.model = model
 
 
-def find_targets(model: Any, wanted: Sequence[str] | None) -> list[str]:
+def find_targets(
+    model: Any,
+    wanted: Sequence[str] | None,
+) -> list[str]:
     """Return the names of the layers to adapt: those named `wanted`; None: all suitable ones.
 
     Suitable are all except the output layer, routers of experts, which are not plain linear layers,
@@ -197,7 +200,10 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter.detach()
 
 
-def merged_weights_as(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def merged_weights_as(
+    model: Any,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Tensor]]:
     """Yield `merged_weights` in another type; bfloat16 keeps the adapters' values on average.
 
     Rounding to nearest would lose most of a young adapter, and vLLM would sample the old policy.

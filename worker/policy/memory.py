@@ -79,7 +79,10 @@ def describe(device: torch.device) -> str:
     return f"cpu {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')}"
 
 
-def recall(file: Path, key: str) -> dict[str, Any] | None:
+def recall(
+    file: Path,
+    key: str,
+) -> dict[str, Any] | None:
     """Return the values in `file`; None if it is missing, has another key, or is damaged.
 
     A damaged file is logged.

@@ -37,7 +37,10 @@ class Shortage:
         """Return whether others have taken memory since the maximum."""
         return self._reachable() < (1 - _SLACK) * self._most
 
-    def wait(self, is_enough: Callable[[], bool] | None = None) -> bool:
+    def wait(
+        self,
+        is_enough: Callable[[], bool] | None = None,
+    ) -> bool:
         """Wait some seconds for memory that others have taken; return whether there is enough.
 
         `is_enough` decides that; None: as much as before. Returns False at once if others have not

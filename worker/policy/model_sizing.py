@@ -170,7 +170,10 @@ def count_unused_gpus(model: settings.Model, device: str) -> int:
     return len(list(_DRIVERS_GPUS.glob("*")))
 
 
-def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
+def judge(
+    machine: Machine,
+    trainer: settings.Trainer,
+) -> list[Verdict]:
     """Return a verdict on each model of each pool: whether training it fits the machine."""
     pools = load_pools()
     verdicts = []

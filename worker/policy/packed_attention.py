@@ -216,7 +216,10 @@ class _Group:
         return out_KRCTD.reshape(num_heads, num_rows, length, size).permute(1, 2, 0, 3)
 
 
-def _runs(lengths: tuple[int, ...], device: torch.device) -> list[list[int]]:
+def _runs(
+    lengths: tuple[int, ...],
+    device: torch.device,
+) -> list[list[int]]:
     """Split the lengths of one prompt's completions into runs that are computed together.
 
     On a CPU a run has completions of similar length, because padding costs time there; on other

@@ -69,7 +69,12 @@ class Policy:
     The model is always in evaluation mode: dropout is used neither in training nor in sampling.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -133,7 +138,11 @@ class Policy:
             return False
         return True
 
-    def prompt_ids(self, question: str, answer: str | None = None) -> list[int]:
+    def prompt_ids(
+        self,
+        question: str,
+        answer: str | None = None,
+    ) -> list[int]:
         """Return the token ids before an answer: the question in the form, and its `beginning`.
 
         If `answer` (a peer's text) does not start with the form's `beginning`, that is left out.
@@ -144,7 +153,11 @@ class Policy:
             ids += self._beginning_ids
         return ids
 
-    def completion_ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
+    def completion_ids(
+        self,
+        text: str,
+        max_length: int,
+    ) -> tuple[list[int], bool]:
         """Return a decoded answer's token ids, at most `max_length`, and whether it is truncated.
 
         The ids follow `prompt_ids(question, text)`, so they lack the form's `beginning` if `text`
@@ -211,7 +224,12 @@ class Policy:
             answers[i] = [self._completion(row) for row in group]
         return answers
 
-    def reply(self, turns: Turns, generation: settings.Generation, seed: int) -> Completion | None:
+    def reply(
+        self,
+        turns: Turns,
+        generation: settings.Generation,
+        seed: int,
+    ) -> Completion | None:
         """Return the model's next turn of a conversation, up to an end token.
 
         None if the conversation exceeds max_prompt_length.
@@ -404,7 +422,10 @@ def _find_device(model: settings.Model) -> torch.device:
     return device
 
 
-def _dtype_to_load(model: settings.Model, device: torch.device) -> torch.dtype:
+def _dtype_to_load(
+    model: settings.Model,
+    device: torch.device,
+) -> torch.dtype:
     """Return the dtype to read the files with.
 
     With "auto" on a CPU this is float32; `load` then chooses by the model's size, which is not
@@ -440,7 +461,10 @@ def _find_source(model: settings.Model) -> str:
     return _find_cached(name, found)
 
 
-def look_up(name: str, token: str | None = None) -> ModelInfo | str:
+def look_up(
+    name: str,
+    token: str | None = None,
+) -> ModelInfo | str:
     """Return Hugging Face's information about a model, with the sizes of its files.
 
     Returns the reason as text if Hugging Face can't be reached. `token` None: huggingface_hub uses
@@ -464,7 +488,13 @@ def look_up(name: str, token: str | None = None) -> ModelInfo | str:
         return memory.reason_of(error)
 
 
-def refusal(name: str, status: int, said: str, has_token: bool, is_gated: bool) -> str:
+def refusal(
+    name: str,
+    status: int,
+    said: str,
+    has_token: bool,
+    is_gated: bool,
+) -> str:
     """Return the message for a refusal by Hugging Face: the cause and the remedy.
 
     Without a token, Hugging Face answers 401 both for private models and for names that do not

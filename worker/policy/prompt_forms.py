@@ -90,7 +90,12 @@ class Template:
     thought.
     """
 
-    def __init__(self, tokenizer: Any, model_name: str, generation: settings.Generation) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        model_name: str,
+        generation: settings.Generation,
+    ) -> None:
         """Find the options; raise ModelError if the default form can't be rendered."""
         self._tokenizer = tokenizer
         self.is_plain = tokenizer.chat_template is None
@@ -121,7 +126,11 @@ class Template:
             text = text.rstrip("\n") + f"\n\n{_THOUGHT_END}\n\n"
         return text
 
-    def ids(self, form: Form, question: str) -> list[int]:
+    def ids(
+        self,
+        form: Form,
+        question: str,
+    ) -> list[int]:
         """Return the token ids of `text`.
 
         Special tokens are added only to plain text, because a template contains its own. Raises
@@ -194,7 +203,10 @@ def is_open_thought(text: str) -> bool:
     return text.rfind(_THOUGHT) > text.rfind(_THOUGHT_END)
 
 
-def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
+def _options(
+    template: str,
+    generation: settings.Generation,
+) -> dict[str, Any]:
     """Return the options of the template: those of the settings, and its switch for thinking.
 
     The switch is left out if the template does not have one, the settings set it themselves, or

@@ -272,7 +272,10 @@ def _expected_shapes(
     return shapes
 
 
-def _check_random(tensors: dict[str, Tensor], device: str) -> None:
+def _check_random(
+    tensors: dict[str, Tensor],
+    device: str,
+) -> None:
     try:
         torch.Generator(device).set_state(tensors[f"random.{device}"])
     except (KeyError, RuntimeError, TypeError) as error:
@@ -282,7 +285,10 @@ def _check_random(tensors: dict[str, Tensor], device: str) -> None:
 
 
 @torch.no_grad()
-def _apply_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
+def _apply_weights(
+    trainer: Trainer,
+    weights: dict[str, Tensor],
+) -> None:
     for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
         parameter.copy_(weights[name])
         # float32 weights are also the masters, even if ours have another type.

@@ -36,7 +36,10 @@ def _with_credit(
     return replace(group, rollouts=tuple(rollouts))
 
 
-def closed_share(groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]) -> float:
+def closed_share(
+    groups: Sequence[ScoredGroup],
+    is_closed: Callable[[str], bool],
+) -> float:
     """Return the share of answers that closed their tag; 0 without answers."""
     closed = [is_closed(text) for group in groups for text in group.completions]
     return sum(closed) / max(1, len(closed))

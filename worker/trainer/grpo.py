@@ -17,7 +17,10 @@ from worker import settings
 STD_EPSILON = 1e-4  # as in TRL
 
 
-def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float]:
+def group_advantages(
+    rewards: Sequence[float],
+    scale_rewards: str,
+) -> list[float]:
     """Return the rewards of a group minus their mean.
 
     With `scale_rewards` "group" they are also divided by their unbiased standard deviation.

@@ -114,7 +114,10 @@ class Measured:
     held: int = 0
 
 
-def measure(step: Callable[[], object], device: torch.device) -> Measured | None:
+def measure(
+    step: Callable[[], object],
+    device: torch.device,
+) -> Measured | None:
     """Measure the memory of `step` by its second run, when gradients are allocated already.
 
     None: out of memory. Other errors of `step` are raised.
@@ -131,7 +134,11 @@ def measure(step: Callable[[], object], device: torch.device) -> Measured | None
     return Measured(max(0, peak.bytes - before), int(_SHARE * memory.free(device)), before)
 
 
-def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> str:
+def describe(
+    policy: Policy,
+    trainer: settings.Trainer,
+    generation: settings.Generation,
+) -> str:
     """Return the key of a stored budget: all that changes the memory that training needs.
 
     A budget with another key is invalid.
@@ -168,7 +175,10 @@ def recall(file: Path, start_of_key: str) -> Budget | None:
     return _budget(file, record) if key.startswith(start_of_key) else None
 
 
-def _budget(file: Path, record: dict[str, Any] | None) -> Budget | None:
+def _budget(
+    file: Path,
+    record: dict[str, Any] | None,
+) -> Budget | None:
     if record is None:
         return None
     tokens, recomputes = record.get("tokens"), record.get("recomputes")

@@ -21,7 +21,10 @@ class Compared:
     ratios: Tensor
 
 
-def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str, float]:
+def of_sampling(
+    compared: Sequence[Compared],
+    is_by_sequence: bool,
+) -> dict[str, float]:
     """Return the differences between trainer and sampler.
 
     With `is_by_sequence` a completion has one ratio, which counts once.

@@ -206,7 +206,10 @@ class Trainer:
         """
         return sequence.weight > 0 and (sequence.advantage != 0 or self._settings.beta > 0)
 
-    def _sampling_figures(self, batch: Sequence[Lesson]) -> dict[str, float]:
+    def _sampling_figures(
+        self,
+        batch: Sequence[Lesson],
+    ) -> dict[str, float]:
         compared = [
             quality.Compared(s.old_logprobs, s.sampler_logprobs, s.ratios)
             for s in batch
@@ -290,7 +293,10 @@ class Trainer:
         for sequence, weight in zip(batch, weights, strict=True):
             sequence.weight = 0.0 if sequence.is_hidden else weight
 
-    def _split(self, batch: list[Lesson]) -> Iterator[list[Lesson]]:
+    def _split(
+        self,
+        batch: list[Lesson],
+    ) -> Iterator[list[Lesson]]:
         """Split a batch into micro-batches within the token budget.
 
         A sequence that exceeds the budget alone is a micro-batch of its own. Sequences of the same
@@ -310,7 +316,11 @@ class Trainer:
         prompts = {s.prompt_ids for s in micro}
         return self._scorer.count_tokens(prompts, [len(s.token_ids) for s in micro])
 
-    def _backward(self, batch: list[Lesson], is_first: bool) -> Pass:
+    def _backward(
+        self,
+        batch: list[Lesson],
+        is_first: bool,
+    ) -> Pass:
         """Accumulate the gradients of the whole batch.
 
         If memory runs out, the whole batch is repeated: after other programs have returned memory,
@@ -335,7 +345,11 @@ class Trainer:
             if not self._shortage.wait():
                 self._shrink(micro_batches, reason)
 
-    def _backward_micro(self, micro: list[Lesson], is_first: bool) -> Tensor:
+    def _backward_micro(
+        self,
+        micro: list[Lesson],
+        is_first: bool,
+    ) -> Tensor:
         """Accumulate a micro-batch's gradients; return its loss, clipped tokens and entropy (3,).
 
         These are sums over the tokens that count. The entropy is NaN if it is not known.
@@ -375,7 +389,11 @@ class Trainer:
         )
         return torch.stack([loss.detach(), (clipped_M & counts_M).sum(), entropy.detach()])
 
-    def _remember_old(self, micro: list[Lesson], old_logprobs: Sequence[Tensor]) -> None:
+    def _remember_old(
+        self,
+        micro: list[Lesson],
+        old_logprobs: Sequence[Tensor],
+    ) -> None:
         sampler = [sequence.sampler_logprobs for sequence in micro]
         ratios = sampling_ratios(old_logprobs, sampler, self._settings)
         for sequence, old_T, ratios_T in zip(micro, old_logprobs, ratios, strict=True):
@@ -414,9 +432,9 @@ class Trainer:
         remembered = micro_batch.load(file, self._budget_key)
         if remembered is None and was_killed:
             log.warning(
-                "the kernel ended the worker for its memory before a budget was known: one sequence"
-                " at a time for now, and more again over the next hours; where there is more"
-                " memory, remove %s and start it again",
+                "the worker was OOM-killed before a token budget was measured: training on one"
+                " sequence at a time, and raising the budget over the next hours; if the machine"
+                " has more memory now, remove %s and restart the worker",
                 file,
             )
             most = micro_batch.Budget(self._settings.max_tokens_per_micro_batch).as_measured()
@@ -426,7 +444,7 @@ class Trainer:
         elif remembered is None:
             self.budget = self._measure_budget().as_measured()
         else:
-            self.budget = self._take_less(remembered) if was_killed else remembered.risen()
+            self.budget = self._lower_after_kill(remembered) if was_killed else remembered.risen()
         if self.budget != remembered:
             micro_batch.save(file, self._budget_key, self.budget)
         self._scorer.recomputes = self.budget.recomputes
@@ -468,7 +486,11 @@ class Trainer:
         worst = int(max(1.0, tokens / num_tokens) * found.needed)
         return micro_batch.Budget(tokens, self._scorer.recomputes, found.held + reserve, worst)
 
-    def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
+    def _shrink(
+        self,
+        micro_batches: list[list[Lesson]],
+        reason: str,
+    ) -> None:
         """Lower the budget after memory ran out.
 
         Raises ResourceError if the micro-batches are single sequences and layers are recomputed
@@ -486,7 +508,7 @@ class Trainer:
                 " or lower generation.max_prompt_length or generation.max_completion_length"
             )
         log.warning(
-            "out of memory, the step is made again in smaller pieces tokens=%d before=%d"
+            "out of memory; repeating the step with a lower token budget tokens=%d before=%d"
             " recomputes=%s error=%s",
             self.budget.tokens,
             before.tokens,
@@ -512,7 +534,7 @@ class Trainer:
         if self.budget == before:
             return
         log.info(
-            "more memory is tried again tokens=%d before=%d recomputes=%s",
+            "raising the token budget tokens=%d before=%d recomputes=%s",
             self.budget.tokens,
             before.tokens,
             self.budget.recomputes,
@@ -520,7 +542,7 @@ class Trainer:
         self._scorer.recomputes = self.budget.recomputes
         self._save_budget()
 
-    def _take_less(self, before: micro_batch.Budget) -> micro_batch.Budget:
+    def _lower_after_kill(self, before: micro_batch.Budget) -> micro_batch.Budget:
         least = self._least_budget()
         if before.tokens > least.tokens:
             less = before.below(before.tokens)
@@ -528,14 +550,14 @@ class Trainer:
             less = before.recomputing()
         else:
             log.warning(
-                "the worker was OOM-killed and the micro-batch is already minimal: give it more, or"
-                " lower generation.max_prompt_length or generation.max_completion_length"
+                "the worker was OOM-killed and the micro-batch is already minimal: raise its memory"
+                " limit, or lower generation.max_prompt_length or generation.max_completion_length"
             )
             return before
         less = less.rising_after(micro_batch.AFTER_KILL_SECONDS)
         log.warning(
-            "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d"
-            " before=%d recomputes=%s",
+            "the worker was OOM-killed; lowering the token budget tokens=%d before=%d"
+            " recomputes=%s",
             less.tokens,
             before.tokens,
             less.recomputes,
@@ -594,7 +616,7 @@ class Trainer:
             raise TrainingError(
                 f"{self.nonfinite_steps} non-finite steps in a row (the last: {what};"
                 " trainer.max_nonfinite_steps allows no more); lower trainer.learning_rate: the"
-                " node goes on from the checkpoint before them"
+                " node resumes from the checkpoint before them"
             )
 
     def _metrics(

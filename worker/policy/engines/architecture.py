@@ -363,7 +363,10 @@ def fingerprint(model: nn.Module) -> list[int]:
     return [int(n) for n in torch.stack(sums).tolist()]
 
 
-def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
+def _find_layout(
+    linears: Sequence[nn.Linear],
+    dtype: torch.dtype,
+) -> str:
     """Return a weight's layout.
 
     It is "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (products_*.c).

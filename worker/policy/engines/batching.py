@@ -42,7 +42,7 @@ class Rows:
         self.smallest_share: float | None = None
         self._device = device
         self._shortage = Shortage(device)
-        self._has_said = False
+        self._has_warned = False
         self._file: Path | None = None
         self._key = ""
         self._pause = self._batches_left = _FIRST_PAUSE
@@ -71,7 +71,7 @@ class Rows:
         Raises ResourceError if not even one row fits.
         """
         self._shortage.look()
-        self._has_said = False
+        self._has_warned = False
         self._try_more()
         done: list[Sampled] = []
         share = 1.0
@@ -115,10 +115,10 @@ class Rows:
         # At least one row is tried, because the need is only an estimate.
         sizes = range(1, len(whole))
         size = max(1, bisect_left(sizes, True, key=lambda n: not self._fits(needed(whole[:n]))))
-        if not self._has_said:
-            self._has_said = True
+        if not self._has_warned:
+            self._has_warned = True
             log.warning(
-                "little memory is free, answers are generated in smaller pieces for now"
+                "too little free memory for the whole batch; generating in smaller batches for now"
                 " rows=%d of=%d: about %d MiB are needed, %d MiB are free",
                 size,
                 len(whole),
@@ -140,7 +140,7 @@ class Rows:
             self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
         self._batches_left = self._pause
         log.warning(
-            "out of memory, answers are generated in smaller pieces rows=%d before=%d error=%s",
+            "out of memory; generating in smaller batches rows=%d before=%d error=%s",
             self.limit,
             len(piece),
             reason,

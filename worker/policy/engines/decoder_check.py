@@ -109,7 +109,10 @@ def decoded_logits(
 
 
 @contextmanager
-def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def in_precision(
+    model: nn.Module,
+    dtype: torch.dtype,
+) -> Iterator[None]:
     """Compute forward passes in `dtype` inside of this context.
 
     A layer's weights are cast before it runs and restored after it.
@@ -154,7 +157,10 @@ def _pieces(model: nn.Module) -> Iterator[nn.Module]:
     yield from walk(model)
 
 
-def _caster(kept: list[tuple[nn.Parameter, Tensor]], dtype: torch.dtype) -> Any:
+def _caster(
+    kept: list[tuple[nn.Parameter, Tensor]],
+    dtype: torch.dtype,
+) -> Any:
     def cast(
         module: nn.Module,
         args: tuple[Any, ...],

@@ -37,7 +37,10 @@ class Prefix:
         )
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
+def prefill(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+) -> Prefix:
     """Run one forward pass over `prompts` (token ids, none empty).
 
     It is differentiable if gradients are enabled.

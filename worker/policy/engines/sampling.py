@@ -174,7 +174,10 @@ def _search(cumulative_RC: Tensor, uniform_R1: Tensor) -> Tensor:
     return found_R1.clamp_(max=cumulative_RC.shape[1] - 1)
 
 
-def _likeliest(weights_RV: Tensor, wanted_R1: Tensor) -> tuple[Tensor, Tensor]:
+def _likeliest(
+    weights_RV: Tensor,
+    wanted_R1: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Return weights and tokens (R, C), descending, that sum to at least `wanted_R1` per row."""
     count = _NUCLEUS
     while count < weights_RV.shape[1] // 4:

@@ -174,7 +174,10 @@ def sample(
     ]
 
 
-def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> list[list[float]]:
+def _collect(
+    history: list[tuple[list[int], Tensor]],
+    lengths_N: list[int],
+) -> list[list[float]]:
     """Return each row's log-probabilities, one per token.
 
     They are fetched at the end, because each fetch during the steps would wait for the GPU.
