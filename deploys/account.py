@@ -30,7 +30,10 @@ def await_account(plan: Planned) -> None:
 
 
 @operation()
-def answers(url: str | None, numbers: list[int]) -> Iterator[str]:
+def answers(
+    url: str | None,
+    numbers: list[int],
+) -> Iterator[str]:
     """Wait until the account service answers, unless all slots in `numbers` are enrolled."""
     enrolled = host.get_fact(Identities) if numbers else {}
     if url is None or all(number in enrolled for number in numbers):

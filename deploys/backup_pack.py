@@ -166,7 +166,11 @@ def seal(content: bytes, key: str) -> str:
 class Sealer(io.RawIOBase):
     """A writable stream that seals its content for the owner of `key` and writes it to `out`."""
 
-    def __init__(self, out: IO[bytes], key: str) -> None:
+    def __init__(
+        self,
+        out: IO[bytes],
+        key: str,
+    ) -> None:
         self._out, self._rest = out, bytearray()
         own = bindings.crypto_secretstream_xchacha20poly1305_keygen()
         self._state = bindings.crypto_secretstream_xchacha20poly1305_state()
@@ -198,7 +202,10 @@ class Sealer(io.RawIOBase):
         self._out.write(len(sealed).to_bytes(_LENGTH, "big") + sealed)
 
 
-def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
+def opened(
+    stream: IO[bytes],
+    key: PrivateKey,
+) -> Iterator[bytes]:
     """Yield the chunks that a Sealer wrote.
 
     Raises ValueError if the stream is damaged, truncated, or sealed for another key.

@@ -109,7 +109,10 @@ class Identities(OwnFact[dict[int, str]]):
     def default() -> dict[int, str]:
         return {}
 
-    def read(self, output: list[str]) -> dict[int, str]:
+    def read(
+        self,
+        output: list[str],
+    ) -> dict[int, str]:
         found = {}
         for _, number, text in _enrolments(output):
             peer_id = _peer_id(text)
@@ -165,7 +168,10 @@ class MovedAway(OwnFact[dict[int, str]]):
     def default() -> dict[int, str]:
         return {}
 
-    def read(self, output: list[str]) -> dict[int, str]:
+    def read(
+        self,
+        output: list[str],
+    ) -> dict[int, str]:
         return {number: _peer_id(text) or "" for _, number, text in _enrolments(output)}
 
 
@@ -323,7 +329,10 @@ class UserEntry(OwnFact[tuple[str, str] | None]):
     def command(self, user: str) -> str:
         return f"getent passwd {user} || true"
 
-    def read(self, output: list[str]) -> tuple[str, str] | None:
+    def read(
+        self,
+        output: list[str],
+    ) -> tuple[str, str] | None:
         home, shell = output[0].split(":")[5:7]
         return home, shell
 

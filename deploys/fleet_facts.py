@@ -175,7 +175,10 @@ class NodeReports(Answer[list[dict[str, Any]]]):
             f" printf status=; own_file $file | tr -d '\\n'; echo; }}; done; done; echo {END}"
         )
 
-    def read(self, lines: list[str]) -> list[dict[str, Any]]:
+    def read(
+        self,
+        lines: list[str],
+    ) -> list[dict[str, Any]]:
         blocks: list[dict[str, str]] = []
         for key, _, value in (line.partition("=") for line in lines):
             if key == "unit":
@@ -313,7 +316,10 @@ class HostStates(Answer[dict[str, Any]]):
             f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/'; }}; echo {END}"
         )
 
-    def read(self, lines: list[str]) -> dict[str, Any]:
+    def read(
+        self,
+        lines: list[str],
+    ) -> dict[str, Any]:
         pairs = [line.partition("=")[::2] for line in lines]
         one = dict(pairs)
         disk = [_number(word) for word in one.get("disk", "").split()]
@@ -401,7 +407,10 @@ class MeshParts(Answer[dict[str, Any]]):
     def command(self) -> str:
         return f"{WireGuard().command()}; echo {END}"
 
-    def read(self, lines: list[str]) -> dict[str, Any]:
+    def read(
+        self,
+        lines: list[str],
+    ) -> dict[str, Any]:
         return asdict(WireGuard().process(lines))
 
 

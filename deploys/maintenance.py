@@ -40,7 +40,10 @@ ACTIONS = ("start", "stop", "restart")
 
 
 @operation()
-def services(action: str, unit: str = "*") -> Iterator[str]:
+def services(
+    action: str,
+    unit: str = "*",
+) -> Iterator[str]:
     """Start, stop or restart services: all, or those that `unit` matches (worker@0, worker@*).
 
     A stopped service starts again when the host boots or is deployed.

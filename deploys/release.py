@@ -154,7 +154,10 @@ def anvil_script(checkout_folder: Path, anvils: Path) -> str:
 
 
 @operation()
-def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCommand]:
+def check_settings(
+    commit: str,
+    texts: Mapping[Path, str],
+) -> Iterator[StringCommand]:
     """Check the host's settings with the release before it becomes current or any file changes.
 
     Not everything can be checked on the operator's side: the task families, for instance, depend on

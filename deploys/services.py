@@ -142,7 +142,11 @@ def enrol_unit(slot: int) -> str:
     return f"hivewright-enrol@{slot}.service"
 
 
-def units_of(*, is_coordinator: bool, is_worker: bool) -> list[str]:
+def units_of(
+    *,
+    is_coordinator: bool,
+    is_worker: bool,
+) -> list[str]:
     """Return the unit files that every host of its kind gets."""
     coordinator = COORDINATOR_UNITS if is_coordinator else ()
     worker = (WORKER_UNIT, ENROL_UNIT) if is_worker else ()

@@ -123,7 +123,10 @@ def packages_for(python: str) -> tuple[str, ...]:
     )
 
 
-def packages_on(python: str, is_coordinator: bool) -> tuple[str, ...]:
+def packages_on(
+    python: str,
+    is_coordinator: bool,
+) -> tuple[str, ...]:
     """Return the packages of a host with that Python, and of its kind."""
     return (*packages_for(python), *(COORDINATOR_PACKAGES if is_coordinator else ()))
 

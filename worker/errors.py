@@ -41,7 +41,11 @@ class SettingsError(WorkerError, ValueError):
     mistakes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source: str, mistakes: Sequence[str]) -> Self:
+    def of(
+        cls,
+        source: str,
+        mistakes: Sequence[str],
+    ) -> Self:
         """Return one error that lists all mistakes in `source`."""
         error = cls(f"{source}: " + "; ".join(mistakes))
         if len(mistakes) > 1:

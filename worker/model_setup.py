@@ -31,7 +31,11 @@ def load_policy(all_settings: settings.Settings) -> Policy:
     return policy
 
 
-def settle_method(policy: Policy, trainer: settings.Trainer, state_dir: Path) -> settings.Trainer:
+def settle_method(
+    policy: Policy,
+    trainer: settings.Trainer,
+    state_dir: Path,
+) -> settings.Trainer:
     """Decide on adapters and learning rate where the settings leave them open.
 
     Existing checkpoints without adapters rule adapters out; otherwise the model's size decides.
@@ -59,7 +63,10 @@ def settle_form(
     )
 
 
-def load_trained(all_settings: settings.Settings, checkpoints: Path) -> tuple[Policy, State | None]:
+def load_trained(
+    all_settings: settings.Settings,
+    checkpoints: Path,
+) -> tuple[Policy, State | None]:
     """Load the node's model with the weights of the newest checkpoint.
 
     Returns the policy and the checkpoint's state, which is None if there is no checkpoint. Raises

@@ -94,7 +94,10 @@ def write(
         ) from None
 
 
-def pieces(file: Path, passphrase: str) -> Iterator[tuple[str, bytes]]:
+def pieces(
+    file: Path,
+    passphrase: str,
+) -> Iterator[tuple[str, bytes]]:
     """Yield the contents of a backup in order: the name of a host, and a piece of its tar.
 
     Every host occurs at least once. Raises SettingsError if the file is not a backup or damaged, or

@@ -196,7 +196,10 @@ def run_on_all(
         raise WorkerError(f"not done on {', '.join(failed)}; see above")
 
 
-def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
+def chosen(
+    pyinfra: Pyinfra,
+    limits: Sequence[str] | None,
+) -> list[str]:
     """Return the names of the hosts that `--limit` selects. Raises SettingsError if none match."""
     return [host["name"] for host in chosen_hosts(pyinfra, limits)]
 
@@ -218,7 +221,10 @@ def chosen_hosts(
     return [host for host in hosts if any(_fits(host, limit) for limit in limits)]
 
 
-def _fits(host: Mapping[str, Any], limit: str) -> bool:
+def _fits(
+    host: Mapping[str, Any],
+    limit: str,
+) -> bool:
     return fnmatch(host["name"], limit) or limit in host["groups"]
 
 

@@ -93,7 +93,11 @@ def _keys_only(part: Path, key: PrivateKey) -> bytes:
 class _Reader(io.RawIOBase):
     """The content of a sealed stream, as a file."""
 
-    def __init__(self, stream: IO[bytes], key: PrivateKey) -> None:
+    def __init__(
+        self,
+        stream: IO[bytes],
+        key: PrivateKey,
+    ) -> None:
         self._chunks = backup_pack.opened(stream, key)
         self._rest = b""
 

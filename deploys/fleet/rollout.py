@@ -46,7 +46,10 @@ class Fleet(Protocol):
     def deploy(self, host: str, commit: str) -> Ran:
         """Deploy one host with that commit."""
 
-    def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
+    def look(
+        self,
+        hosts: Sequence[str],
+    ) -> dict[str, Seen]:
         """Return the hosts' reports, without hosts that cannot be reached."""
 
     def go_back(self, host: str) -> Ran:

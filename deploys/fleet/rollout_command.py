@@ -47,7 +47,10 @@ class PyinfraFleet:
         log = self._log(host)
         return self._pyinfra.deploy(host, commit, log, timeout=self._deadline_seconds)
 
-    def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
+    def look(
+        self,
+        hosts: Sequence[str],
+    ) -> dict[str, Seen]:
         """Return the hosts' reports; reasons for missing answers go to the hosts' logs."""
         found = queries.look(self._pyinfra, hosts)
         for host, reason in found.reasons.items():
@@ -154,7 +157,10 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
+def _new(
+    inventory: str,
+    hosts: Sequence[Mapping[str, Any]],
+) -> Report:
     """Return a report with each host's commit, resolved now: moving branches have no effect."""
     commits: dict[tuple[str, str], str] = {}
     reports = {}

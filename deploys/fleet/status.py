@@ -70,7 +70,11 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
-def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
+def show(
+    inventory: str,
+    *,
+    prefix: Sequence[str] = (),
+) -> bool:
     """Print the table; return whether every host answered and every service runs."""
     pyinfra = pyinfra_process.Pyinfra.of_operator(inventory, prefix)
     hosts = pyinfra.hosts(timeout=ASK_SECONDS)
@@ -253,7 +257,10 @@ def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
+def _host_notes(
+    host: str,
+    state: Mapping[str, Any],
+) -> list[str]:
     """Return the problems of a host as a whole."""
     notes = []
     if state["commit"] is not None and state["deployed"] is None:

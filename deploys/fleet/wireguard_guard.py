@@ -12,7 +12,10 @@ from worker.errors import SettingsError
 FACTS = ("deploys.fleet_facts.MeshParts", "deploys.fleet_facts.HostStates")
 
 
-def require_settled(pyinfra: Pyinfra, hosts: Sequence[Mapping[str, Any]]) -> None:
+def require_settled(
+    pyinfra: Pyinfra,
+    hosts: Sequence[Mapping[str, Any]],
+) -> None:
     """Raise SettingsError if a deploy would change the mesh configuration of any host.
 
     `hosts`: all hosts, already checked. Public keys that were not known here are recorded. Hosts

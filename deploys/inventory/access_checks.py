@@ -55,7 +55,10 @@ def wrong_types(host: Host) -> dict[str, str]:
     return wrong
 
 
-def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_ssh(
+    name: str,
+    data: Mapping[str, Any],
+) -> Iterator[str]:
     """Yield mistakes in values of the right type."""
     where = data.get("ssh_hostname", name)
     if where is not None and not is_ssh_host(where):

@@ -65,7 +65,10 @@ class _Meta(BaseModel):
 _GROUPS = TypeAdapter(dict[str, _Group])
 
 
-def read(text: str, file: str) -> dict[str, Host]:
+def read(
+    text: str,
+    file: str,
+) -> dict[str, Host]:
     """Return the hosts of an inventory, or of a listing by `ansible-inventory --list`.
 
     Raises SettingsError, with a line for each mistake.
@@ -167,7 +170,10 @@ def _hosts(
     return hosts
 
 
-def _members(name: str, groups: Mapping[str, _Group]) -> set[str]:
+def _members(
+    name: str,
+    groups: Mapping[str, _Group],
+) -> set[str]:
     """Return the hosts of a group and of all groups below it."""
     found: set[str] = set()
     pending, seen = [name], {name}

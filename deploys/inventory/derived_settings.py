@@ -28,7 +28,10 @@ def section_of(key: str) -> str | None:
     return section if name and section in settings.SECTIONS else None
 
 
-def own_settings(entry: HostEntry, sections: Collection[str]) -> dict[str, Any]:
+def own_settings(
+    entry: HostEntry,
+    sections: Collection[str],
+) -> dict[str, Any]:
     """Return the keys of the host's data that belong to these sections of the settings."""
     return {
         key: value
@@ -95,7 +98,10 @@ def is_downloaded(model_name: object) -> bool:
     return not model_name.startswith(("/", "./", "../", "~"))
 
 
-def service_settings(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
+def service_settings(
+    entry: HostEntry,
+    deployment: Deployment,
+) -> dict[str, Settings]:
     """Return the settings of the coordinator's roles, from data without mistakes."""
     if COORDINATORS not in entry.groups:
         return {}
@@ -114,7 +120,10 @@ def service_settings(entry: HostEntry, deployment: Deployment) -> dict[str, Sett
     return services
 
 
-def _proxy_settings(entry: HostEntry, deployment: Deployment) -> dict[str, Any]:
+def _proxy_settings(
+    entry: HostEntry,
+    deployment: Deployment,
+) -> dict[str, Any]:
     """Return the account service's settings behind `tailscale serve`, if it serves its port."""
     port = entry.data.get("account_port", settings.Account.model_fields["port"].default)
     served = {*deployment.tailscale_serve.values(), *deployment.tailscale_serve_http.values()}

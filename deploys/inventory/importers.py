@@ -184,7 +184,10 @@ def _name(node: Mapping[str, Any]) -> str:
     return name or str(node["HostName"] or "")
 
 
-def _from_node(node: Mapping[str, Any], file: str) -> Listed:
+def _from_node(
+    node: Mapping[str, Any],
+    file: str,
+) -> Listed:
     name = _name(node)
     if not name:
         raise SettingsError(f"{file}: DNSName and HostName: none; expected a machine's name")
@@ -235,7 +238,10 @@ def read_csv(text: str, file: str) -> list[Listed]:
     return listed
 
 
-def _csv_rows(text: str, file: str) -> list[list[str]]:
+def _csv_rows(
+    text: str,
+    file: str,
+) -> list[list[str]]:
     reader = csv.reader(io.StringIO(text))
     try:
         return list(reader)
@@ -245,7 +251,10 @@ def _csv_rows(text: str, file: str) -> list[list[str]]:
         ) from None
 
 
-def _wrong_header(header: Sequence[str], file: str) -> list[str]:
+def _wrong_header(
+    header: Sequence[str],
+    file: str,
+) -> list[str]:
     lines = []
     if "name" not in header:
         lines.append(f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}")

@@ -119,7 +119,10 @@ def _where(error: UnexpectedExternalError) -> str:
     return f"{error.filename}{line}: {type(cause).__name__}: {cause}"
 
 
-def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
+def _check_hosts(
+    options: Mapping[str, Any],
+    inventory: Inventory,
+) -> None:
     """Raise SettingsError if there are no hosts, or none that a `--limit` matches."""
     name = options["inventory"]
     if not len(inventory):
@@ -131,7 +134,10 @@ def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
             raise SettingsError(f"{name}: --limit {pattern}: no such host or group")
 
 
-def _limited(options: Mapping[str, Any], inventory: Inventory) -> list[Host]:
+def _limited(
+    options: Mapping[str, Any],
+    inventory: Inventory,
+) -> list[Host]:
     """Return the hosts that the run is limited to."""
     limits = options["limit"]
     return [host for host in inventory if not limits or any(_fits(host, limit) for limit in limits)]
@@ -141,7 +147,10 @@ def _fits(host: Host, limit: str) -> bool:
     return fnmatch(host.name, limit) or limit in host.groups
 
 
-def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:
+def _mind_questions(
+    options: Mapping[str, Any],
+    num_hosts: int,
+) -> None:
     """Answer or avoid pyinfra's questions if standard input is not a terminal.
 
     Otherwise an internal exception would end the run. Raises SettingsError if the changes must be

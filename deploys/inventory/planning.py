@@ -55,7 +55,10 @@ _lock = threading.Lock()
 _has_compared = False
 
 
-def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
+def make(
+    all_hosts: Iterable[Host],
+    is_dry: bool = False,
+) -> None:
     """Make the plans of all hosts. Raises SettingsError, with a line for each mistake of any host.
 
     `is_dry`: do not make an enrolment token on this side either.

@@ -118,14 +118,20 @@ def _drop_in(lines: Sequence[str]) -> str:
     return "\n".join(["[Service]", *lines, ""]) if lines else ""
 
 
-def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
+def cards_in_use(
+    slots: Collection[Slot],
+    gpus: Gpus,
+) -> tuple[Gpu, ...]:
     """Return the GPUs that torch must run on."""
     used = {slot.card for slot in slots}
     used.update(gpus.by_number.get(number) for number in _named_devices(slots))
     return tuple(card for card in gpus.cards if card in used)
 
 
-def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
+def place(
+    slots: Sequence[Slot],
+    gpus: Gpus,
+) -> tuple[Slot, ...]:
     """Assign a GPU to each slot.
 
     Raises SettingsError, with a line for each slot that cannot get one.
@@ -151,13 +157,19 @@ def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
     return tuple(placed)
 
 
-def _free_numbers(slots: Iterable[Slot], gpus: Gpus) -> list[Number]:
+def _free_numbers(
+    slots: Iterable[Slot],
+    gpus: Gpus,
+) -> list[Number]:
     """Return the numbers of the GPUs that no slot names."""
     named = {*(slot.options.gpu for slot in slots), *_named_devices(slots)}
     return [number for number in gpus.by_number if number not in named]
 
 
-def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
+def _mistakes(
+    slots: Collection[Slot],
+    gpus: Gpus,
+) -> Iterator[str]:
     there_are = _described(gpus)
     for slot in slots:
         number, device = slot.options.gpu, slot.settings.model.device

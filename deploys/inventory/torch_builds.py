@@ -36,7 +36,11 @@ class Build:
         same_major = [other for other in self.kernels.get(machine, ()) if other[0] == major]
         return any(other[1] <= minor for other in same_major)
 
-    def runs_on_all(self, cards: Collection[Gpu], machine: str) -> bool:
+    def runs_on_all(
+        self,
+        cards: Collection[Gpu],
+        machine: str,
+    ) -> bool:
         return all(self.runs_on(card, machine) for card in cards)
 
 

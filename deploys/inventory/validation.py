@@ -254,7 +254,10 @@ def _duplicates(
                 yield entry.name, message
 
 
-def _unique_values(entry: HostEntry, deployment: Deployment) -> Iterator[tuple[str, str]]:
+def _unique_values(
+    entry: HostEntry,
+    deployment: Deployment,
+) -> Iterator[tuple[str, str]]:
     """Yield keys of a host whose values no other host may have."""
     if deployment.tailscale_hostname is not None:
         yield "tailscale_hostname", deployment.tailscale_hostname

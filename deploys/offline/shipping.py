@@ -72,7 +72,10 @@ class Platform(OwnFact[tuple[str, str, str] | None]):
     def default() -> None:
         return None
 
-    def read(self, output: list[str]) -> tuple[str, str, str] | None:
+    def read(
+        self,
+        output: list[str],
+    ) -> tuple[str, str, str] | None:
         words = output[0].split() if output else []
         return (words[0], words[1], words[2]) if len(words) == 3 else None
 

@@ -146,7 +146,10 @@ def pack_wheels(
     )
 
 
-def pack_anvil(repository: str, commit: str) -> tuple[str, Parcel]:
+def pack_anvil(
+    repository: str,
+    commit: str,
+) -> tuple[str, Parcel]:
     """Pack the commit's anvil as a tar; return it with the digest that names its folder.
 
     Raises WorkerError.

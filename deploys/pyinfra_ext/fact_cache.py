@@ -88,7 +88,10 @@ class _Memory:
 
         self._host.disconnect = unlock
 
-    def _lock(self, arguments: dict[str, Any]) -> tuple[bool, CommandOutput]:
+    def _lock(
+        self,
+        arguments: dict[str, Any],
+    ) -> tuple[bool, CommandOutput]:
         found = self._host.get_fact(locks.HostLock)
         abandoned = found if found and locks.is_abandoned(found) else None
         script = locks.take(abandoned, self._host.data.get(locks.BREAK) is True)
@@ -171,7 +174,10 @@ def _text(command: StringCommand | str) -> str:
     return command if isinstance(command, str) else str(command.get_raw_value())
 
 
-def _key(text: str, arguments: dict[str, Any]) -> str:
+def _key(
+    text: str,
+    arguments: dict[str, Any],
+) -> str:
     """Return the cache key: the command, and the arguments that may change its output."""
     how = {name: value for name, value in arguments.items() if value and name not in _IRRELEVANT}
     return f"{text}\0{sorted(how.items())!r}"

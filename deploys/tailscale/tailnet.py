@@ -82,7 +82,11 @@ class Tailnet:
         """The URL where a machine is approved, as `tailscale up` prints it."""
         return ADMIN_URL if self.server in OWN_SERVERS else f"{self.server}/admin"
 
-    def worries(self, now: datetime, deployment: Deployment) -> Iterator[str]:
+    def worries(
+        self,
+        now: datetime,
+        deployment: Deployment,
+    ) -> Iterator[str]:
         """Yield warnings about a connected host."""
         if self.expires is not None and self.expires - now < WARN_BEFORE:
             days = (self.expires - now).days

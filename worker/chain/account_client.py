@@ -82,7 +82,12 @@ class Account(Protocol):
         `digest` is that of the signed groups that earned it, hexadecimal; None: there is none.
         """
 
-    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str: ...
+    def submit_winner(
+        self,
+        round: int,
+        winners: Sequence[str],
+        peer_id: str,
+    ) -> str: ...
 
     def tend(self) -> None:
         """Resend transactions that are stuck; call this every few seconds."""
@@ -404,7 +409,10 @@ def _owner_if_told(
         return None
 
 
-def server_time(url: str, timeout_seconds: float) -> tuple[str, float]:
+def server_time(
+    url: str,
+    timeout_seconds: float,
+) -> tuple[str, float]:
     """Return the account service's time (an HTTP date), and ours in the middle of the request.
 
     Raises ChainUnreachable if the service does not answer.

@@ -166,7 +166,10 @@ class Coordinator(ChainClient):
         """Return the account that registered the peer; None if none did."""
         return self.owners_of([peer_id])[0]
 
-    def owners_of(self, peer_ids: Sequence[str]) -> list[str | None]:
+    def owners_of(
+        self,
+        peer_ids: Sequence[str],
+    ) -> list[str | None]:
         """Return for each peer the account that registered it; None if none did."""
         if not peer_ids:
             return []
@@ -215,7 +218,11 @@ class Coordinator(ChainClient):
             peers, wins = self.read("winnerLeaderboard(uint256,uint256)", start, end)
             return list(zip(peers, wins, strict=True))
 
-    def votes(self, round: int, peer_id: str) -> list[str]:
+    def votes(
+        self,
+        round: int,
+        peer_id: str,
+    ) -> list[str]:
         """Return the peers that the peer voted for; empty if it has not voted."""
         return list(self.read("getVoterVotes(uint256,string)", round, peer_id))
 
@@ -456,7 +463,11 @@ class Coordinator(ChainClient):
                 ) from None
             return [_event(name, entry) for entry in entries]
 
-    def _events_of(self, tx_hash: str, name: str) -> list[Event]:
+    def _events_of(
+        self,
+        tx_hash: str,
+        name: str,
+    ) -> list[Event]:
         """Return the contract's log entries in a transaction; empty if it is not known."""
         with self.translated("eth_getTransactionReceipt"):
             try:
@@ -556,7 +567,11 @@ class Coordinator(ChainClient):
             values = [_plain(*pair) for pair in zip(decoded, kinds, strict=True)]
             return values[0] if len(values) == 1 else values
 
-    def _call_data(self, signature: str, *arguments: Any) -> dict[str, str]:
+    def _call_data(
+        self,
+        signature: str,
+        *arguments: Any,
+    ) -> dict[str, str]:
         call = self.call(signature, *arguments)
         return {"to": self._address, "data": "0x" + call.data.hex()}
 

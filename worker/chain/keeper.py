@@ -101,7 +101,10 @@ def verdict(
     return "ready" if have_reported and len(reporters) >= keeper.min_peers else None
 
 
-def needed(expected: set[str], keeper: settings.Keeper) -> int:
+def needed(
+    expected: set[str],
+    keeper: settings.Keeper,
+) -> int:
     """Return how many of the expected peers must report.
 
     The epsilon absorbs rounding: 0.07 * 100 is slightly more than 7, and must not become 8.

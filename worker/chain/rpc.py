@@ -216,7 +216,10 @@ class Rpc(JSONBaseProvider):
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
 
-    def _first(self, use: Callable[[str], _Result]) -> _Result:
+    def _first(
+        self,
+        use: Callable[[str], _Result],
+    ) -> _Result:
         """Return the result of `use` for the first usable address; each may be tried several times.
 
         An address that throttled once and failed once is tried once more: throttling is not a
@@ -357,7 +360,12 @@ class Rpc(JSONBaseProvider):
             )
         return cast(RPCResponse, decoded)
 
-    def _require_form(self, url: str, method: str, result: object) -> None:
+    def _require_form(
+        self,
+        url: str,
+        method: str,
+        result: object,
+    ) -> None:
         """Raise BadAnswer for a result of another type than the method's."""
         if method in _HEXADECIMAL and not _is_hexadecimal(result):
             form = "hexadecimal number"
@@ -461,7 +469,10 @@ def _is_hexadecimal(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]*", value) is not None
 
 
-def _hexadecimal_results(answers: list[Any], ids: Iterable[int]) -> list[str | None]:
+def _hexadecimal_results(
+    answers: list[Any],
+    ids: Iterable[int],
+) -> list[str | None]:
     """Return the results for the ids, in that order; None for one that is not hexadecimal."""
     found = {}
     for answer in answers:

@@ -151,7 +151,10 @@ class Sender:
                         ChainError(f"{call.name}: not sent, as another call failed; send it again")
                     )
 
-    def _send_all(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Waiting | WorkerError]]:
+    def _send_all(
+        self,
+        calls: Sequence[Call],
+    ) -> Iterator[tuple[Call, Waiting | WorkerError]]:
         """Yield the outcome of each call, with as few requests to the chain as possible."""
         entries: list[Waiting] = []
         new: list[Call] = []
@@ -190,7 +193,10 @@ class Sender:
         )
         return Waiting(*found[0]) if found else None
 
-    def _sign_all(self, calls: Sequence[tuple[Call, int]]) -> list[Waiting]:
+    def _sign_all(
+        self,
+        calls: Sequence[tuple[Call, int]],
+    ) -> list[Waiting]:
         """Sign the calls (with their gas) under the next nonces, and write them to the journal."""
         if not calls:
             return []
@@ -288,7 +294,11 @@ class Sender:
     def _forget(self, entry: Waiting) -> None:
         self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (entry.nonce,))
 
-    def _send_stuck(self, waiting: list[Waiting], count: int) -> None:
+    def _send_stuck(
+        self,
+        waiting: list[Waiting],
+        count: int,
+    ) -> None:
         """Resend what is stuck; if nonces are missing, renumber and resend all, from `count` on.
 
         Nonces are missing when the chain forgot transactions that it had mined; the later ones

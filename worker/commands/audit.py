@@ -98,7 +98,10 @@ class Auditor:
         self._verifier = verifier
         self._find = find
 
-    def audit(self, submitted: Event) -> tuple[Finding, bytes | None]:
+    def audit(
+        self,
+        submitted: Event,
+    ) -> tuple[Finding, bytes | None]:
         """Judge one RewardSubmitted event; the bytes are the evidence, if it is contradicted."""
         finding = unjudged(submitted, self._coordinator.reward_digest(submitted.tx_hash))
         if finding.digest is None:

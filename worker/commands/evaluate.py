@@ -61,7 +61,10 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         _print(found, wanted)
 
 
-def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
+def choose_tasks(
+    environment: Environment,
+    level: int | None,
+) -> list[Asked]:
     """Return families and levels to evaluate.
 
     Each family at `level`; without one, at its curriculum's first level and at its current one.

@@ -48,7 +48,10 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         _show(console, groups, options.all)
 
 
-def select(state_dir: Path, options: argparse.Namespace) -> Iterator[AnsweredGroup]:
+def select(
+    state_dir: Path,
+    options: argparse.Namespace,
+) -> Iterator[AnsweredGroup]:
     """Yield the groups that match the options, newest first."""
     first, last = options.round or (0, None)
     for group in answer_log.read(state_dir, first, last):

@@ -193,7 +193,11 @@ class Code:
                 f"1 <= min_steps <= max_steps <= {MAX_STEPS}"
             )
 
-    def levels(self, family: str, config: Config) -> list[Config]:
+    def levels(
+        self,
+        family: str,
+        config: Config,
+    ) -> list[Config]:
         levels = [{"min_steps": low, "max_steps": high, **config} for low, high in _LEVELS]
         return [level for level in levels if level["min_steps"] <= level["max_steps"]]
 
@@ -203,7 +207,11 @@ class Code:
     def answer(self, recipe: Recipe) -> str:
         return _make_task(recipe).program
 
-    def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        recipe: Recipe,
+        completions: Sequence[str],
+    ) -> list[float]:
         """Return the share of the hidden tests that each completion's function passes.
 
         The function is the text in the last <answer>…</answer>.
@@ -238,7 +246,10 @@ def _program(completion: str) -> str | None:
     return answer.strip("\n")
 
 
-def _share(task: _Task, outputs: list[Any] | None) -> float:
+def _share(
+    task: _Task,
+    outputs: list[Any] | None,
+) -> float:
     if outputs is None:
         return 0.0
     # As texts: for JSON, 1, 1.0 and true differ; a tuple is a list.
@@ -285,13 +296,19 @@ def _draw_steps(
     return drawn
 
 
-def _fill(text: str, numbers: Mapping[str, int]) -> str:
+def _fill(
+    text: str,
+    numbers: Mapping[str, int],
+) -> str:
     for name, value in numbers.items():
         text = text.replace(f"{{{name}}}", str(value))
     return text
 
 
-def _draw_arguments(kind: _Kind, rng: random.Random) -> list[Any]:
+def _draw_arguments(
+    kind: _Kind,
+    rng: random.Random,
+) -> list[Any]:
     """Return distinct arguments: those of the tests, and one more for the question."""
     arguments: dict[str, Any] = {}
     while len(arguments) < NUM_TESTS + 1:
@@ -311,7 +328,10 @@ def _write_program(steps: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _run_reference(program: str, arguments: Sequence[Any]) -> list[str]:
+def _run_reference(
+    program: str,
+    arguments: Sequence[Any],
+) -> list[str]:
     space: dict[str, Any] = {}
     exec(program, space)  # noqa: S102 - our own expressions and numbers, nobody else's
     return [json.dumps(space["solve"](argument)) for argument in arguments]

@@ -53,7 +53,11 @@ class _Standing:
     signals: list[bool] = field(default_factory=list)
     falls: int = 0
 
-    def see(self, rewards: Sequence[float], signals: Sequence[bool]) -> None:
+    def see(
+        self,
+        rewards: Sequence[float],
+        signals: Sequence[bool],
+    ) -> None:
         self.rewards += rewards
         self.signals += signals
         del self.signals[:-DRAWN_BY]
@@ -120,7 +124,11 @@ class Mix:
     Raises SettingsError for a family that is unknown or listed twice, and for an unknown level.
     """
 
-    def __init__(self, environment: settings.Environment, sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        environment: settings.Environment,
+        sources: Mapping[str, Source],
+    ) -> None:
         self._sources = sources
         # (family, digest) -> source, the source's name of the family, configuration
         self._known: dict[tuple[str, str], tuple[Source, str, str]] = {}
@@ -156,7 +164,11 @@ class Mix:
             if entry.levels and self._key(entry) in self._standings
         }
 
-    def sample(self, seed: int, count: int) -> list[Task]:
+    def sample(
+        self,
+        seed: int,
+        count: int,
+    ) -> list[Task]:
         """Return the first `count` tasks of `seed`.
 
         The family of each is drawn by weight; families that teach more are drawn more often.
@@ -186,7 +198,11 @@ class Mix:
                 return entry.levels.index(task.config_digest)
         return None
 
-    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        task: Task,
+        completions: Sequence[str],
+    ) -> list[float]:
         source, recipe = self._find(task)
         return source.score(recipe, completions)
 
@@ -211,7 +227,11 @@ class Mix:
         digest = entry.base if level is None else entry.levels[level]
         return [Task(family, digest, seed, index) for index in range(count)]
 
-    def easy_tasks(self, seed: int, count: int) -> list[Task]:
+    def easy_tasks(
+        self,
+        seed: int,
+        count: int,
+    ) -> list[Task]:
         """Return `count` tasks of all families in turn, each at the family's easiest level."""
         tasks = []
         for index in range(count):

@@ -62,7 +62,10 @@ class Tables:
             return self.true & ~left | right
         return self.true & ~(left ^ right)
 
-    def clauses(self, length: int) -> Iterator[tuple[frozenset[tuple[str, bool]], int]]:
+    def clauses(
+        self,
+        length: int,
+    ) -> Iterator[tuple[frozenset[tuple[str, bool]], int]]:
         """Yield every clause of `length` literals (variable, sign) with its table."""
         for names in combinations(self.variables, length):
             for signs in product((True, False), repeat=length):
@@ -72,7 +75,10 @@ class Tables:
                     table |= column if sign else self.true & ~column
                 yield frozenset(zip(names, signs, strict=True)), table
 
-    def prime_implicates(self, formula: int) -> dict[frozenset[tuple[str, bool]], int]:
+    def prime_implicates(
+        self,
+        formula: int,
+    ) -> dict[frozenset[tuple[str, bool]], int]:
         """Return the clauses that a formula implies and that contain no shorter such clause.
 
         Each comes with its table.
@@ -114,7 +120,10 @@ def _is_drawn(item: dict[str, Any]) -> bool:
     return digest[0] % 3 == 0
 
 
-def score(item: dict[str, Any], answer: str) -> float:
+def score(
+    item: dict[str, Any],
+    answer: str,
+) -> float:
     """Return 1 for a conclusion (see the module), WELL_FORMED for another formula, else 0."""
     if len(answer) > MAX_LENGTH:
         return 0.0

@@ -153,7 +153,11 @@ class ReasoningGym:
                 " configuration out"
             )
 
-    def levels(self, family: str, config: Config) -> list[Config]:
+    def levels(
+        self,
+        family: str,
+        config: Config,
+    ) -> list[Config]:
         """Return the levels up to the first that reasoning-gym itself refuses.
 
         Levels that are slow to make or have no sound items are left out.
@@ -184,7 +188,11 @@ class ReasoningGym:
         answer = _make_item(recipe)[1]["answer"]
         return None if answer is None else str(answer)
 
-    def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        recipe: Recipe,
+        completions: Sequence[str],
+    ) -> list[float]:
         """Return the family's own score of the text in the last <answer>…</answer>, else 0."""
         dataset, item = _make_item(recipe)
         return [_score(dataset, item, recipe.family, text) for text in completions]
@@ -193,7 +201,10 @@ class ReasoningGym:
 SOURCE = ReasoningGym
 
 
-def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
+def _level_config(
+    curriculum: BaseCurriculum,
+    level: int,
+) -> dict[str, Any]:
     """Return the values that a level sets. Attributes with fewer levels keep their highest."""
     curriculum.set_global_level(level)
     made = curriculum.generate_configuration()

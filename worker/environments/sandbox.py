@@ -126,7 +126,10 @@ class Runner:
         self._process.kill()
         self._process.communicate()
 
-    def _ask(self, job: str) -> dict[str, Any] | None:
+    def _ask(
+        self,
+        job: str,
+    ) -> dict[str, Any] | None:
         """Return the runner's reply. None: it has died, or did not answer in time."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
@@ -168,7 +171,10 @@ def require_isolation() -> None:
         )
 
 
-def _outputs(text: str | None, count: int) -> list[Any] | None:
+def _outputs(
+    text: str | None,
+    count: int,
+) -> list[Any] | None:
     """Return the results that a program reported, if they are a list of `count` texts or None.
 
     They are untrusted.

@@ -129,7 +129,10 @@ class Sealer:
             raise OSError(number, f"prctl {option}: {os.strerror(number)}")
 
 
-def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]:
+def run_job(
+    sealer: Sealer,
+    job: dict[str, typing.Any],
+) -> dict[str, typing.Any]:
     """Run one program.
 
     `outputs`: its output, unchecked; None: nothing in time, too much, or it could not start.

@@ -37,7 +37,11 @@ class Source(Protocol):
     def check(self, family: str, config: Config) -> None:
         """Raise SettingsError for an unknown family or an invalid configuration."""
 
-    def levels(self, family: str, config: Config) -> Sequence[Config]:
+    def levels(
+        self,
+        family: str,
+        config: Config,
+    ) -> Sequence[Config]:
         """Return the configurations of the family's curriculum, the easiest first.
 
         `config` overrides each; empty: the family has no curriculum.
@@ -49,7 +53,11 @@ class Source(Protocol):
     def answer(self, recipe: Recipe) -> str | None:
         """Return one right answer as it is between the tags; None: the source has none."""
 
-    def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        recipe: Recipe,
+        completions: Sequence[str],
+    ) -> list[float]:
         """Return the rewards, 0 to 1, of the completions, in bounded time.
 
         Completions are text of untrusted peers.
@@ -78,7 +86,11 @@ class Environment(Protocol):
     def levels(self) -> dict[str, int]:
         """Return the curriculum level of each family that has one in the settings."""
 
-    def sample(self, seed: int, count: int) -> list[Task]:
+    def sample(
+        self,
+        seed: int,
+        count: int,
+    ) -> list[Task]:
         """Return the `count` tasks of `seed`.
 
         They are the same on every machine with the same mix at the same levels.
@@ -96,7 +108,11 @@ class Environment(Protocol):
         Raises SettingsError if there is no such family or level.
         """
 
-    def easy_tasks(self, seed: int, count: int) -> list[Task]:
+    def easy_tasks(
+        self,
+        seed: int,
+        count: int,
+    ) -> list[Task]:
         """Return tasks of all families in turn, each at its easiest level."""
 
     def question(self, task: Task) -> str:
@@ -111,7 +127,11 @@ class Environment(Protocol):
     def level_of(self, task: Task) -> int | None:
         """Return the level of a task in its family's curriculum; None without one."""
 
-    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        task: Task,
+        completions: Sequence[str],
+    ) -> list[float]:
         """Return the rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task")."""
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:

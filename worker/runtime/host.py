@@ -106,7 +106,10 @@ def lock_folder(folder: Path, key: str) -> IO[str]:
     return lock
 
 
-def interface_address(name: str, family: int = socket.AF_INET) -> str | None:
+def interface_address(
+    name: str,
+    family: int = socket.AF_INET,
+) -> str | None:
     """Return the address of a network interface in a family.
 
     None: there is no such interface, or it has no address now. For IPv6 it is the first global

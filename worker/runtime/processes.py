@@ -30,7 +30,10 @@ def is_running(pid: int | str) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> bool:
+def die_with_parent(
+    parent: int,
+    signum: signal.Signals = signal.SIGKILL,
+) -> bool:
     """Have the kernel send `signum` to this process when its parent ends, however that ends.
 
     Return False if the process `parent` is gone already, which the kernel does not report. Two

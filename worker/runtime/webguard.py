@@ -108,7 +108,10 @@ def is_loopback(source: str) -> bool:
 class Guard:
     """Creates the connections of one server. `sweep` runs next to it, forever."""
 
-    def __init__(self, names: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...] = (),
+    ) -> None:
         self.server: Callable[[], asyncio.Protocol] | None = None
         self._names = names
         self._open: dict[asyncio.BaseTransport, _Connection] = {}
@@ -180,7 +183,11 @@ class Guard:
     # ---- requests
 
     @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def middleware(
+        self,
+        request: web.Request,
+        handler: Handler,
+    ) -> web.StreamResponse:
         connection = self._open.get(request.transport) if request.transport is not None else None
         if connection is not None:
             connection.begin(request)
@@ -241,7 +248,10 @@ class Guard:
         )
 
 
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def _add_headers(
+    request: web.Request,
+    response: web.StreamResponse,
+) -> None:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
 
@@ -344,7 +354,10 @@ class _Connection(asyncio.Protocol):
 class _OncePerMinute(logging.Filter):
     """Pass one line a minute, without its traceback, of the records that `is_meant` selects."""
 
-    def __init__(self, is_meant: Callable[[logging.LogRecord], bool]) -> None:
+    def __init__(
+        self,
+        is_meant: Callable[[logging.LogRecord], bool],
+    ) -> None:
         super().__init__()
         self._is_meant = is_meant
         self._said_at = -_LOG_SECONDS

@@ -53,7 +53,10 @@ def run(
         asyncio.run(_serve(section, make))
 
 
-async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> None:
+async def _serve(
+    section: Account | Dashboard,
+    make: Callable[[], Service],
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

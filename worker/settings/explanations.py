@@ -66,14 +66,22 @@ def explain_all(error: ValidationError, separator: str) -> list[str]:
     return [_explain(e, separator) for e in errors if not _has_part(e["loc"], places)]
 
 
-def unknown_key(path: str, name: str, known: Iterable[str], prefix: str = "") -> str:
+def unknown_key(
+    path: str,
+    name: str,
+    known: Iterable[str],
+    prefix: str = "",
+) -> str:
     """Return the message about an unknown key, with the known name that is nearest to `name`."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {prefix}{close[0]}?" if close else "docs/configuration.md lists all keys"
     return f"{path}: not a known key; {hint}"
 
 
-def _has_part(location: tuple[Any, ...], others: Iterable[tuple[Any, ...]]) -> bool:
+def _has_part(
+    location: tuple[Any, ...],
+    others: Iterable[tuple[Any, ...]],
+) -> bool:
     depth = len(location)
     return any(len(other) > depth and other[:depth] == location for other in others)
 
@@ -96,7 +104,11 @@ def _explain(error: Any, separator: str) -> str:
     return f"{path}: got {shorten(value)}; expected {expected}{advice}"
 
 
-def _explain_unknown(location: list[str], path: str, separator: str) -> str:
+def _explain_unknown(
+    location: list[str],
+    path: str,
+    separator: str,
+) -> str:
     name = location[-1]
     if len(location) == 1:
         return unknown_key(path, name, SECTIONS)

@@ -15,7 +15,10 @@ from worker.settings.value_types import shorten
 MAX_FILE_BYTES = 1 << 20
 
 
-def parse(raw: dict[str, Any], source: str) -> Settings:
+def parse(
+    raw: dict[str, Any],
+    source: str,
+) -> Settings:
     """Check nested settings.
 
     Raises SettingsError with one line that names `source` and every mistake, each with key, value
@@ -36,7 +39,10 @@ def parse(raw: dict[str, Any], source: str) -> Settings:
         raise SettingsError(f"{source}: {error}; expected plain YAML values") from None
 
 
-def from_flat(flat: dict[str, Any], source: str) -> Settings:
+def from_flat(
+    flat: dict[str, Any],
+    source: str,
+) -> Settings:
     """Check flat inventory keys (`trainer_learning_rate`); mistakes are named by these keys.
 
     Raises SettingsError as `parse` does.
@@ -132,7 +138,11 @@ def _parse_yaml(text: str, source: str) -> Any:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuse a duplicate key; plain YAML would silently use the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,
+    ) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:

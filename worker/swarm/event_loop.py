@@ -28,7 +28,10 @@ class EventLoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start(
+        self,
+        main: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         """Run `main` in the background. It must return soon after `stopping` is set."""
         # Not the policy's loop: hivemind may set that to uvloop's.
         loop = self._loop = asyncio.SelectorEventLoop()
@@ -46,18 +49,30 @@ class EventLoopThread:
             self.post(self.stopping.set)
             self._thread.join(timeout=STOP_TIMEOUT_SECONDS)
 
-    def post(self, action: Callable[..., object], *arguments: Any) -> None:
+    def post(
+        self,
+        action: Callable[..., object],
+        *arguments: Any,
+    ) -> None:
         """Run something in the event loop, soon. Raises SwarmError if the loop is not running."""
         self._running().call_soon_threadsafe(action, *arguments)
 
-    def post_or_run(self, action: Callable[..., object], *arguments: Any) -> None:
+    def post_or_run(
+        self,
+        action: Callable[..., object],
+        *arguments: Any,
+    ) -> None:
         """Do as `post`, but at once while there is no event loop yet."""
         if self._loop is None:
             action(*arguments)
         else:
             self.post(action, *arguments)
 
-    def call(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+    def call(
+        self,
+        work: Coroutine[Any, Any, T],
+        timeout_seconds: float,
+    ) -> T:
         """Run a coroutine in the event loop and return its result.
 
         Raises Unanswered after `timeout_seconds`, SwarmError if the loop is not running.

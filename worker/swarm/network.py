@@ -65,11 +65,19 @@ class Network:
         """Stop the daemon and the thread. Safe to call twice."""
         self._thread.stop()
 
-    def post(self, action: Callable[..., object], *arguments: Any) -> None:
+    def post(
+        self,
+        action: Callable[..., object],
+        *arguments: Any,
+    ) -> None:
         """Run something in the event loop, soon. Raises SwarmError if the loop is not running."""
         self._thread.post(action, *arguments)
 
-    def call(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+    def call(
+        self,
+        work: Coroutine[Any, Any, T],
+        timeout_seconds: float,
+    ) -> T:
         """Run a coroutine in the event loop and return its result.
 
         Raises Unanswered after `timeout_seconds`, SwarmError if the loop is not running.

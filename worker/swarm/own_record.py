@@ -33,7 +33,11 @@ class OwnRecord:
         # Duplicates have our key, so other peers can't make us log much.
         self._logged = Lately()
 
-    def make(self, addresses: Sequence[str], round: int) -> Member:
+    def make(
+        self,
+        addresses: Sequence[str],
+        round: int,
+    ) -> Member:
         """Return a record with these addresses and our newest round, fresh enough to be shown."""
         now, last = int(time.time()), self._newest
         shown = tuple(addresses[: messages.MAX_ADDRESSES])

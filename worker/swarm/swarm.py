@@ -101,7 +101,11 @@ class Swarm:
         """Set the peers that are registered on the chain, for `only_registered`."""
         self._network.allow_registered(peer_ids)
 
-    def publish(self, round: int, groups: Sequence[Group]) -> Published:
+    def publish(
+        self,
+        round: int,
+        groups: Sequence[Group],
+    ) -> Published:
         """Serve our groups of `round`, the most useful first, from now on.
 
         Groups that peers would refuse, and those that do not fit into one message, are left out
@@ -196,7 +200,11 @@ class Swarm:
             return "training-alone"
         return "catching-up" if self._is_behind else "connected"
 
-    def _acceptable(self, round: int, groups: Sequence[Group]) -> list[Group]:
+    def _acceptable(
+        self,
+        round: int,
+        groups: Sequence[Group],
+    ) -> list[Group]:
         """Return the groups that peers accept, as many as fit, in the given order."""
         limits, size = self._verifier.limits, 0
         kept: list[Group] = []

@@ -246,7 +246,10 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_serving(
+    process: subprocess.Popen[bytes],
+    url: str,
+) -> None:
     web3 = deployment.connect(url, _WATCH_SECONDS)
     deadline = monotonic() + _STARTUP_SECONDS
     while not web3.is_connected():

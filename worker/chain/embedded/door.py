@@ -160,7 +160,10 @@ class Door:
         (answer,) = await self._ask(session, [asked])
         self._latest = int(answer["result"], 16)
 
-    def _trusted(self, call: dict[str, Any]) -> dict[str, Any]:
+    def _trusted(
+        self,
+        call: dict[str, Any],
+    ) -> dict[str, Any]:
         method = call.get("method")
         if method not in METHODS and method != FUND_METHOD:
             raise NotPassed(NOT_SERVED, f"{printable(str(method))[:64]}: not served here")
@@ -220,7 +223,10 @@ def _request(
 
 
 @contextmanager
-def opened(anvil: settings.Anvil, chain_id: int) -> Iterator[Door]:
+def opened(
+    anvil: settings.Anvil,
+    chain_id: int,
+) -> Iterator[Door]:
     """Open a door at `anvil.host` and `anvil.port` and at the chain's socket, until the block ends.
 
     It runs in a thread. Raises ResourceError if the port is in use or the socket can't be created.

@@ -109,21 +109,37 @@ class Gate:
 
     # ---- one for each kind of method; they raise _Wrong
 
-    def _plain(self, method: str, params: list[Any]) -> Passed:
+    def _plain(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         return Passed(method, [])
 
-    def _at_address(self, method: str, params: list[Any]) -> Passed:
+    def _at_address(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 1, 2)
         address, *block = params
         return Passed(method, [_address(address), _block(block)])
 
-    def _storage(self, method: str, params: list[Any]) -> Passed:
+    def _storage(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 2, 3)
         address, slot, *block = params
         target, digits = self._target(address), _hexadecimal(slot, 64)
         return Passed(method, [target, digits, _block(block)])
 
-    def _call(self, method: str, params: list[Any]) -> Passed:
+    def _call(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 1, 2)
         most = CALL_GAS if method == "eth_call" else SEND_GAS
         block = _block(params[1:])
@@ -131,7 +147,11 @@ class Gate:
             block = "latest"  # a pending block is executed again for each caller, at our cost
         return Passed(method, [self._transaction(params[0], most), block])
 
-    def _fee_history(self, method: str, params: list[Any]) -> Passed:
+    def _fee_history(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 2, 3)
         count = _quantity(params[0])
         if not 0 <= count <= _MAX_FEE_BLOCKS:
@@ -144,18 +164,30 @@ class Gate:
                 raise _Wrong("expected percentiles as numbers from 0 to 100")
         return Passed(method, [hex(count), _block(params[1:2]), percentiles])
 
-    def _block_of(self, method: str, params: list[Any]) -> Passed:
+    def _block_of(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 1, 2)
         is_full = params[1] if len(params) > 1 else False
         if not isinstance(is_full, bool):
             raise _Wrong("expected true or false as the second parameter")
         return Passed(method, [_block(params[:1]), is_full])
 
-    def _by_hash(self, method: str, params: list[Any]) -> Passed:
+    def _by_hash(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 1, 1)
         return Passed(method, [_hash(params[0])])
 
-    def _logs(self, method: str, params: list[Any]) -> Passed:
+    def _logs(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 1, 1)
         wanted = _object(params[0], _FILTER_KEYS)
         passed: dict[str, Any] = {}
@@ -179,7 +211,11 @@ class Gate:
         passed |= {"fromBlock": hex(first), "toBlock": hex(last)}
         return Passed(method, [passed])
 
-    def _send(self, method: str, params: list[Any]) -> Passed:
+    def _send(
+        self,
+        method: str,
+        params: list[Any],
+    ) -> Passed:
         _require_count(params, 1, 1)
         digits = _hexadecimal(params[0], 2 * MAX_RAW_BYTES)[2:]
         if len(digits) % 2:

@@ -155,7 +155,11 @@ class Lookout:
                 peer_id,
             )
 
-    async def _greet(self, peer_id: str, addresses: Sequence[str]) -> bool:
+    async def _greet(
+        self,
+        peer_id: str,
+        addresses: Sequence[str],
+    ) -> bool:
         """Introduce ourselves and learn which peers the other one knows.
 
         Return False if it was not reached or sent invalid data.

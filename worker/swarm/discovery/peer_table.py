@@ -246,7 +246,11 @@ class Peers:
         named.update(f"exchange {version}" for version, when in versions if when >= since)
         return dict(named)
 
-    def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
+    def draw(
+        self,
+        rng: random.Random,
+        exclude: Collection[str],
+    ) -> str | None:
         """Draw a random peer by weight; None: nobody is left.
 
         It is a peer that we can learn from and that is not in quarantine, now and then one that is
@@ -276,7 +280,11 @@ class Peers:
         if peer := self._peers.get(peer_id):
             peer.useful += LEARNING_RATE * (share - peer.useful)
 
-    def to_greet(self, rng: random.Random, count: int) -> list[str]:
+    def to_greet(
+        self,
+        rng: random.Random,
+        count: int,
+    ) -> list[str]:
         """Return at most `count` peers to greet.
 
         These are peers that were silent for half a record's lifetime or did not answer last time,

@@ -229,7 +229,11 @@ class Collecting:
             return min(number, math.ceil((self.want - len(self.groups)) / self.tally.groups_a_peer))
         return number
 
-    async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> int:
+    async def _ask(
+        self,
+        peer_id: str,
+        pause_seconds: float = 0.0,
+    ) -> int:
         """Get the groups of a peer; return how many are valid.
 
         They come from itself or, when it is full, from the holders that it names.
@@ -244,7 +248,11 @@ class Collecting:
             return await self._ask_holders(peer_id, holders)
         raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
 
-    async def _ask_holders(self, owner: str, holders: Sequence[str]) -> int:
+    async def _ask_holders(
+        self,
+        owner: str,
+        holders: Sequence[str],
+    ) -> int:
         """Get the groups of `owner` from others; return how many are valid.
 
         Raises Refused if none of them has any.
@@ -271,7 +279,11 @@ class Collecting:
                 log.debug("groups not held peer=%s owner=%s reason=%r", holder, owner, error)
         raise Refused("full: nobody else has these groups")
 
-    async def _request(self, peer_id: str, owner: str = "") -> tuple[Kind, bytes]:
+    async def _request(
+        self,
+        peer_id: str,
+        owner: str = "",
+    ) -> tuple[Kind, bytes]:
         """Return the answer to a standing request for the groups of `owner`.
 
         If `owner` is empty, they are the peer's own.
@@ -358,7 +370,11 @@ class Collecting:
         else:
             log.error("request failed peer=%s round=%d", peer_id, self.round, exc_info=error)
 
-    def _blame(self, peer_id: str, errors: Sequence[BadRecord]) -> None:
+    def _blame(
+        self,
+        peer_id: str,
+        errors: Sequence[BadRecord],
+    ) -> None:
         """Count and log invalid groups; quarantine a sender that keeps sending them."""
         reasons = Counter(error.reason for error in errors)
         self._doubtful.add(peer_id)

@@ -41,7 +41,11 @@ class TaskSource(Protocol):
 
     def question(self, task: Task) -> str: ...
 
-    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        task: Task,
+        completions: Sequence[str],
+    ) -> list[float]:
         """Return a reward in [0, 1] for each completion, in bounded time."""
         ...
 

@@ -421,7 +421,10 @@ def _seal(
     return bytes(msgpack.packb([identity.public_key, identity.sign(domain + body), body]))
 
 
-def _open(sealed: bytes, max_bytes: int) -> tuple[bytes, bytes, bytes]:
+def _open(
+    sealed: bytes,
+    max_bytes: int,
+) -> tuple[bytes, bytes, bytes]:
     if len(sealed) > max_bytes:
         raise BadRecord("too-large", f"{len(sealed)} signed bytes; at most {max_bytes} are read")
     public_key, signature, body = _SEALED.decode(sealed)

@@ -19,7 +19,10 @@ _HOST = re.compile(r"/ip[46]/([^/]+)")
 _NAME = re.compile(r"/dns[46]?/")
 
 
-def ranked(addresses: Iterable[str], inner: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def ranked(
+    addresses: Iterable[str],
+    inner: frozenset[str] = frozenset(),
+) -> tuple[str, ...]:
     """Return multiaddrs, the most useful first, without those of `inner` hosts.
 
     Public addresses and names come first, then addresses at a relay, then those of private

@@ -32,7 +32,11 @@ class Connections:
         return self._asking[peer_id] > 0 or self.admission.has_open(peer_id)
 
     @contextlib.asynccontextmanager
-    async def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AsyncIterator[Stream]:
+    async def stream(
+        self,
+        peer_id: str,
+        addresses: Sequence[str] = (),
+    ) -> AsyncIterator[Stream]:
         """Open a stream to a peer. Raises the exceptions in streams.UNREACHABLE."""
         daemon = self.daemon
         if daemon is None:

@@ -288,7 +288,11 @@ class Daemon:
         if not task.cancelled() and task.exception() is not None:
             log.error("serving a stream failed", exc_info=task.exception())
 
-    async def _call(self, request: Any, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
+    async def _call(
+        self,
+        request: Any,
+        timeout_seconds: float = CONTROL_TIMEOUT_SECONDS,
+    ) -> Any:
         response, _, writer = await self._exchange(request, timeout_seconds)
         writer.close()
         return response

@@ -38,7 +38,10 @@ class Punching:
         self._daemon = daemon
         self._relayed: dict[str, _Relayed] = {}
 
-    async def drop_relayed(self, contacts: Collection[str]) -> list[str]:
+    async def drop_relayed(
+        self,
+        contacts: Collection[str],
+    ) -> list[str]:
         """Drop relayed connections with `contacts` that are due; return the peers to greet again.
 
         Greeting them makes new connections. Raises SwarmError or TimeoutError if the daemon does

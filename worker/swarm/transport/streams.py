@@ -43,7 +43,11 @@ class Stream:
         self._traffic["out"] += len(frame)
         await self._writer.drain()
 
-    async def ask(self, request: bytes, max_bytes: int) -> tuple[Kind, bytes]:
+    async def ask(
+        self,
+        request: bytes,
+        max_bytes: int,
+    ) -> tuple[Kind, bytes]:
         """Send a request, and receive the first frame of the answer.
 
         It must begin within ANSWER_TIMEOUT_SECONDS; the caller bounds the time until it is
@@ -118,7 +122,10 @@ class Admission:
         self._open: Counter[str] = Counter()
         self._rate = Rate(MAX_REQUESTS_PER_PEER)
 
-    def refusal(self, peer_id: str) -> tuple[str, str] | None:
+    def refusal(
+        self,
+        peer_id: str,
+    ) -> tuple[str, str] | None:
         """Return reason and explanation if this peer's next stream is refused, else None."""
         if not self._rate.allows(peer_id):
             return (
