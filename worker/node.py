@@ -50,6 +50,7 @@ from worker.telemetry import answer_log, evaluation_log, health, status
 from worker.telemetry.answer_log import AnswerLog
 from worker.telemetry.model_card import model_card
 from worker.telemetry.status import NodeStatus, RoundRecord
+from worker.telemetry.stopwatch import Stopwatch
 from worker.trainer import checkpoint
 from worker.trainer.batch import choose
 from worker.trainer.credit import closed_share, give_credit
@@ -149,6 +150,7 @@ class Node:
         self.trainer = Trainer(self.policy, self._method(), settings.generation)
         self.last_record: dict[str, Any] | None = None
         self.recent: deque[dict[str, Any]] = deque(maxlen=health.RECENT_ROUNDS)
+        self.stopwatch = Stopwatch()
         self.rounds_unsaved = self.rounds_without_signal = 0
         self.last_round = self._resume()
         # Prepare generation first: it stays in memory, and training measures what is left.
@@ -240,6 +242,7 @@ class Node:
         published = self._publish(tick.round, local)
         collected = self._collect(tick.round)
         self._show("training")
+        self.stopwatch.begin("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = choose(
             give_credit(local, is_closed),
@@ -269,7 +272,9 @@ class Node:
             closed=closed_share(local, is_closed),
             truncated=_truncated_share(local, self.settings.generation.max_completion_length),
             seconds_waiting=collected.seconds_waiting,
+            seconds_by=self.stopwatch.take(),
         )
+        self.stopwatch.begin("saving")
         self._keep_answers(tick.round, [*local, *collected.groups])
         if record.skipped is None:
             self._earn(tick, local, published, collected.groups)
@@ -310,6 +315,7 @@ class Node:
             return
         self.last_evaluated = trained
         self._show("evaluating")
+        self.stopwatch.begin("evaluating")
         found = evaluation.measure(
             self.policy,
             self.environment,
@@ -469,6 +475,7 @@ class Node:
             round_seed(f"{self.peer_id}/practice", self.status.practice_steps)
         )
         self._show("training")
+        self.stopwatch.begin("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
         batch = choose(
             give_credit(local, is_closed), (), self.settings.trainer, rng, self.trainer.find_fault
@@ -498,6 +505,7 @@ class Node:
         Returns our scored groups and the generation speed in tokens per second.
         """
         self._show("generating")
+        self.stopwatch.begin("generating")
         tasks = self.environment.sample(seed, self.settings.environment.tasks_per_round)
         started = time.monotonic()
         questions, answers = rollouts.generate(
@@ -508,6 +516,7 @@ class Node:
             seed ^ self.settings.node.seed,
         )
         seconds = time.monotonic() - started
+        self.stopwatch.begin("scoring")
         answered = rollouts.score(self.environment, tasks, questions, answers)
         if answered.num_too_long:
             limit = self.settings.generation.max_prompt_length
@@ -527,6 +536,7 @@ class Node:
         local: Sequence[ScoredGroup],
     ) -> Published | None:
         """Start serving our groups of this round to peers; return None if the swarm is disabled."""
+        self.stopwatch.begin("exchanging")
         if self.swarm is None:
             return None
         # If they do not all fit into a message, groups with a signal go first.
@@ -544,6 +554,7 @@ class Node:
         collected = self.swarm.collect(
             round, EXTERNAL_MARGIN * self.settings.trainer.external_groups
         )
+        self.stopwatch.move(collected.seconds_waiting, "exchanging", "waiting")
         swarm = self.swarm.status()
         self.status.state, self.status.last_error = swarm.state, swarm.last_error
         self.status.peers_heard = len(collected.heard)
@@ -551,6 +562,7 @@ class Node:
 
     def _next_round(self) -> Tick | None:
         self._show("waiting for the next round")
+        self.stopwatch.begin("waiting")
         tick = self.clock.next(self.last_round, waiting=self._wait)
         self._see_chain()
         if tick is not None:

@@ -74,6 +74,9 @@ def _figures(node: NodeStatus) -> Iterator[str]:
         yield line
     if waiting is not None and seconds is not None:
         yield f"last round {seconds:.0f} s, of which waiting for peers {waiting:.0f} s"
+    if seconds_by := node.condition.recent.seconds_by:
+        spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds_by.items())
+        yield f"seconds a round: {spent}"
     now, before = node.held_out_now, node.held_out_before
     if now is not None and before is not None:
         yield f"held-out reward {now:.3f}, before training {before:.3f}"

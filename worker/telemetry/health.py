@@ -8,6 +8,7 @@ the threshold is crossed, shown until the number is good again, which is logged 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from worker.log import discreet, printable
@@ -104,7 +105,17 @@ def recent(rounds: Iterable[Mapping[str, Any]]) -> Recent:
         name: _mean([(r.get("quality") or {}).get(key) for r in last])
         for name, key in _FIGURES.items()
     }
-    return Recent(len(last), closed=_mean([r.get("closed") for r in last]), **figures)
+    closed = _mean([r.get("closed") for r in last])
+    return Recent(len(last), closed=closed, seconds_by=_seconds_by(last), **figures)
+
+
+def _seconds_by(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean seconds of each activity, over the rounds in which they were measured."""
+    measured = [r["seconds_by"] for r in rounds if r.get("seconds_by")]
+    total: dict[str, float] = {}
+    for activity, seconds in chain.from_iterable(each.items() for each in measured):
+        total[activity] = total.get(activity, 0.0) + seconds
+    return {activity: seconds / len(measured) for activity, seconds in total.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -42,7 +42,8 @@ class Recent:
 
     `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer>
     tag; `no_signal`: share of our groups whose answers all earn the same; `sampling_gap`: mean
-    difference of a token's log-probability between trainer and sampler, in nats.
+    difference of a token's log-probability between trainer and sampler, in nats. `seconds_by`:
+    seconds a round by activity (worker/telemetry/stopwatch.py).
     """
 
     rounds: int = 0
@@ -50,6 +51,7 @@ class Recent:
     closed: float | None = None
     no_signal: float | None = None
     sampling_gap: float | None = None
+    seconds_by: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -191,6 +193,7 @@ class RoundRecord:
     names (`records.StepQuality`); empty in lines of versions before it. `closed` and `truncated`:
     shares of our answers that closed their tag, and that were cut off at the maximum length.
     `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
+    `seconds_by`: seconds by activity since the line before, so with the wait for this round.
     """
 
     round: int
@@ -210,6 +213,7 @@ class RoundRecord:
     closed: float | None = None
     truncated: float | None = None
     seconds_waiting: float = 0.0
+    seconds_by: dict[str, float] = field(default_factory=dict)
 
     def append(self, state_dir: Path) -> None:
         """Add the line.
