@@ -46,7 +46,7 @@ from worker.settings import Trainer as TrainerSettings
 from worker.swarm.exchange.verify import Verifier
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.swarm import Published, Swarm
-from worker.telemetry import answer_log, evaluation_log, health, status
+from worker.telemetry import answer_log, evaluation_log, health, round_figures, status
 from worker.telemetry.answer_log import AnswerLog
 from worker.telemetry.model_card import model_card
 from worker.telemetry.status import NodeStatus, RoundRecord
@@ -273,6 +273,10 @@ class Node:
             truncated=_truncated_share(local, self.settings.generation.max_completion_length),
             seconds_waiting=collected.seconds_waiting,
             seconds_by=self.stopwatch.take(),
+            learning_rate=metrics.learning_rate,
+            external_share=metrics.external_share,
+            families=round_figures.by_family(local, self.environment.level_of),
+            held_out=self.status.held_out_now,
         )
         self.stopwatch.begin("saving")
         self._keep_answers(tick.round, [*local, *collected.groups])
@@ -458,6 +462,7 @@ class Node:
         """Copy the figures of the last round to the status, also after a restart."""
         for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
             setattr(self.status, name, record[name])
+        self.status.last_round = status.as_record(record)
         self.status.closed, self.status.truncated = record.get("closed"), record.get("truncated")
         self.status.round_seconds, self.status.waiting_seconds = (
             record["seconds"],

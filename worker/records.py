@@ -135,10 +135,14 @@ class StepQuality:
     (the k3 estimator). `entropy` is that of the distributions that the trained tokens were drawn
     from, in nats. `completions_*` and `frac_reward_zero_std` (the share of groups without a signal)
     are of all that was sampled for the step; `completions_clipped_ratio` is the share that was
-    truncated.
+    truncated. `clip_ratio_low_mean` and `clip_ratio_high_mean` are the shares of tokens whose ratio
+    was clipped at the lower and at the upper bound; `clip_ratio` is their sum (TRL's
+    `clip_ratio/region_mean`). `reward_std` is the standard deviation over all sampled answers.
     """
 
     clip_ratio: float | None = None
+    clip_ratio_low_mean: float | None = None
+    clip_ratio_high_mean: float | None = None
     sampling_importance_sampling_ratio_min: float | None = None
     sampling_importance_sampling_ratio_mean: float | None = None
     sampling_importance_sampling_ratio_max: float | None = None
@@ -152,6 +156,7 @@ class StepQuality:
     completions_max_length: float | None = None
     completions_clipped_ratio: float | None = None
     frac_reward_zero_std: float | None = None
+    reward_std: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,12 @@ class StepMetrics:
     num_tokens: int
     skipped: str | None = None
     quality: StepQuality = field(default_factory=StepQuality)
+
+    @property
+    def external_share(self) -> float:
+        """The share of peers' groups among those trained on; 0 without any."""
+        num_groups = self.num_groups_local + self.num_groups_external
+        return self.num_groups_external / max(1, num_groups)
 
 
 def milli_reward(means: Sequence[float]) -> int:

@@ -1,14 +1,16 @@
 """The metrics are valid to Prometheus's own parser, for any text in a status."""
 
 import time
+from dataclasses import asdict, fields
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from worker.records import StepQuality
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
-from worker.telemetry.metrics import render
-from worker.telemetry.status import Finding, NodeStatus
+from worker.telemetry.metrics import STEP_FIGURES, render
+from worker.telemetry.status import FamilyReward, Finding, NodeStatus, RoundRecord
 
 
 def samples_of(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -101,3 +103,39 @@ def test_node_without_a_swarm_has_no_figures_of_one() -> None:
     assert "hivewright_peers_known" not in text
     assert "hivewright_round{" not in text
     assert value(text, "rounds_trained_total") == 0
+
+
+def test_figures_of_the_last_round_have_the_names_of_trl() -> None:
+    node = make_node()
+    node.last_round = RoundRecord(
+        round=3,
+        finished_at=1e9,
+        reward_mean=0.5,
+        loss=0.1,
+        grad_norm=0.2,
+        peers_heard=("QmA",),
+        groups_local=4,
+        groups_external=2,
+        groups_rejected={"seed": 2},
+        groups_dropped={},
+        tokens_per_second=1.0,
+        seconds=2.0,
+        skipped=None,
+        quality=asdict(StepQuality(entropy=1.5, clip_ratio_high_mean=0.25)),
+        external_share=0.375,
+        families=(FamilyReward("gcd", 2, 4, 0.75, 0.1, 0.5), FamilyReward("bf", None, 1, 0, 0, 1)),
+        held_out=0.625,
+    )
+    text = render(node)
+    assert value(text, "entropy") == 1.5
+    assert value(text, "clip_ratio_high_mean") == 0.25
+    assert "hivewright_sampling_kl" not in text
+    assert value(text, "external_share") == 0.375
+    assert value(text, "family_reward_mean", family="gcd", level="2") == 0.75
+    assert value(text, "family_no_signal_share", family="bf", level="") == 1
+    assert value(text, "round_groups_rejected", reason="seed") == 2
+    assert value(text, "held_out_reward") == 0.625
+
+
+def test_every_figure_of_a_step_has_a_description() -> None:
+    assert set(STEP_FIGURES) == {field.name for field in fields(StepQuality)}

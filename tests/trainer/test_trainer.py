@@ -86,7 +86,7 @@ def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
         done = trainer._backward(batch, is_first=False)
     return SimpleNamespace(
         loss=done.loss,
-        clip_ratio=done.clip_ratio,
+        clipped=(done.clipped_low, done.clipped_high),
         entropy=done.entropy,
         trainer=trainer,
         gradients={n: p.grad.clone() for n, p in policy.model.named_parameters()},
@@ -149,7 +149,7 @@ def test_micro_batches_change_nothing(policy, loss_type):
     )
     assert (whole.num_micro_batches, split.num_micro_batches > 2) == (1, True)
     assert split.loss == pytest.approx(whole.loss, abs=1e-6)
-    assert split.clip_ratio == pytest.approx(whole.clip_ratio)
+    assert split.clipped == pytest.approx(whole.clipped)
     assert_same_gradients(split.gradients, whole.gradients, 1e-4)
 
 
@@ -278,7 +278,10 @@ def test_loss_and_gradients_equal_those_of_trl(
     assert_same_gradients(
         ours.gradients, {n: p.grad for n, p in trl_trainer.model.named_parameters()}, 1e-4
     )
-    assert (ours.clip_ratio > 0) == (old_shift is not None)
+    recorded = trl_trainer._metrics["train"]
+    theirs = [recorded[f"clip_ratio/{side}_mean"][-1] for side in ("low", "high")]
+    assert ours.clipped == pytest.approx(theirs)
+    assert any(ours.clipped) == (old_shift is not None)
 
 
 def trl_s_own_sampling(trl_trainer, batch, noisy, modes, monkeypatch):
@@ -410,6 +413,8 @@ def test_step_records_what_shows_how_healthy_it_is(policy):
         == sum(map(sum, (truncated(g) for g in [*groups, dull]))) / 16
     )
     assert seen.frac_reward_zero_std == 0.25
+    rewards = [reward for group in [*groups, dull] for reward in group.rewards]
+    assert seen.reward_std == pytest.approx(torch.tensor(rewards).std().item())
     assert 0 < seen.entropy < math.log(policy.num_tokens)
     assert -1e-6 < seen.sampling_kl < 0.01
     assert seen.sampling_importance_sampling_ratio_mean == pytest.approx(1, abs=0.1)
@@ -555,7 +560,7 @@ def test_step_that_breaks_in_its_second_iteration_is_one_of_those_in_a_row(polic
     trainer = make_trainer(policy, num_iterations=2, max_nonfinite_steps=3)
     backward = trainer._backward
     trainer._backward = lambda batch, is_first: (
-        backward(batch, is_first) if is_first else Pass(math.nan, 0.0)
+        backward(batch, is_first) if is_first else Pass(math.nan)
     )
     groups = make_groups(policy)
     assert [trainer.step(groups).skipped for _ in range(2)] == ["non-finite"] * 2
@@ -571,7 +576,9 @@ def test_second_iteration_compares_with_the_policy_before_the_first(policy):
     trainer = make_trainer(twice, learning_rate=1e-2, num_iterations=2)
     metrics = trainer.step(groups)
     assert trainer.steps == 2
-    assert metrics.quality.clip_ratio > 0  # such a rate moves some ratios out of the clip range
+    quality = metrics.quality
+    assert quality.clip_ratio == quality.clip_ratio_low_mean + quality.clip_ratio_high_mean
+    assert quality.clip_ratio > 0  # such a rate moves some ratios out of the clip range
     assert not all(torch.equal(a, b) for a, b in zip(weights(once), weights(twice), strict=True))
 
 

@@ -14,7 +14,28 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from worker.log import printable
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
-from worker.telemetry.status import NodeState, NodeStatus
+from worker.telemetry.status import NodeState, NodeStatus, RoundRecord
+
+STEP_FIGURES = {
+    "clip_ratio": "share of tokens whose ratio was clipped",
+    "clip_ratio_low_mean": "share of tokens whose ratio was clipped at the lower bound",
+    "clip_ratio_high_mean": "share of tokens whose ratio was clipped at the upper bound",
+    "sampling_importance_sampling_ratio_min": "smallest ratio between trainer and sampler",
+    "sampling_importance_sampling_ratio_mean": "mean ratio between trainer and sampler",
+    "sampling_importance_sampling_ratio_max": "largest ratio between trainer and sampler",
+    "sampling_logp_difference_mean": "mean difference of log-probabilities to the sampler, in nats",
+    "sampling_logp_difference_max": "largest difference of log-probabilities, in nats",
+    "sampling_kl": "KL divergence of the sampler from the trainer, in nats",
+    "entropy": "mean entropy of the distributions of the trained tokens, in nats",
+    "completions_mean_length": "mean length of answers, in tokens",
+    "completions_p10_length": "length that a tenth of the answers do not reach, in tokens",
+    "completions_p90_length": "length that nine tenths of the answers do not reach, in tokens",
+    "completions_max_length": "largest length of an answer, in tokens",
+    "completions_clipped_ratio": "share of answers that were cut off",
+    "frac_reward_zero_std": "share of groups without a signal",
+    "reward_std": "standard deviation of rewards",
+}
+"""Help of each figure of a training step (`records.StepQuality`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,8 @@ class _NodeCollector:
 
     def collect(self) -> Iterator[Metric]:
         figures = [*_of_node(self._node), *_of_health(self._node)]
+        if self._node.last_round is not None:
+            figures += _of_round(self._node.last_round)
         if self._node.swarm is not None:
             figures += _of_swarm(self._node.swarm)
         for figure in figures:
@@ -97,6 +120,38 @@ def _of_node(node: NodeStatus) -> list[_Figure]:
         _one("tokens_per_second", speed, node.tokens_per_second),
         _by("groups_trained", "Groups that the last round trained on.", "source", groups),
         _by("ledger", ledger, "state", node.ledger),
+    ]
+
+
+def _of_round(record: RoundRecord) -> list[_Figure]:
+    families = {
+        (family.family, "" if family.level is None else str(family.level)): family
+        for family in record.families
+    }
+    rewards = {key: family.reward for key, family in families.items()}
+    no_signal = {key: family.frac_reward_zero_std for key, family in families.items()}
+    by = ("family", "level")
+    return [
+        *(
+            _one(name, f"Last round: {what}.", record.quality.get(name))
+            for name, what in STEP_FIGURES.items()
+        ),
+        _one("loss", "Last round: loss.", record.loss),
+        _one("grad_norm", "Last round: norm of the gradient, before clipping.", record.grad_norm),
+        _one("learning_rate", "Last round: learning rate.", record.learning_rate),
+        _one("external_share", "Last round: share of peers' groups.", record.external_share),
+        _one("round_waiting_seconds", "Last round: time spent waiting.", record.seconds_waiting),
+        _one("round_closed_share", "Last round: share of closed answer tags.", record.closed),
+        _one("round_finished_time_seconds", "End of the last round (Unix).", record.finished_at),
+        _one("held_out_reward", "Mean reward of the last evaluation.", record.held_out),
+        _by(
+            "round_groups_rejected", "Last round: invalid groups.", "reason", record.groups_rejected
+        ),
+        _by(
+            "round_groups_dropped", "Last round: groups left out.", "reason", record.groups_dropped
+        ),
+        _Figure("family_reward_mean", "Last round: mean reward of a family.", by, rewards),
+        _Figure("family_no_signal_share", "Last round: groups without signal.", by, no_signal),
     ]
 
 

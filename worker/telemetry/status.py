@@ -95,6 +95,72 @@ class Finding:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class FamilyReward:
+    """Rewards of a round's own groups of one family at one level.
+
+    `reward` is their mean, `reward_std` the unbiased standard deviation over their answers, and
+    `frac_reward_zero_std` the share of groups without a signal. `level`: None without a curriculum.
+    """
+
+    family: str
+    level: int | None
+    groups: int
+    reward: float
+    reward_std: float
+    frac_reward_zero_std: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One line of `rounds.jsonl`: the result of one round.
+
+    `skipped`: why no optimizer step was made, else None. `quality`: figures of the step with TRL's
+    names (`records.StepQuality`); empty in lines of versions before it. `closed` and `truncated`:
+    shares of our answers that closed their tag, and that were cut off at the maximum length.
+    `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
+    `seconds_by`: seconds by activity since the line before, so with the wait for this round.
+    `learning_rate`: that of the step, 0 if there was none. `external_share`: share of peers' groups
+    among those trained on. `families`: rewards of our own groups by family and level. `held_out`:
+    mean reward of the last evaluation on held-out tasks, None without one.
+    """
+
+    round: int
+    finished_at: float
+    reward_mean: float
+    loss: float
+    grad_norm: float
+    peers_heard: tuple[str, ...]
+    groups_local: int
+    groups_external: int
+    groups_rejected: dict[str, int]
+    groups_dropped: dict[str, int]
+    tokens_per_second: float
+    seconds: float
+    skipped: str | None
+    quality: dict[str, float | None] = field(default_factory=dict)
+    closed: float | None = None
+    truncated: float | None = None
+    seconds_waiting: float = 0.0
+    seconds_by: dict[str, float] = field(default_factory=dict)
+    learning_rate: float = 0.0
+    external_share: float = 0.0
+    families: tuple[FamilyReward, ...] = ()
+    held_out: float | None = None
+
+    def append(self, state_dir: Path) -> None:
+        """Add the line.
+
+        A line that a crash truncated is removed first, since it would swallow this one.
+        """
+        path = StateDir(state_dir).rounds
+        with _named(path), path.open("a+b") as file:
+            whole = _whole_length(file)
+            if whole < file.tell():
+                file.truncate(whole)
+            file.write(json.dumps(asdict(self)).encode() + b"\n")
+
+
 @dataclass(slots=True)
 class NodeStatus:
     """The state of a worker. Means are over the last round; None: there was none yet.
@@ -104,8 +170,8 @@ class NodeStatus:
     evaluation. `environments`: names and versions of the task sources. `levels`: curriculum level
     by family. `form`: the prompt form. `swarm`: the exchange with its peers; None: disabled, or not
     yet started. `ledger`: number of rewards by state; "held-back": earned, and not due to be sent
-    yet. `ledger_error`: why rewards wait in the ledger, None if they do not. `warnings`: checks
-    that are past their threshold.
+    yet. `ledger_error`: why rewards wait in the ledger, None if they do not. `last_round`:
+    the last line of its history. `warnings`: checks that are past their threshold.
     """
 
     name: str
@@ -141,6 +207,7 @@ class NodeStatus:
     hub: HubStatus | None = None
     ledger_error: str | None = None
     last_error: str | None = None
+    last_round: RoundRecord | None = None
     condition: Condition = field(default_factory=Condition)
     warnings: tuple[Finding, ...] = ()
     updated_at: float = 0.0
@@ -185,50 +252,15 @@ def write_failure(state_dir: Path, error: WorkerError) -> None:
         node.write(state_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """One line of `rounds.jsonl`: the result of one round.
-
-    `skipped`: why no optimizer step was made, else None. `quality`: figures of the step with TRL's
-    names (`records.StepQuality`); empty in lines of versions before it. `closed` and `truncated`:
-    shares of our answers that closed their tag, and that were cut off at the maximum length.
-    `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
-    `seconds_by`: seconds by activity since the line before, so with the wait for this round.
-    """
-
-    round: int
-    finished_at: float
-    reward_mean: float
-    loss: float
-    grad_norm: float
-    peers_heard: tuple[str, ...]
-    groups_local: int
-    groups_external: int
-    groups_rejected: dict[str, int]
-    groups_dropped: dict[str, int]
-    tokens_per_second: float
-    seconds: float
-    skipped: str | None
-    quality: dict[str, float | None] = field(default_factory=dict)
-    closed: float | None = None
-    truncated: float | None = None
-    seconds_waiting: float = 0.0
-    seconds_by: dict[str, float] = field(default_factory=dict)
-
-    def append(self, state_dir: Path) -> None:
-        """Add the line.
-
-        A line that a crash truncated is removed first, since it would swallow this one.
-        """
-        path = StateDir(state_dir).rounds
-        with _named(path), path.open("a+b") as file:
-            whole = _whole_length(file)
-            if whole < file.tell():
-                file.truncate(whole)
-            file.write(json.dumps(asdict(self)).encode() + b"\n")
-
-
 _RECORD = TypeAdapter(RoundRecord)
+
+
+def as_record(line: dict[str, Any]) -> RoundRecord:
+    """Return a line of the history, also of an earlier version, as a record.
+
+    Raises ValueError if it is not a round.
+    """
+    return _RECORD.validate_python(line)
 
 
 def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
@@ -236,7 +268,7 @@ def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
 
     Raises ValueError if it is not a round.
     """
-    last = _RECORD.validate_python(record)
+    last = as_record(record)
     if last.round not in [line["round"] for line in read_rounds(state_dir)]:
         last.append(state_dir)
 

@@ -3,6 +3,7 @@
 
 # T tokens of one completion
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,13 +50,18 @@ def of_sampling(
 
 
 def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Return lengths and truncated share of completions, and the share of groups without signal."""
+    """Return the figures of all sampled completions and groups.
+
+    These are lengths, truncated share, share of groups without a signal, and the unbiased standard
+    deviation of all rewards.
+    """
     completions = [completion for group in groups for completion in group.sampled]
     lengths = [len(completion.token_ids) for completion in completions]
     if not lengths:
         return {}
     lengths_N = torch.tensor(lengths, dtype=torch.float32)
     truncated = sum(completion.truncated for completion in completions)
+    rewards = [reward for group in groups for reward in group.rewards]
     return {
         "completions_mean_length": float(lengths_N.mean()),
         "completions_p10_length": float(lengths_N.quantile(0.1)),
@@ -63,4 +69,5 @@ def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "completions_max_length": float(lengths_N.max()),
         "completions_clipped_ratio": truncated / len(lengths),
         "frac_reward_zero_std": sum(not group.has_signal for group in groups) / len(groups),
+        "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else 0.0,
     }

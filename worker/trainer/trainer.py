@@ -64,10 +64,15 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The result of one pass over a whole batch; `entropy` is NaN if it was not measured."""
+    """The result of one pass over a whole batch.
+
+    `clipped_low` and `clipped_high` are the shares of tokens whose ratio was clipped at the lower
+    and at the upper bound. `entropy` is NaN if it was not measured.
+    """
 
     loss: float
-    clip_ratio: float
+    clipped_low: float = 0.0
+    clipped_high: float = 0.0
     entropy: float = math.nan
 
 
@@ -177,7 +182,7 @@ class Trainer:
         self._shortage.look()
         self._raise_budget()
         grad_norm = rate = 0.0
-        done = Pass(0.0, 0.0)
+        done = Pass(0.0)
         skipped: str | None = None
         for iteration in range(self._num_iterations):
             rate = self.learning_rate
@@ -337,9 +342,9 @@ class Trainer:
                     raise
                 reason = memory.reason_of(error)
             else:
-                loss, clipped, entropy = torch.stack(sums).sum(0).tolist()
+                loss, *totals = torch.stack(sums).sum(0).tolist()
                 counted = max(1, sum(len(s.token_ids) for s in batch if s.weight > 0))
-                return Pass(loss, clipped / counted, entropy / counted)
+                return Pass(loss, *(total / counted for total in totals))
             self._drop_gradients()
             memory.release(self.policy.model.device)
             if not self._shortage.wait():
@@ -350,9 +355,10 @@ class Trainer:
         micro: list[Lesson],
         is_first: bool,
     ) -> Tensor:
-        """Accumulate a micro-batch's gradients; return its loss, clipped tokens and entropy (3,).
+        """Accumulate a micro-batch's gradients; return its figures (4,).
 
-        These are sums over the tokens that count. The entropy is NaN if it is not known.
+        These are the loss, the tokens that were clipped at the lower and at the upper bound, and
+        the entropy (NaN if it is not known), as sums over the tokens that count.
         """
         groups = [
             PromptGroup(prompt, tuple(s.token_ids for s in sequences))
@@ -387,7 +393,10 @@ class Trainer:
             if entropies_M is None
             else (entropies_M * counts_M).sum()
         )
-        return torch.stack([loss.detach(), (clipped_M & counts_M).sum(), entropy.detach()])
+        clipped_M &= counts_M
+        # Only a lower ratio is clipped if the advantage is negative, only a higher one otherwise.
+        low, high = (clipped_M & (advantages_M < 0)).sum(), (clipped_M & (advantages_M > 0)).sum()
+        return torch.stack([loss.detach(), low, high, entropy.detach()])
 
     def _remember_old(
         self,
@@ -632,8 +641,13 @@ class Trainer:
     ) -> StepMetrics:
         seen = {**quality.of_completions(sampled), **(figures or {})}
         if done is not None:
-            seen |= {"clip_ratio": done.clip_ratio, "entropy": done.entropy}
-        done = done or Pass(0.0, 0.0)
+            seen |= {
+                "clip_ratio": done.clipped_low + done.clipped_high,
+                "clip_ratio_low_mean": done.clipped_low,
+                "clip_ratio_high_mean": done.clipped_high,
+                "entropy": done.entropy,
+            }
+        done = done or Pass(0.0)
         num_local = sum(group.peer_id is None for group in kept)
         return StepMetrics(
             loss=done.loss,
