@@ -61,11 +61,11 @@ class _TextFormatter(logging.Formatter):
             f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n")
         )
 
-    def formatTime(
+    def formatTime(  # noqa: N802
         self,
         record: logging.LogRecord,
         datefmt: str | None = None,
-    ) -> str:  # noqa: N802
+    ) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return f"{seconds}.{int(record.msecs):03d}Z"
 
