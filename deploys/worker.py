@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -21,20 +20,18 @@ from deploys.inventory.slots import Slot
 from deploys.paths import (
     CACHE,
     CONFIGURATION,
-    CURRENT,
     DEPLOYED,
     LOGS,
     MODELS,
     RETIRED,
-    STATE,
     USER,
     state_dir,
 )
 from deploys.pyinfra_ext import fact_cache
 from deploys.services import ENROL_UNIT, GPU_UNIT, WORKER_UNIT, enrol_unit, worker_unit
+from deploys.slot_command import MODEL_TOKEN, as_slot, folders_of_slot
 from worker.runtime.state_dir import StateDir
 
-MODEL_TOKEN = "model.token"  # noqa: S105 - a file name
 EXAMINE_SECONDS = 600
 # Of a model that takes longer the next deploy gets the rest.
 FETCH_SECONDS = 3000
@@ -164,9 +161,9 @@ def fetch_script(slot: Slot) -> str:
         "Environment=HOME=/tmp",
     )
     if slot.model_token is None:
-        return _as_slot(slot, "fetch", *properties)
+        return as_slot(slot.number, "fetch", *properties)
     credential = f"/run/hivewright-fetch-{slot.number}.token"
-    run = _as_slot(slot, "fetch", *properties, f"LoadCredential={MODEL_TOKEN}:{credential}")
+    run = as_slot(slot.number, "fetch", *properties, f"LoadCredential={MODEL_TOKEN}:{credential}")
     return (
         f"umask 077; trap 'rm -f {credential}' EXIT; base64 -d > {credential} || exit 1; umask 022;"
         f" {run}"
@@ -191,64 +188,8 @@ def examine(slot: Slot, digest: str) -> Iterator[str]:
 
 def examine_script(slot: Slot) -> str:
     """Return shell commands that run the doctor as the slot's user, with its limits and GPU."""
-    own, cache = state_dir(slot.number), CACHE / f"worker-{slot.number}"
-    return _as_slot(
-        slot,
-        "doctor",
-        f"RuntimeMaxSec={EXAMINE_SECONDS}",
-        f"CacheDirectory=hivewright/{cache.name}",
-        f"BindPaths={own} {cache}",
-        f"BindReadOnlyPaths=-{MODELS}",
-        f"Environment=HOME={cache}",
-    )
-
-
-def _as_slot(
-    slot: Slot,
-    command: str,
-    *properties: str,
-) -> str:
-    """Return shell commands that run a `hivewright` command as a unit with the slot's properties.
-
-    It is confined like a service (templates/service.j2), since it may talk to untrusted peers.
-    """
-    properties = (
-        f"User={USER}",
-        f"WorkingDirectory={CURRENT}",
-        "NoNewPrivileges=yes",
-        "PrivateTmp=yes",
-        "PrivateUsers=yes",
-        "ProtectSystem=strict",
-        f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro",
-        f"IPAddressDeny={units.METADATA}",
-        f"Wants={GPU_UNIT}",
-        f"After={GPU_UNIT}",
-        *properties,
-    )
-    run = shlex.join(
-        [
-            "systemd-run",
-            "--quiet",
-            "--pipe",
-            "--wait",
-            "--collect",
-            *(f"--property={p}" for p in properties),
-        ]
-    )
-    program = f"{CURRENT}/environment/bin/python -B -m worker {command} --settings {slot.file}"
-    if any(each.startswith("LoadCredential=") for each in properties):
-        # Only the unit knows where systemd puts it.
-        program = (
-            f"/bin/sh -c 'exec {program} --token-file \"$CREDENTIALS_DIRECTORY/{MODEL_TOKEN}\"'"
-        )
-    # Also what somebody else's drop-in says, such as the address of a proxy.
-    share = (
-        f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {paths.UNITS}/{slot.unit}.d/*.conf"
-    )
-    return (
-        f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@"'
-        f" {program}; }}"
-    )
+    limit = f"RuntimeMaxSec={EXAMINE_SECONDS}"
+    return as_slot(slot.number, "doctor", limit, *folders_of_slot(slot.number))
 
 
 @operation()

@@ -257,6 +257,24 @@ COMMANDS = (
         command_options.evaluation,
     ),
     Command(
+        "export",
+        "write the newest checkpoint as a model folder that transformers loads",
+        "worker.commands.harvest:export",
+        command_options.export,
+    ),
+    Command(
+        "harvest offer",
+        "evaluate the newest checkpoint and print it as a tar; `fleet harvest` runs this",
+        "worker.commands.harvest:offer",
+        command_options.held_out,
+    ),
+    Command(
+        "harvest choose",
+        "make a model of several nodes' weights; `fleet harvest` runs this",
+        "worker.commands.harvest:choose",
+        command_options.harvest_choose,
+    ),
+    Command(
         "answers",
         "what this node and its peers answered, best and worst next to each other",
         "worker.commands.show_answers:run",
@@ -346,6 +364,12 @@ COMMANDS = (
                 "inventory",
             ),
             ("rotate-token", "give the fleet a new enrolment token", "tokens:rotate", "rotation"),
+            (
+                "harvest",
+                "bring the best model of the fleet home, or the average of its nodes",
+                "harvest_command:run",
+                "harvest",
+            ),
             (
                 "take-back",
                 "give hosts the keys back that a move has set aside",

@@ -48,7 +48,8 @@ class Score:
     """The result of one family at one level; `pass_at` by k.
 
     `closed`: share of answers with a closed tag; `truncated`: share of truncated answers.
-    `too_long`: number of tasks that were skipped, as their prompts are too long.
+    `too_long`: number of tasks that were skipped, as their prompts are too long. `rewards`: the
+    mean reward of each of `tasks`, in the order in which they were asked.
     """
 
     family: str
@@ -60,6 +61,7 @@ class Score:
     closed: float
     truncated: float
     too_long: int = 0
+    rewards: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -233,12 +235,13 @@ def _score(one: Asked, tally: _Tally) -> Score:
     right = [
         (len(rewards), sum(reward >= RIGHT for reward in rewards)) for rewards in tally.rewards
     ]
+    means = tuple(math.fsum(rewards) / len(rewards) for rewards in tally.rewards)
     return Score(
         family=one[0],
         level=one[1],
         tasks=tasks,
         answers=answers,
-        reward=average([math.fsum(rewards) / len(rewards) for rewards in tally.rewards]),
+        reward=average(means),
         pass_at={
             k: average([pass_at_k(*task, k) for task in right])
             for k in sorted({1, size})
@@ -247,4 +250,5 @@ def _score(one: Asked, tally: _Tally) -> Score:
         closed=tally.closed / answers if answers else 0.0,
         truncated=tally.truncated / answers if answers else 0.0,
         too_long=tally.too_long,
+        rewards=means,
     )

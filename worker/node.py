@@ -23,6 +23,7 @@ from worker import (
     enrolment,
     environments,
     evaluation,
+    model_folder,
     model_setup,
     rollouts,
 )
@@ -708,12 +709,9 @@ class Node:
         Also write the weights, unless a checkpoint's weights are the complete model.
         """
         card = model_card(self.settings, self.status, status.read_rounds(self.folder))
-        (folder / "README.md").write_text(card)
+        model_folder.describe(self.policy, card, folder)
         if not self._is_whole_model:
-            lora.save_merged(self.policy.model, folder / "model.safetensors")
-        lora.save_config(self.policy.model, folder)
-        self.policy.model.generation_config.save_pretrained(folder)
-        self.policy.tokenizer.save_pretrained(folder)
+            lora.save_merged(self.policy.model, folder / model_folder.WEIGHTS)
 
     def _checkpoint(self) -> Path | None:
         """Save a checkpoint and return its path; return None if the model's outputs are not finite.

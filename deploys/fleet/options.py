@@ -144,6 +144,43 @@ def restore(parser: argparse.ArgumentParser) -> None:
     _break_lock(parser)
 
 
+def harvest(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="the new folder of the model (default: harvest-NAME of the inventory)",
+    )
+    parser.add_argument(
+        "--tasks",
+        type=_number(1, 10000),
+        default=32,
+        metavar="N",
+        help="held-out tasks of each family and level (default: 32)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_number(0),
+        default=0,
+        metavar="N",
+        help="which held-out tasks (default: 0)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_number(1, 86400),
+        default=600,
+        metavar="S",
+        help="stop asking a model after this long (default: 600)",
+    )
+    parser.add_argument(
+        "--no-average",
+        dest="average",
+        action="store_false",
+        help="do not try the average of the workers' weights, which sends all of them to one host",
+    )
+
+
 def _break_lock(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--break-lock",

@@ -36,6 +36,59 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hivewright export`."""
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the new folder to write"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint, or a folder of them (default: the node's own)",
+    )
+
+
+def held_out(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the held-out tasks of a harvest."""
+    parser.add_argument(
+        "--tasks", type=positive, default=32, metavar="N", help="tasks of each (default: 32)"
+    )
+    parser.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="which held-out tasks (default: 0)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="stop asking after this long (default: 600)",
+    )
+    parser.add_argument(
+        "--level",
+        type=_level,
+        action="append",
+        default=[],
+        metavar="FAMILY=N",
+        help="ask this level of a family too, besides the first",
+    )
+
+
+def harvest_choose(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hivewright harvest choose`."""
+    held_out(parser)
+    parser.add_argument(
+        "--nodes", nargs="*", default=[], metavar="NAME", help="whose weights these are"
+    )
+
+
+def _level(text: str) -> tuple[str, int]:
+    family, equals, level = text.rpartition("=")
+    if not equals or not family or not level.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected FAMILY=N, such as gcd=2")
+    return family, int(level)
+
+
 def chat(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hivewright chat`."""
     parser.add_argument("--before", action="store_true", help="talk to the untouched model")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worker.errors import ModelError, ResourceError, TrainingError
+from worker.trainer import weight_sets
 from worker.trainer.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def restore_weights(folder: Path, trainer: Trainer) -> State | None:
                     break  # removed while it was read, so there is a newer one
                 log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
                 continue
-            _apply_weights(trainer, weights)
+            weight_sets.apply(trainer, weights)
             state: State = record["state"]
             return state
         else:
@@ -153,10 +154,21 @@ def _write(
     trainer: Trainer,
     state: State,
 ) -> None:
+    save_weights(path, trainer, state)
+    save_file(_training_tensors(trainer), path / "optimizer.safetensors")
+    for file in path.iterdir():
+        _flush(file)
+    _flush(path)
+
+
+def save_weights(path: Path, trainer: Trainer, state: State) -> None:
+    """Write what `restore_weights` reads of a checkpoint into the existing folder `path`.
+
+    Raises OSError or SafetensorError if that fails.
+    """
     # Contiguous CPU copies, because safetensors does not save views.
     weights = {name: p.detach().cpu().contiguous() for name, p in trainer.parameters.items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    save_file(_training_tensors(trainer), path / "optimizer.safetensors")
     record = {
         "version": VERSION,
         **trainer.origin,
@@ -165,9 +177,6 @@ def _write(
         "state": state,
     }
     (path / "state.json").write_text(json.dumps(record, indent=1))
-    for file in path.iterdir():
-        _flush(file)
-    _flush(path)
 
 
 def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -285,24 +294,13 @@ def _check_random(
 
 
 @torch.no_grad()
-def _apply_weights(
-    trainer: Trainer,
-    weights: dict[str, Tensor],
-) -> None:
-    for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
-        parameter.copy_(weights[name])
-        # float32 weights are also the masters, even if ours have another type.
-        master.copy_(weights[name])
-
-
-@torch.no_grad()
 def _apply(
     trainer: Trainer,
     weights: dict[str, Tensor],
     tensors: dict[str, Tensor],
     record: dict[str, Any],
 ) -> None:
-    _apply_weights(trainer, weights)
+    weight_sets.apply(trainer, weights)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")

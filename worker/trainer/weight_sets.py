@@ -1,0 +1,88 @@
+"""Weights to exchange for the trained ones: read, averaged, tried and adopted.
+
+A set has a tensor for each of `Trainer.parameters`: all weights of the model, or its adapters.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from worker.trainer.trainer import Trainer
+
+WeightSet = Mapping[str, Tensor]
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """Return the set in a safetensors file. Raises ValueError if it can't be read."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(str(error)) from None
+
+
+def current(trainer: Trainer) -> dict[str, Tensor]:
+    """Return copies of the trained weights, as precise as the optimizer has them."""
+    masters = zip(trainer.parameters, trainer.masters, strict=True)
+    return {name: master.detach().clone() for name, master in masters}
+
+
+@torch.no_grad()
+def apply(trainer: Trainer, weights: WeightSet) -> None:
+    """Replace the trained weights; the optimizer's moments stay."""
+    for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
+        parameter.copy_(weights[name])
+        # float32 weights are also the masters, even if ours have another type.
+        master.copy_(weights[name])
+
+
+def adopt(trainer: Trainer, weights: WeightSet) -> None:
+    """Replace the trained weights and forget the optimizer's moments, which are of others."""
+    apply(trainer, weights)
+    trainer.optimizer.state.clear()
+
+
+@contextmanager
+def tried(trainer: Trainer, weights: WeightSet) -> Iterator[None]:
+    """Use other weights inside of this context; restore our own at its end, bit by bit."""
+    own = current(trainer)
+    try:
+        apply(trainer, weights)
+        yield
+    finally:
+        apply(trainer, own)
+
+
+def average(sets: Sequence[WeightSet]) -> dict[str, Tensor]:
+    """Return the mean of at least one set, in the types of the first.
+
+    Of adapters the two factors are averaged each, not their product.
+    """
+    first, *others = sets
+    mean: dict[str, Tensor] = {}
+    for name, tensor in first.items():
+        total = tensor.float()
+        for other in others:
+            total = total + other[name].to(total.device, torch.float32)
+        mean[name] = (total / len(sets)).to(tensor.dtype)
+    return mean
+
+
+def find_misfit(trainer: Trainer, weights: WeightSet) -> str | None:
+    """Return why a set can't be this trainer's weights; None: it can."""
+    if weights.keys() != trainer.parameters.keys():
+        odd = sorted(weights.keys() ^ trainer.parameters.keys())
+        return f"names: {odd[0][:80]!r} and {len(odd) - 1} more are missing or unknown"
+    for name, parameter in trainer.parameters.items():
+        tensor = weights[name]
+        if tensor.shape != parameter.shape:
+            return f"shape: {name} is {tuple(tensor.shape)}; expected {tuple(parameter.shape)}"
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
+            return f"type: {name} is {tensor.dtype}; expected float32 or bfloat16"
+        if not tensor.isfinite().all():
+            return f"non-finite: {name}"
+    return None
