@@ -5,8 +5,6 @@ import asyncio
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
-from worker.swarm import log_throttle
-from worker.swarm.log_throttle import MAX_REMEMBERED, SAY_AGAIN_SECONDS, Lately
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, Refused
@@ -29,10 +27,10 @@ def server(module_lab: Lab) -> Swarm:
 
 @pytest.fixture(scope="module")
 def outsider(module_lab: Lab, server: Swarm) -> Network:
-    return bring_stranger(module_lab, "outsider")
+    return bring_outsider(module_lab, "outsider")
 
 
-def bring_stranger(lab: Lab, name: str, **options: object) -> Network:
+def bring_outsider(lab: Lab, name: str, **options: object) -> Network:
     outsider = lab.network(name, **options)
     wait_until(lambda: len(outsider.context.peers) >= 1, 15, "the outsider knows the server")
     return outsider
@@ -103,7 +101,7 @@ def test_record_of_somebody_else_is_refused(server: Swarm, outsider: Network) ->
 def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(
     module_lab: Lab, server: Swarm
 ) -> None:
-    asker = bring_stranger(module_lab, "asker", environments=("sums 1",))
+    asker = bring_outsider(module_lab, "asker", environments=("sums 1",))
     kind, payload = ask(asker, server, messages.encode_ask(1, 5, asker.context.member().sealed))
     assert kind is Kind.GROUPS
     limits = server._verifier.limits
@@ -121,7 +119,7 @@ def test_own_record_is_signed_once_however_often_it_is_shown(outsider: Network) 
 
 
 def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) -> None:
-    refusals, flooder = [], bring_stranger(module_lab, "flooder")
+    refusals, flooder = [], bring_outsider(module_lab, "flooder")
     hello = messages.encode_frame(Kind.HELLO, flooder.context.member().sealed)
     for _ in range(MAX_REQUESTS_PER_PEER + 10):
         try:
@@ -130,7 +128,7 @@ def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) 
             refusals.append(refusal.reason)
     assert len(refusals) >= 10
     assert set(refusals) == {"flood"}
-    other = bring_stranger(module_lab, "polite")
+    other = bring_outsider(module_lab, "polite")
     assert (
         ask(other, server, messages.encode_frame(Kind.HELLO, other.context.member().sealed))[0]
         is Kind.PEERS
@@ -166,16 +164,3 @@ def test_admission_counts_all_and_each() -> None:
     refusal = admission.refusal("b")
     assert refusal is not None
     assert refusal[0] == "full"
-
-
-def test_same_thing_is_said_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
-    lately = Lately()
-    assert [lately.has(("peer", "flood")) for _ in range(3)] == [False, True, True]
-    assert not lately.has(("other", "flood"))
-    now += SAY_AGAIN_SECONDS
-    assert not lately.has(("peer", "flood"))
-    for i in range(2 * MAX_REMEMBERED):
-        lately.has(i)
-    assert len(lately._said) == MAX_REMEMBERED

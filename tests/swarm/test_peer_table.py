@@ -19,7 +19,7 @@ from worker.swarm.discovery.peer_table import (
     PLACES_FOR_TOLD,
     Peers,
 )
-from worker.swarm.log_throttle import MAX_SAID_A_MINUTE
+from worker.swarm.log_throttle import MAX_LOGGED_PER_MINUTE
 from worker.swarm.protocol.messages import Member
 
 SECTION = settings.Swarm(announce_every_seconds=60.0)
@@ -215,7 +215,7 @@ def test_many_peers_of_other_versions_do_not_fill_the_log(
     for i in range(200):
         peers.learn(member(f"old{i}", environments=("reasoning-gym 0.1.24",)), from_itself=False)
         peers.speaks(f"older{i}", 2)
-    assert len(caplog.records) == MAX_SAID_A_MINUTE + 1
+    assert len(caplog.records) == MAX_LOGGED_PER_MINUTE + 1
     assert "further messages about peers are omitted" in caplog.text
     assert peers.other_versions() == {"reasoning-gym 0.1.24": 200, "exchange 2": 200}
 
@@ -375,16 +375,16 @@ def test_weights_of_zero_draw_evenly(clock: Clock) -> None:
 
 def test_only_listed_peers_are_drawn(clock: Clock) -> None:
     peers = Peers("me", SECTION.model_copy(update={"only_peers": ("friend",)}), OURS, clock=clock)
-    for name in ("friend", "stranger"):
+    for name in ("friend", "outsider"):
         peers.learn(member(name), from_itself=True)
     assert draw_all(peers) == ["friend"]
-    assert [peers.is_allowed(name) for name in ("friend", "stranger")] == [True, False]
+    assert [peers.is_allowed(name) for name in ("friend", "outsider")] == [True, False]
     assert len(peers) == 2  # untrusted peers still help to find others
 
 
 def test_only_registered_peers_are_drawn_once_the_chain_has_named_them(clock: Clock) -> None:
     peers = Peers("me", SECTION.model_copy(update={"only_registered": True}), OURS, clock=clock)
-    for name in ("registered", "stranger"):
+    for name in ("registered", "outsider"):
         peers.learn(member(name), from_itself=True)
     assert draw_all(peers) == []
     peers.allow_registered(["registered", "unknown"])

@@ -62,11 +62,11 @@ def test_event_loop_that_never_answers_ends_the_node(
 def test_session_that_is_cancelled_from_within_is_started_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cancelled(self: discovery.Lookout) -> None:
+    async def cancelled(self: discovery.DiscoveryLoop) -> None:
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(discovery.Lookout, "run", cancelled)
+        patch.setattr(discovery.DiscoveryLoop, "run", cancelled)
         swarm = lab.peer("one")
         wait_until(lambda: swarm.status().daemon_restarts > 0, 20, "it is started again")
     wait_until(lambda: swarm._context.is_up, 20, "it is up")

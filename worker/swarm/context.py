@@ -15,7 +15,7 @@ from worker.swarm import identity
 from worker.swarm.discovery import peer_cache
 from worker.swarm.discovery.peer_cache import Cache
 from worker.swarm.discovery.peer_table import MAX_PEERS_CACHED, Peers
-from worker.swarm.log_throttle import Rarely
+from worker.swarm.log_throttle import LogThrottle
 from worker.swarm.own_record import OwnRecord
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Member
@@ -53,7 +53,7 @@ class SwarmContext:
             self.identity, swarm, self.peers.lifetime_seconds, environments, families
         )
         self.rng = random.Random()
-        self.throttle = Rarely()
+        self.throttle = LogThrottle()
         self.traffic: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.addresses: tuple[str, ...] = ()

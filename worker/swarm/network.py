@@ -17,7 +17,7 @@ from worker.errors import ResourceError, SwarmError
 from worker.runtime.host import require_port
 from worker.swarm.context import SwarmContext
 from worker.swarm.discovery.dht import Membership
-from worker.swarm.discovery.discovery import Lookout
+from worker.swarm.discovery.discovery import DiscoveryLoop
 from worker.swarm.event_loop import EventLoopThread
 from worker.swarm.requests import AskHandler, AuditHandler, Requests
 from worker.swarm.transport import relays
@@ -161,8 +161,8 @@ class Network:
 
     async def _run_until_failure(self, daemon: Daemon, membership: Membership) -> None:
         """Run discovery until it, the daemon or the DHT fails; raise what failed."""
-        lookout = Lookout(self.context, self.connections, daemon, membership)
-        looking = asyncio.create_task(lookout.run())
+        loop = DiscoveryLoop(self.context, self.connections, daemon, membership)
+        looking = asyncio.create_task(loop.run())
         dying = asyncio.create_task(daemon.died.wait())
         relays_wanted = asyncio.create_task(self._relays_wanted.wait())
         tasks = looking, dying, relays_wanted

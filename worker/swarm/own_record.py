@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from worker import settings
 from worker.swarm.identity import Identity
-from worker.swarm.log_throttle import Lately
+from worker.swarm.log_throttle import RecentEvents
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Member
 
@@ -31,7 +31,7 @@ class OwnRecord:
         self._fresh_seconds = max(1, int(swarm.announce_every_seconds / 4))
         self._newest: Member | None = None
         # Duplicates have our key, so other peers can't make us log much.
-        self._logged = Lately()
+        self._logged = RecentEvents()
 
     def make(
         self,

@@ -22,7 +22,7 @@ from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2PContext, PeerID
 
 from worker.errors import BadRecord
-from worker.swarm.log_throttle import Rarely
+from worker.swarm.log_throttle import LogThrottle
 from worker.swarm.transport.streams import REQUEST_WINDOW_SECONDS, Rate
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ MAX_PEER_ID_BYTES = 64
 _CALLS = ("rpc_ping", "rpc_find", "rpc_store")
 
 _rates: "WeakKeyDictionary[Any, dict[str, Rate]]" = WeakKeyDictionary()
-_said = Rarely()
+_throttle = LogThrottle()
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +119,7 @@ def _refuse(
     explanation: str,
 ) -> None:
     """Raise BadRecord, whose text the asker gets; log it from time to time."""
-    level = logging.DEBUG if _said.has((peer_id, reason)) else logging.WARNING
+    level = logging.DEBUG if _throttle.has((peer_id, reason)) else logging.WARNING
     log.log(level, "DHT request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
     raise BadRecord(reason, explanation)
 

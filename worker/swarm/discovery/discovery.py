@@ -15,7 +15,7 @@ from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
 from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
-from worker.swarm.transport.hole_punching import Punching
+from worker.swarm.transport.hole_punching import HolePunching
 from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ In such a turn connected peers answered our greetings but not our DHT node.
 """
 
 
-class Lookout:
+class DiscoveryLoop:
     """The loop for one life of the daemon. `run` ends only with an exception."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Lookout:
         self._rng = context.rng
         self._daemon = daemon
         self._membership = membership
-        self._punching = Punching(connections, daemon)
+        self._hole_punching = HolePunching(connections, daemon)
         self._announce_at = 0.0
 
     async def run(self) -> None:
@@ -67,7 +67,7 @@ class Lookout:
             except TimeoutError:
                 log.debug("daemon or DHT gave no answer in time")
             contacts = self._list_contacts()
-            await self._converse(await self._punching.drop_relayed(contacts), contacts)
+            await self._converse(await self._hole_punching.drop_relayed(contacts), contacts)
             await self._converse(self._peers.to_greet(self._rng, NUM_GREETINGS))
             context.save_cache()
             longest = context.swarm.announce_every_seconds

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from cachetools import FIFOCache
 
 from worker import settings
-from worker.swarm.log_throttle import Rarely
+from worker.swarm.log_throttle import LogThrottle
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Member
 
@@ -104,7 +104,7 @@ class Peers:
         # Peers that speak another version -> that version, and when it was heard.
         self._versions: FIFOCache[str, tuple[int, float]] = FIFOCache(MAX_PEERS_KNOWN)
         self._versions_lock = threading.Lock()  # another thread reads them for the status
-        self._said = Rarely()
+        self._throttle = LogThrottle()
         self._registered: frozenset[str] | None = None if not swarm.only_registered else frozenset()
 
     def __len__(self) -> int:
@@ -220,7 +220,7 @@ class Peers:
 
     def speaks(self, peer_id: str, version: int) -> None:
         """Record, and log once a peer, that the peer speaks another version of the exchange."""
-        if peer_id not in self._versions and self._said.may():
+        if peer_id not in self._versions and self._throttle.may():
             log.warning(
                 "peer speaks another version of the exchange peer=%s theirs=%d ours=%d:"
                 " upgrade the older of the two",
@@ -390,7 +390,7 @@ class Peers:
     def _tell(self, peer: _Peer) -> None:
         """Log other versions once for each peer, and again after it had our versions."""
         differing = self._differing(peer)
-        if differing and not peer.told and self._said.may():
+        if differing and not peer.told and self._throttle.may():
             log.warning(
                 "peer runs another version, so its tasks can't be verified here peer=%s theirs=%s"
                 " ours=%s: upgrade the older of the two",

@@ -30,7 +30,7 @@ class _Relayed:
     renew_at: float  # monotonic seconds
 
 
-class Punching:
+class HolePunching:
     """Renewal of relayed connections, for one life of the daemon."""
 
     def __init__(self, connections: Connections, daemon: Daemon) -> None:
