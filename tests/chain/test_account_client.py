@@ -178,8 +178,8 @@ def test_enrol_on_a_foreign_contract_does_without_a_proof_and_says_so(
 
 
 def test_peer_of_others_on_a_foreign_contract_is_refused(foreign, node, tmp_path) -> None:
-    stranger = foreign.new_account(node.peer_id)
-    refusal = pytest.raises(IdentityError, match=f"registered by {stranger.address}")
+    outsider = foreign.new_account(node.peer_id)
+    refusal = pytest.raises(IdentityError, match=f"registered by {outsider.address}")
     with serving(account_settings(foreign.settings, tmp_path / "account")) as running, refusal:
         enrol(node, ENROLMENT_TOKEN, running.node_chain(), tmp_path)
 

@@ -117,12 +117,12 @@ def test_contract_that_answers_with_too_few_is_named(chain, monkeypatch) -> None
 def test_peer_id_that_is_no_text_ends_nobody_s_reading(chain) -> None:
     """A contract accepts any bytes as a peer id; the log and the leaderboard stay readable."""
     chain.new_account("good")
-    stranger = chain.new_account("voter")
+    outsider = chain.new_account("voter")
     for call in (
         chain.coordinator.register_peer("odd."),
         chain.coordinator.submit_winners(0, ["odd."], "voter"),
     ):
-        chain.send(stranger, replace(call, data=call.data.replace(b"odd.", b"odd\xff")))
+        chain.send(outsider, replace(call, data=call.data.replace(b"odd.", b"odd\xff")))
     peers = [event.arguments["peerId"] for event in chain.coordinator.events("PeerRegistered")]
     assert peers == ["good", "voter", "odd\\xff"]
     assert chain.coordinator.winner_leaderboard(0, 10) == [("odd\\xff", 1)]

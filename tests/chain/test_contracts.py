@@ -74,9 +74,9 @@ def test_rebuild_gives_the_same_bytes(tmp_path, anvil_binary):
 
 
 def test_initialise_twice_is_refused(chain):
-    stranger = Account.create()
+    outsider = Account.create()
     assert (
-        refused(chain, stranger, write(chain, "initialize(address)", stranger.address))
+        refused(chain, outsider, write(chain, "initialize(address)", outsider.address))
         == "InvalidInitialization"
     )
 
@@ -85,10 +85,10 @@ def test_implementation_can_not_be_taken_over(chain):
     slot = int.from_bytes(Web3.keccak(text="eip1967.proxy.implementation")) - 1
     stored = chain.coordinator.web3.eth.get_storage_at(chain.deployment.contract, slot)
     implementation = Web3.to_checksum_address(stored[-20:])
-    stranger = Account.create()
-    call = write(chain, "initialize(address)", stranger.address)
+    outsider = Account.create()
+    call = write(chain, "initialize(address)", outsider.address)
     call = Call(call.name, call.data, implementation)
-    assert refused(chain, stranger, call) == "InvalidInitialization"
+    assert refused(chain, outsider, call) == "InvalidInitialization"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_implementation_can_not_be_taken_over(chain):
         ("upgradeToAndCall(address,bytes)", ["0x" + "11" * 20, b""], "OnlyOwner"),
     ],
 )
-def test_stranger_is_refused(chain, signature, arguments, error):
+def test_outsider_is_refused(chain, signature, arguments, error):
     assert refused(chain, Account.create(), write(chain, signature, *arguments)) == error
 
 

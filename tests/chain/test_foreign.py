@@ -242,13 +242,13 @@ def test_keeper_ends_the_rounds_of_release_060(foreign_060):
 
 def test_client_of_release_060_reads_our_contract(chain):
     """That client confirms rewards by peer, with the uint256 form of submitReward."""
-    stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract, UPSTREAM_060)
+    outsider = ForeignClient(chain.deployment.rpc_url, chain.deployment.contract, UPSTREAM_060)
     anna = Account.create()
-    stranger.write(anna, "registerPeer(string)", "a")
+    outsider.write(anna, "registerPeer(string)", "a")
     has_submitted = "hasSubmittedRoundStageReward(uint256,uint256,string)"
-    assert stranger.read(has_submitted, 0, 0, "a") is False
-    stranger.write(anna, "submitReward(uint256,uint256,uint256,string)", 0, 0, 7, "a")
-    assert [stranger.read(has_submitted, 0, 0, peer) for peer in ("a", "b")] == [True, False]
+    assert outsider.read(has_submitted, 0, 0, "a") is False
+    outsider.write(anna, "submitReward(uint256,uint256,uint256,string)", 0, 0, 7, "a")
+    assert [outsider.read(has_submitted, 0, 0, peer) for peer in ("a", "b")] == [True, False]
 
 
 # ---- our keeper on a foreign contract
@@ -305,7 +305,7 @@ def test_bootnodes_of_a_foreign_contract_are_withdrawn_by_index(foreign):
 # ---- a foreign client on our contract
 
 
-class Stranger:
+class ForeignClient:
     """A client for the existing swarm: web3 and its ABI file. It records the functions it used."""
 
     def __init__(self, rpc_url: str, address: str, abi: list = UPSTREAM) -> None:
@@ -365,8 +365,8 @@ VOTE = "submitWinners(uint256,string[],string)"
 
 
 def test_foreign_client_drives_our_contract_through_every_call(chain):
-    stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
-    read, write, refused = stranger.read, stranger.write, stranger.refused
+    outsider = ForeignClient(chain.deployment.rpc_url, chain.deployment.contract)
+    read, write, refused = outsider.read, outsider.write, outsider.refused
     owner, anna, bert = chain.owner, Account.create(), Account.create()
 
     # Peers.
@@ -424,29 +424,29 @@ def test_foreign_client_drives_our_contract_through_every_call(chain):
     ]
     assert not read("hasRole(bytes32,address)", MANAGER_ROLE, bert.address)
 
-    drive_upgrades(chain, stranger)
-    assert signatures(UPSTREAM, "function") - stranger.used == set()
+    drive_upgrades(chain, outsider)
+    assert signatures(UPSTREAM, "function") - outsider.used == set()
     names = {entry["name"] for entry in UPSTREAM if entry["type"] in ("event", "error")}
-    assert names - stranger.seen == UNREACHABLE_ERRORS
+    assert names - outsider.seen == UNREACHABLE_ERRORS
 
 
-def drive_upgrades(chain, stranger: Stranger) -> None:
-    read, write, refused, owner = stranger.read, stranger.write, stranger.refused, chain.owner
+def drive_upgrades(chain, outsider: ForeignClient) -> None:
+    read, write, refused, owner = outsider.read, outsider.write, outsider.refused, chain.owner
     upgrade = "upgradeToAndCall(address,bytes)"
     slot = int.from_bytes(Web3.keccak(text="eip1967.proxy.implementation")) - 1
-    stored = stranger.web3.eth.get_storage_at(chain.deployment.contract, slot)
+    stored = outsider.web3.eth.get_storage_at(chain.deployment.contract, slot)
     implementation = Web3.to_checksum_address(stored[-20:])
-    behind = Stranger(chain.deployment.rpc_url, implementation)
+    behind = ForeignClient(chain.deployment.rpc_url, implementation)
     assert read("UPGRADE_INTERFACE_VERSION()") == "5.0.0"
     assert behind.read("proxiableUUID()") == slot.to_bytes(32)
-    stranger.used |= behind.used
+    outsider.used |= behind.used
     assert refused(owner, "initialize(address)", owner.address) == "InvalidInitialization"
-    (made,) = stranger.contract.events.Initialized().get_logs(from_block=0)
+    (made,) = outsider.contract.events.Initialized().get_logs(from_block=0)
     assert made["args"]["version"] == 1
-    stranger.seen.add("Initialized")
+    outsider.seen.add("Initialized")
     assert refused(owner, "proxiableUUID()") == "UUPSUnauthorizedCallContext"
     assert write(owner, upgrade, implementation, b"") == ["Upgraded"]
-    stranger.web3.provider.make_request("anvil_setBalance", [owner.address, hex(10**18)])
+    outsider.web3.provider.make_request("anvil_setBalance", [owner.address, hex(10**18)])
     assert refused(owner, upgrade, implementation, b"", value=1) == "ERC1967NonPayable"
     assert refused(owner, upgrade, implementation, bytes(4)) == "FailedCall"
     assert refused(owner, upgrade, chain.deployment.contract, b"") == "ERC1967InvalidImplementation"
@@ -464,21 +464,21 @@ def contract_with_another_slot(chain) -> str:
 
 def test_foreign_client_does_not_notice_proofs(chain, tmp_path):
     """A proven and moved peer reads like any other, with each new holder in known events."""
-    stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
+    outsider = ForeignClient(chain.deployment.rpc_url, chain.deployment.contract)
     node = identity.create(tmp_path / "swarm.pem")
     squatter, anna, bert = Account.create(), Account.create(), Account.create()
-    stranger.write(squatter, "registerPeer(string)", node.peer_id)
-    stranger.write(squatter, REWARD, 0, 0, 5, node.peer_id)
+    outsider.write(squatter, "registerPeer(string)", node.peer_id)
+    outsider.write(squatter, REWARD, 0, 0, 5, node.peer_id)
     shown = peer_proof.of_registration(node, chain.deployment, anna.address)
     chain.send(anna, peer_proof.call(chain.coordinator, node.peer_id, shown))
-    assert stranger.read("getEoa(string[])", [node.peer_id]) == [anna.address]
-    assert stranger.read("getPeerId(address[])", [squatter.address, anna.address]) == [
+    assert outsider.read("getEoa(string[])", [node.peer_id]) == [anna.address]
+    assert outsider.read("getPeerId(address[])", [squatter.address, anna.address]) == [
         [],
         [node.peer_id],
     ]
-    assert stranger.refused(squatter, REWARD, 0, 0, 6, node.peer_id) == "InvalidVoterPeerId"
+    assert outsider.refused(squatter, REWARD, 0, 0, 6, node.peer_id) == "InvalidVoterPeerId"
     assert (
-        stranger.refused(squatter, "registerPeer(string)", node.peer_id)
+        outsider.refused(squatter, "registerPeer(string)", node.peer_id)
         == "PeerIdAlreadyRegistered"
     )
     moved = peer_proof.of_move(
@@ -489,13 +489,13 @@ def test_foreign_client_does_not_notice_proofs(chain, tmp_path):
     )
     chain.send(bert, peer_proof.call(chain.coordinator, node.peer_id, moved))
     chain.advance()
-    assert stranger.write(bert, REWARD, 1, 0, 7, node.peer_id) == [
+    assert outsider.write(bert, REWARD, 1, 0, 7, node.peer_id) == [
         "CumulativeRewardsUpdated",
         "RewardSubmitted",
     ]
-    assert stranger.read("getTotalRewards(string[])", [node.peer_id]) == [7]
+    assert outsider.read("getTotalRewards(string[])", [node.peer_id]) == [7]
     holders = [
         entry["args"]["eoa"]
-        for entry in stranger.contract.events.PeerRegistered().get_logs(from_block=0)
+        for entry in outsider.contract.events.PeerRegistered().get_logs(from_block=0)
     ]
     assert holders == [squatter.address, anna.address, bert.address]

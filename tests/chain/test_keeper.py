@@ -199,7 +199,7 @@ def test_transaction_that_is_behind_the_round_is_refused_by_the_chain(chain):
 
 def test_keeper_without_the_role_stops(chain, tmp_path):
     chain.new_account("a")
-    values = with_keeper(chain, round_seconds=0.001, state_dir=tmp_path / "stranger")
+    values = with_keeper(chain, round_seconds=0.001, state_dir=tmp_path / "outsider")
     anvil.load_owner(values.keeper, create=True)
     with pytest.raises(
         ContractRefused, match="OnlyStageManager; the sending account lacks STAGE_MANAGER_ROLE"

@@ -220,13 +220,13 @@ def test_reward_of_an_old_round_is_still_credited(chain, node) -> None:
 def test_peer_of_another_account_stops_with_both_and_keeps_the_rows(
     chain, service, tmp_path, node
 ) -> None:
-    stranger = chain.new_account("QmStranger")
+    outsider = chain.new_account("QmStranger")
     token = service.service._tokens.issue("QmStranger")
     (node.folder / "account.token").write_text(token)
     node.ledger.record(0, 0, "QmStranger", 5, [])
     with node.settling() as settling:
         eventually(lambda: settling.status().last_error)
-        assert f"registered by {stranger.address}" in settling.status().last_error
+        assert f"registered by {outsider.address}" in settling.status().last_error
         assert service.service.address in settling.status().last_error
         assert not settling.flush(0.5)
     assert node.states() == [("queued", None)]

@@ -172,11 +172,11 @@ def test_peer_of_somebody_else_stops_enrolment_with_both_accounts(
     chain, own, tmp_path, tmp_path_factory
 ) -> None:
     node = some_identity(tmp_path_factory.getbasetemp())
-    stranger = chain.new_account()
-    shown = peer_proof.of_registration(node, chain.deployment, stranger.address)
-    assert chain.send(stranger, peer_proof.call(chain.coordinator, node.peer_id, shown)).succeeded
+    outsider = chain.new_account()
+    shown = peer_proof.of_registration(node, chain.deployment, outsider.address)
+    assert chain.send(outsider, peer_proof.call(chain.coordinator, node.peer_id, shown)).succeeded
     with pytest.raises(
-        IdentityError, match=f"registered by {stranger.address}, but this node's account is 0x"
+        IdentityError, match=f"registered by {outsider.address}, but this node's account is 0x"
     ):
         account_client.enrol(node, None, own, tmp_path)
 

@@ -53,7 +53,7 @@ def test_table_fits_80_columns_after_months_and_in_an_outage():
     assert "alone" in shown[2]
 
 
-def test_name_of_a_stranger_cannot_drive_the_terminal():
+def test_name_of_a_peer_cannot_drive_the_terminal():
     status = node()
     status.name = "\x1b[2Jx"
     assert "\x1b" not in "".join(lines(status))

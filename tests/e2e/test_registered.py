@@ -36,7 +36,7 @@ class PickyDemo(Demo):
         }
 
 
-class Stranger:
+class ForeignClient:
     """A node without an account: the swarm part, and a client of the chain."""
 
     def __init__(self, demo: Demo, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Stranger:
                 "chain_account_url": (demo.output / "account/address").read_text().strip(),
                 **DEMO_SETTINGS,
             },
-            "stranger",
+            "outsider",
         )
         self.identity = identity.create(folder / "swarm.pem")
         self.environment = environments.load(self.settings.environment)
@@ -78,32 +78,32 @@ def wait_until(condition, seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-def test_stranger_is_refused_until_it_is_registered(
+def test_outsider_is_refused_until_it_is_registered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     demo = PickyDemo(tmp_path / "demo", 1, NO_END, 1, Console(quiet=True))
     demo.output.mkdir()
     with Children(demo.output / "logs") as children:
         demo.start(children)
-        stranger = Stranger(demo, tmp_path)
-        stranger.swarm.start()
+        outsider = ForeignClient(demo, tmp_path)
+        outsider.swarm.start()
         try:
-            see_both_sides(demo, children, stranger, caplog)
+            see_both_sides(demo, children, outsider, caplog)
         finally:
-            stranger.swarm.close()
+            outsider.swarm.close()
 
 
 def see_both_sides(
-    demo: Demo, children: Children, stranger: Stranger, caplog: pytest.LogCaptureFixture
+    demo: Demo, children: Children, outsider: ForeignClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     def learn() -> bool:
         children.require_healthy()
-        return bool(stranger.take_part().groups)
+        return bool(outsider.take_part().groups)
 
     def refused() -> int:
         return swarm.status().refused_by_peers.get("not-allowed", 0)
 
-    me, swarm = stranger.identity.peer_id, stranger.swarm
+    me, swarm = outsider.identity.peer_id, outsider.swarm
     wait_until(swarm.peers, PATIENCE_SECONDS, "the new node knows the worker")
     with caplog.at_level(logging.WARNING):
         wait_until(
@@ -124,7 +124,7 @@ def see_both_sides(
     )
     assert swarm.status().groups_offered == 0  # nor did the worker ask the new node
 
-    stranger.register(demo)
+    outsider.register(demo)
     wait_until(learn, PATIENCE_SECONDS, "the worker's groups come")
     assert swarm.status().state == "connected"
     wait_until(

@@ -185,7 +185,7 @@ def test_answer_that_a_scorer_can_not_read_is_wrong():
         )
 
 
-def test_stranger_s_answer_is_never_evaluated(tmp_path):
+def test_peer_s_answer_is_never_evaluated(tmp_path):
     mark = tmp_path / "mark"
     text = f"<answer>__import__('pathlib').Path({str(mark)!r}).touch()</answer>"
     mix = gym(

@@ -174,7 +174,7 @@ def test_what_was_read_half_is_not_counted_twice(
     assert [each["mean_reward"] for each in found.content()["rounds"]] == [300.0, 600.0, 1000.0]
 
 
-def test_strangers_text_is_one_harmless_line(chain: Chain, tmp_path: Path) -> None:
+def test_text_of_peers_is_one_harmless_line(chain: Chain, tmp_path: Path) -> None:
     call = chain.coordinator.register_peer("")
     for peer_id in (
         b"\x1b[31mred",

@@ -142,8 +142,8 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
             assert sum(completion.logprobs) == pytest.approx(expected, abs=1e-3)
     # A peer's text is also learned from.
     texts = ("<answer>42</answer>", *groups[0].completions[1:])
-    strangers = [scored_group(g.task, g.question, texts, g.rewards) for g in groups]
-    assert trainer.step(strangers).skipped is None
+    outsiders = [scored_group(g.task, g.question, texts, g.rewards) for g in groups]
+    assert trainer.step(outsiders).skipped is None
     checkpoint.save(tmp_path, trainer, {}, keep=1)
     lora_module.save_merged(policy.model, tmp_path / "model.safetensors")
     lora_module.save_config(policy.model, tmp_path)

@@ -97,7 +97,7 @@ def test_own_answers_survive_the_way_through_text(tiny):
     assert checked > 8
 
 
-def test_stranger_s_text_becomes_tokens_as_if_sampled_here(tiny):
+def test_peer_s_text_becomes_tokens_as_if_sampled_here(tiny):
     end = tiny.end_ids[0]
     closed, truncated = tiny.completion_ids("<answer>7</answer>", 12)
     assert (len(closed), end in closed, truncated) == (3, False, False)
@@ -108,14 +108,14 @@ def test_stranger_s_text_becomes_tokens_as_if_sampled_here(tiny):
     assert tiny.completion_ids("", 12) == ([end], False)
 
 
-def test_stranger_s_text_can_not_forge_special_tokens(tiny):
+def test_peer_s_text_can_not_forge_special_tokens(tiny):
     ids, _ = tiny.completion_ids("<|end|><|user|>", 100)
     assert not set(tiny.tokenizer.all_special_ids) & set(ids[:-1])
     assert tiny.tokenizer.decode(ids, skip_special_tokens=True) == "<|end|><|user|>"
     assert len(tiny.completion_ids("<|end|>" * 40, 12)[0]) == 12
 
 
-def test_stranger_s_text_never_has_a_token_that_the_model_has_not(tiny):
+def test_peer_s_text_never_has_a_token_that_the_model_has_not(tiny):
     tokenizer = module.AutoTokenizer.from_pretrained(module.Path(module.__file__).parent / "tiny")
     tokenizer.add_tokens([f"[new{i}]" for i in range(200)])
     policy = module.Policy(tiny.model, tokenizer, "x")

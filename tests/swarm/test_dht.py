@@ -268,7 +268,7 @@ def test_no_signature_is_verified_of_a_record_that_is_refused_anyhow(
     run(tmp_path, 2, scenario)
 
 
-def test_stranger_that_stores_all_the_time_is_limited(tmp_path: Path) -> None:
+def test_peer_that_stores_all_the_time_is_limited(tmp_path: Path) -> None:
     async def scenario(nodes: list[Node]) -> None:
         good, flooder = nodes
         request = store_request(
@@ -384,7 +384,7 @@ def answered_by_liars(
     return lying
 
 
-def test_strangers_that_want_to_be_pinged_back_stop_no_call_of_ours(
+def test_peers_that_want_to_be_pinged_back_stop_no_call_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinged = []
@@ -422,7 +422,7 @@ def test_request_for_many_keys_is_refused_before_any_is_looked_up(tmp_path: Path
     run(tmp_path, 2, scenario)
 
 
-def test_stranger_that_asks_all_the_time_is_limited_and_others_are_not(
+def test_peer_that_asks_all_the_time_is_limited_and_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dht_guard, "MAX_REQUESTS_PER_PEER", 30)
@@ -439,7 +439,7 @@ def test_stranger_that_asks_all_the_time_is_limited_and_others_are_not(
     run(tmp_path, 3, scenario)
 
 
-def test_stranger_that_claims_places_in_the_dht_is_nobodys_neighbour(tmp_path: Path) -> None:
+def test_peer_that_claims_places_in_the_dht_is_nobodys_neighbour(tmp_path: Path) -> None:
     async def scenario(nodes: list[Node]) -> None:
         good, liar, other = nodes
         protocol, table = (

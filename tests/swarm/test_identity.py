@@ -138,10 +138,10 @@ def test_signature_holds_for_its_signer_and_data_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "exponent"), [(1024, 65537), (2048, 3)])
-def test_weak_key_of_a_stranger_is_refused(bits: int, exponent: int) -> None:
-    stranger = identity.Identity(rsa.generate_private_key(public_exponent=exponent, key_size=bits))  # type: ignore[arg-type]
+def test_weak_key_of_an_outsider_is_refused(bits: int, exponent: int) -> None:
+    outsider = identity.Identity(rsa.generate_private_key(public_exponent=exponent, key_size=bits))  # type: ignore[arg-type]
     assert not identity.verify(
-        stranger.peer_id, stranger.public_key, b"data", stranger.sign(b"data")
+        outsider.peer_id, outsider.public_key, b"data", outsider.sign(b"data")
     )
 
 

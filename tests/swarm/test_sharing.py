@@ -95,21 +95,21 @@ def test_full_peer_whose_groups_nobody_holds_says_so(lab: Lab) -> None:
     assert owner.status().requests_refused == {"full": 1}
 
 
-def ask_raw(stranger: Network, owner: Swarm, round: int) -> Kind | str:
+def ask_raw(outsider: Network, owner: Swarm, round: int) -> Kind | str:
     """Return the kind of the first frame, or the reason of the refusal."""
 
     async def ask() -> Kind | str:
         async with (
-            stranger.connections.stream(name_of(owner), owner._context.addresses) as stream,
+            outsider.connections.stream(name_of(owner), owner._context.addresses) as stream,
             asyncio.timeout(10),
         ):
-            await stream.send(messages.encode_ask(round, 0, stranger.context.member().sealed))
+            await stream.send(messages.encode_ask(round, 0, outsider.context.member().sealed))
             try:
                 return (await stream.receive(messages.MAX_FRAME_BYTES))[0]
             except messages.Refused as refusal:
                 return refusal.reason
 
-    return stranger.call(ask(), 15)
+    return outsider.call(ask(), 15)
 
 
 def test_greedy_peer_has_one_place_among_the_askers(lab: Lab) -> None:
@@ -137,23 +137,23 @@ def test_greedy_peer_has_one_place_among_the_askers(lab: Lab) -> None:
 def test_round_far_ahead_is_no_reason_to_wait(lab: Lab) -> None:
     lab.bootnode()
     owner = lab.peer("owner")
-    stranger = lab.network("stranger", environments=("sums 1",))
+    outsider = lab.network("outsider", environments=("sums 1",))
     wait_until(lambda: owner._context.is_up, 20, "it is up")
     owner.publish(1, make_groups(name_of(owner), 1))
-    assert ask_raw(stranger, owner, 10**15) == "not-ready"
-    assert ask_raw(stranger, owner, 2) is Kind.WAIT
+    assert ask_raw(outsider, owner, 10**15) == "not-ready"
+    assert ask_raw(outsider, owner, 2) is Kind.WAIT
 
 
 def test_same_groups_are_given_to_the_same_peer_a_few_times(lab: Lab) -> None:
     lab.bootnode()
     owner = lab.peer("owner")
-    strangers = [lab.network(name, environments=("sums 1",)) for name in ("one", "two")]
+    outsiders = [lab.network(name, environments=("sums 1",)) for name in ("one", "two")]
     wait_until(lambda: owner._context.is_up, 20, "it is up")
     for round in (1, 2):
         owner.publish(round, make_groups(name_of(owner), round))
-    assert [ask_raw(strangers[0], owner, 1) for _ in range(5)] == 3 * [Kind.GROUPS] + 2 * ["flood"]
-    assert ask_raw(strangers[0], owner, 2) is Kind.GROUPS
-    assert ask_raw(strangers[1], owner, 1) is Kind.GROUPS
+    assert [ask_raw(outsiders[0], owner, 1) for _ in range(5)] == 3 * [Kind.GROUPS] + 2 * ["flood"]
+    assert ask_raw(outsiders[0], owner, 2) is Kind.GROUPS
+    assert ask_raw(outsiders[1], owner, 1) is Kind.GROUPS
     assert owner.status().groups_offered == 5 * 9
 
 
@@ -224,18 +224,18 @@ def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab
 @pytest.mark.parametrize("how", ["listed", "registered"])
 def test_only_allowed_peers_exchange(lab: Lab, caplog: pytest.LogCaptureFixture, how: str) -> None:
     lab.bootnode()
-    friend, stranger = lab.peer("friend"), lab.peer("stranger")
+    friend, outsider = lab.peer("friend"), lab.peer("outsider")
     only = {"only_peers": (name_of(friend),)} if how == "listed" else {"only_registered": True}
     picky = lab.peer("picky", **only)
-    meet(friend, stranger, picky)
+    meet(friend, outsider, picky)
     if how == "registered":
-        assert set(picky.peers()) == {name_of(friend), name_of(stranger)}
+        assert set(picky.peers()) == {name_of(friend), name_of(outsider)}
         picky.allow_registered([name_of(friend)])
-    for swarm in (friend, stranger, picky):
+    for swarm in (friend, outsider, picky):
         swarm.publish(1, make_groups(name_of(swarm), 1))
     assert {g.peer_id for g in picky.collect(1, 18).groups} == {name_of(friend)}
     with caplog.at_level(logging.WARNING):
-        assert {g.peer_id for g in stranger.collect(1, 18).groups} == {name_of(friend)}
+        assert {g.peer_id for g in outsider.collect(1, 18).groups} == {name_of(friend)}
     assert picky.status().requests_refused == {"not-allowed": 1}
     assert f"request refused by peer={name_of(picky)} round=1 reason=not-allowed" in caplog.text
-    assert {g.peer_id for g in friend.collect(1, 18).groups} == {name_of(stranger), name_of(picky)}
+    assert {g.peer_id for g in friend.collect(1, 18).groups} == {name_of(outsider), name_of(picky)}

@@ -17,7 +17,7 @@ def test_text_line_has_time_level_logger_and_message(capsys):
     assert line[10] == "T"
 
 
-def test_terminal_escapes_from_strangers_are_shown_not_obeyed(capsys):
+def test_terminal_escapes_from_peers_are_shown_not_obeyed(capsys):
     line = emit(capsys, "text", "peer said text=%s", "\x1b[31mred\nfake line\x07")
     assert "\\x1b[31mred\\nfake line\\x07" in line
     assert line.count("\n") == 1
@@ -46,7 +46,7 @@ def test_what_only_its_owner_should_know_of_an_address_is_in_no_log(capsys):
     assert plain in emit(capsys, "text", "%s", plain)
 
 
-def test_traceback_that_quotes_a_stranger_cannot_pass_for_log_lines(capsys):
+def test_traceback_that_quotes_a_peer_cannot_pass_for_log_lines(capsys):
     log.setup("INFO", "text")
     try:
         raise ValueError("bad\n2026-11-23T07:30:12.345Z INFO worker.node all is well\x1b[2J")
