@@ -17,6 +17,9 @@ from deploys.pyinfra_ext import fact_cache
 PIECE = 8 << 20
 SEAL_SECONDS = 600
 PIECE_SECONDS = 120
+PREFIX = ".backup-"
+LEFT_MINUTES = 24 * 60
+"""Age at which a file is of a backup that was killed."""
 
 
 @operation()
@@ -35,7 +38,7 @@ def _fetch(
     key: str,
     file: str,
 ) -> bool:
-    remote = f"{STATE}/.backup-{key[-16:]}"
+    remote = f"{STATE}/{PREFIX}{key[-16:]}"
     said = _ask(host, seal_script(key, remote), SEAL_SECONDS)
     if said is None:
         return False
@@ -63,6 +66,7 @@ def seal_script(key: str, remote: str) -> str:
         f"[ -d {CURRENT}/ ] || {{ echo 0; exit 0; }}; umask 077; cd {CURRENT} || exit 1;"
         # The release on the host may be an earlier one, which calls it `sealing`.
         " module=deploys.backup_pack; [ -e deploys/backup_pack.py ] || module=deploys.sealing;"
+        f" find {STATE} -maxdepth 1 -name '{PREFIX}*' -mmin +{LEFT_MINUTES} -delete;"
         f" {program} > {remote} || {{ rm -f {remote}; exit 1; }}; stat --format=%s {remote}"
     )
 

@@ -21,16 +21,17 @@ from deploys.pyinfra_ext import fact_cache
 PIECE = 8 << 20
 PIECE_SECONDS = 120
 UNPACK_SECONDS = 600
-FOLDER = "/var/tmp"  # noqa: S108 - a folder is made in it that only root can read
+PREFIX = ".restore-"
 
 
 @operation()
 def restore(file: str) -> Iterator[FunctionCommand]:
     """Restore the tar in a local file, sealed for the key that comes on standard input, in hex.
 
-    Refuses and keeps what `maintenance.check_restore` does; on failure no new file stays.
+    Refuses and keeps what `maintenance.check_restore` does; on failure no new file stays. Of a
+    restore that is killed here the tar stays on the host until the next one, or an uninstall.
     """
-    remote = f"{FOLDER}/hivewright-{Path(file).parent.name.strip('.')}"
+    remote = f"{STATE}/{PREFIX}{Path(file).parent.name.strip('.')}"
     script = locks.held(restore_script(STATE, content=f"cat {remote}/tar"))
     yield FunctionCommand(_send, (file, remote, script), {})
 
@@ -43,8 +44,10 @@ def _send(
     script: str,
 ) -> bool:
     key = PrivateKey(bytes.fromhex(standard_input().strip()))
-    # The folder must be new: other users of the host could have made one of this name.
-    if not _run(host, f"umask 077; mkdir {remote}", PIECE_SECONDS):
+    parent = Path(remote).parent
+    # Two at the same time would be a mistake: the first one then fails at its next piece.
+    sweep = f"mkdir -p -m 755 {parent} && rm -rf {parent}/{PREFIX}*"
+    if not _run(host, f"{sweep} && umask 077 && mkdir {remote}", PIECE_SECONDS):
         return False
     try:
         with Path(file).open("rb") as stream:

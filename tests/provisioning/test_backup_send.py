@@ -1,6 +1,7 @@
 """A host's part of a backup arrives whole, in pieces, and leaves nothing behind."""
 
 import base64
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,12 +65,32 @@ def test_part_is_put_together_on_the_host_and_removed(part: Path, tmp_path: Path
     assert not remote.exists()
 
 
-def test_failure_leaves_nothing_and_a_folder_of_others_is_not_used(
-    part: Path, tmp_path: Path
-) -> None:
+def test_failure_leaves_nothing(part: Path, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     assert not backup_send._send(None, Host(), str(part), str(remote), "exit 1")  # type: ignore[arg-type]
     assert not remote.exists()
-    remote.mkdir()
-    assert not backup_send._send(None, Host(), str(part), str(remote), "true")  # type: ignore[arg-type]
-    assert list(remote.iterdir()) == []
+
+
+def test_what_a_killed_restore_left_is_removed_by_the_next_one(part: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    left, kept = state / ".restore-killed", state / "worker-0"
+    for folder in (left, kept):
+        folder.mkdir(parents=True)
+        (folder / "tar").write_bytes(CONTENT)
+    remote = state / ".restore-new"
+    assert backup_send._send(None, Host(), str(part), str(remote), "true")  # type: ignore[arg-type]
+    assert [folder.name for folder in state.iterdir()] == ["worker-0"]
+
+
+def test_restore_that_another_one_displaces_fails(part: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "state/.restore-first"
+
+    class Displaced(Host):
+        def run_shell_command(self, command: Any, **arguments: Any) -> tuple[bool, Any]:
+            if len(self.inputs) == 1:
+                shutil.rmtree(remote, ignore_errors=True)
+            return super().run_shell_command(command, **arguments)
+
+    host, script = Displaced(), f"touch {tmp_path}/restored"
+    assert not backup_send._send(None, host, str(part), str(remote), script)  # type: ignore[arg-type]
+    assert not (tmp_path / "restored").exists()
