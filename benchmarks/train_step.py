@@ -341,6 +341,31 @@ def compare(case: Case) -> tuple[float, float]:
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    warnings.filterwarnings("ignore")
+    set_verbosity_error()
+    disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print_memory(Case(*json.loads(arguments.memory_of[0])), arguments.memory_of[1])
+        return
+
+    results: list[dict[str, Any]] = []
+    failed: list[str] = []
+    print(
+        f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21} "
+        f" {'ratio':>6}"
+    )
+    for case in chosen_cases(arguments):
+        repeats = 1 if case.shape == "half" else arguments.repeats
+        failed += measure(case, repeats, arguments.clock, results)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if failed:
+        raise SystemExit("not reached: " + "; ".join(failed))
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -369,65 +394,60 @@ def main() -> None:
     parser.add_argument(
         "--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes"
     )
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    set_verbosity_error()
-    disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print_memory(Case(*json.loads(arguments.memory_of[0])), arguments.memory_of[1])
-        return
+    return parser.parse_args()
 
+
+def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     device = arguments.device
     kinds = [
         (dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")
     ]
-    kinds = [kind for kind in kinds if arguments.kinds is None or "-".join(kind) in arguments.kinds]
-    cases = [Case("tiny", *kind, device) for kind in kinds if "tiny" in arguments.shapes]
+    if arguments.kinds is not None:
+        kinds = [kind for kind in kinds if "-".join(kind) in arguments.kinds]
+    cases = []
+    if "tiny" in arguments.shapes:
+        cases += [Case("tiny", *kind, device) for kind in kinds]
     if "half" in arguments.shapes:
         cases.append(Case("half", "bfloat16", "even", device))
     if arguments.model:
         cases += [Case(arguments.model, *kind, device, arguments.length) for kind in kinds]
-    results: list[dict[str, Any]] = []
-    failed = []
+    return cases
+
+
+def measure(
+    case: Case,
+    repeats: int,
+    clock: str,
+    results: list[dict[str, Any]],
+) -> list[str]:
+    """Measure and print one case, and add its figures to `results`; return the missed claims."""
+    times = measure_times(case, repeats, clock)
+    medians = {way: statistics.median(seconds) for way, seconds in times.items()}
+    speed = print_row(results, case, "seconds", medians, times)
+    peaks = {way: measure_memory(case, way) for way in WAYS}
+    memory = print_row(results, case, "MB at the peak", peaks)
+    loss, gradients = compare(case)
     print(
-        f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21} "
-        f" {'ratio':>6}"
+        f"{case!s:22}  largest relative difference: loss {loss:.1e}, gradients {gradients:.1e}\n",
+        flush=True,
     )
-    for case in cases:
-        repeats = 1 if case.shape == "half" else arguments.repeats
-        times = measure_times(case, repeats, arguments.clock)
-        speed = print_row(
-            results, case, "seconds", {way: statistics.median(t) for way, t in times.items()}, times
+    for name, difference in (("loss", loss), ("gradients", gradients)):
+        claim = f"train step, {case}: largest relative difference of {name}"
+        results.append(
+            {
+                "claim": claim,
+                "ours": difference,
+                "reference": 0.0,
+                "ratio": None,
+                "unit": "relative",
+            }
         )
-        memory = print_row(
-            results, case, "MB at the peak", {way: measure_memory(case, way) for way in WAYS}
-        )
-        loss, gradients = compare(case)
-        print(
-            f"{case!s:22}  largest relative difference: loss {loss:.1e}, gradients"
-            f" {gradients:.1e}\n",
-            flush=True,
-        )
-        for name, difference in (("loss", loss), ("gradients", gradients)):
-            claim = f"train step, {case}: largest relative difference of {name}"
-            results.append(
-                {
-                    "claim": claim,
-                    "ours": difference,
-                    "reference": 0.0,
-                    "ratio": None,
-                    "unit": "relative",
-                }
-            )
-        if speed < WANTED_SPEED or memory < 1:
-            failed.append(f"{case}: {speed:.2f} times the speed, {memory:.2f} times less memory")
-        if case.dtype == "float32" and max(loss, gradients) >= WANTED_DIFFERENCE:
-            failed.append(f"{case}: loss or gradients differ")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    if failed:
-        raise SystemExit("not reached: " + "; ".join(failed))
+    failed = []
+    if speed < WANTED_SPEED or memory < 1:
+        failed.append(f"{case}: {speed:.2f} times the speed, {memory:.2f} times less memory")
+    if case.dtype == "float32" and max(loss, gradients) >= WANTED_DIFFERENCE:
+        failed.append(f"{case}: loss or gradients differ")
+    return failed
 
 
 def print_row(
