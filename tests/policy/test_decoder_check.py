@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from test_torch_engine import PROMPTS, answer, force, make_model
+from tiny_engines import PROMPTS, answer, force, make_model
 
 from worker.errors import ModelError
 from worker.policy.engines import decoder_check, native, torch_engine

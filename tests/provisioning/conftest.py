@@ -6,8 +6,11 @@ once.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_hosts import COMMIT, FAKE_ANSWERS
 from xdist.scheduler import LoadScopeScheduling
 
 from lab import machine
@@ -87,3 +90,22 @@ def booted(lab: Lab, num_hosts: int = 4) -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
+
+
+@pytest.fixture
+def write_inventory(tmp_path: Path) -> Any:
+    def write(hub: dict[str, Any], *workers: dict[str, Any]) -> Path:
+        common = {
+            "fake_delay": 0.0,
+            "fake_delay_jitter": 0.0,
+            "fake_responses": FAKE_ANSWERS,
+            "release_repository": "https://git.example.org/h.git",
+            "release_ref": COMMIT,
+            "secrets_dir": str(tmp_path / "secrets"),
+        }
+        named = [(f"@fake/gpu-{number}", common | data) for number, data in enumerate(workers)]
+        file = tmp_path / "fleet.py"
+        file.write_text(f"coordinators = [('@fake/hub', {common | hub!r})]\nworkers = {named!r}\n")
+        return file
+
+    return write

@@ -1,0 +1,34 @@
+"""pyinfra's command line on hosts of its @fake connector."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What pyinfra's own operations insist on.
+FAKE_ANSWERS = {
+    "uname -s": "Linux",
+    "command -v useradd": "/usr/sbin/useradd",
+    "VERSION_CODENAME": "debian,bookworm,x86_64",
+}
+
+
+def pyinfra(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pyinfra", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *lines: str) -> None:
+    """Assert exit code 2 with these last lines, before pyinfra loaded any hosts."""
+    assert done.returncode == 2, done.stderr
+    assert tuple(done.stderr.splitlines()) == ("--> Loading config...", *lines)
