@@ -2,7 +2,7 @@
 // sources give the same bytes on every machine. Called by scripts/contracts.
 //
 // usage: node build.js build [FOLDER [SOURCE.sol ...]]   each source gives the contract that has the file's name
-//        node build.js release                           keep what a later upgrade must know of this build
+//        node build.js release                           keep what a later upgrade must know of the versions in this build
 "use strict";
 const crypto = require("node:crypto");
 const fs = require("node:fs");
@@ -10,8 +10,8 @@ const path = require("node:path");
 const solc = require("solc");
 
 const ARTIFACTS = path.join(__dirname, "..", "worker", "chain", "artifacts");
-const COORDINATOR = "src/SwarmCoordinator.sol";
-const SOURCES = [COORDINATOR, "@openzeppelin/contracts/proxy/ERC1967/ERC1967Proxy.sol"];
+const UPGRADEABLE = ["src/SwarmCoordinator.sol", "src/PredictionMarket.sol"];
+const SOURCES = [...UPGRADEABLE, "@openzeppelin/contracts/proxy/ERC1967/ERC1967Proxy.sol"];
 
 function locate(name) {
   if (name.startsWith("src/")) return path.join(__dirname, name);
@@ -93,10 +93,16 @@ function build(folder = ARTIFACTS, ...sources) {
 }
 
 function release() {
-  const { version, runtime_sha256, storage_layout } = artifact(compile([COORDINATOR]), COORDINATOR);
-  const file = path.join(ARTIFACTS, "releases", `${path.basename(version)}.json`);
-  if (fs.existsSync(file)) throw new Error(`${file}: released already; give the contract a new version()`);
-  write(file, { version, runtime_sha256, storage_layout });
+  const output = compile(UPGRADEABLE);
+  for (const source of UPGRADEABLE) {
+    const { contract, version, runtime_sha256, storage_layout } = artifact(output, source);
+    const file = path.join(ARTIFACTS, "releases", contract, `${path.basename(version)}.json`);
+    if (!fs.existsSync(file)) {
+      write(file, { version, runtime_sha256, storage_layout });
+    } else if (JSON.parse(fs.readFileSync(file)).runtime_sha256 !== runtime_sha256) {
+      throw new Error(`${file}: released already with other code; give the contract a new version()`);
+    }
+  }
 }
 
 const commands = { build, release };

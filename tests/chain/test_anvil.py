@@ -266,7 +266,7 @@ def test_used_owner_is_refused(chain):
         client.send_raw(raw)
         client.wait_for_receipt(tx_hash, 10)
         with pytest.raises(
-            ChainError, match=r"has sent other transactions on this chain; .* move owner.key away"
+            ChainError, match=r"has sent other transactions on this chain; .* move its key away"
         ):
             anvil.deploy(moved)
 

@@ -59,9 +59,13 @@ def test_units_fuzzed_functions_and_invariants_hold(anvil_binary):
     } == dict.fromkeys(
         (
             "testFuzz_anyOtherBitOfAProofSpoilsIt",
+            "testFuzz_betIsAtMostTheBalance",
+            "testFuzz_earlierBetBuysAtLeastAsMuch",
+            "testFuzz_gamePaysWhatWasPutIn",
             "testFuzz_listAgreesWithACount",
             "testFuzz_onlyTheHolderSubmits",
             "testFuzz_pageIsCutToWhatIsThere",
+            "testFuzz_probabilitiesAddUp",
             "testFuzz_peerIdBelongsToOneDigest",
             "testFuzz_peerIdIsRegisteredOnce",
             "testFuzz_rewardIsCreditedOnceWhereItFits",
@@ -72,7 +76,9 @@ def test_units_fuzzed_functions_and_invariants_hold(anvil_binary):
         256,
     )
     for name in (
+        "invariant_claimsArePaidOnce",
         "invariant_everyPeerHasOneHolder",
+        "invariant_gameNeverPaysMoreThanWasPutIn",
         "invariant_leaderboardsAreBoundedAndRight",
         "invariant_oneCreditForARoundStageAndPeer",
         "invariant_sumsOfRewardsAgree",

@@ -151,7 +151,7 @@ def test_newer_version_is_left(chain, monkeypatch, caplog):
 def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
     """The storage layout of an unknown build of the same version is not known."""
     (chain.settings.keeper.state_dir / upgrade.NOTE_FILE).unlink()
-    monkeypatch.setattr(upgrade, "releases", list)
+    monkeypatch.setattr(upgrade, "releases", lambda name: [])
     carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), "runtime_sha256": "00"})
     with pytest.raises(
         ChainError,
@@ -195,9 +195,16 @@ def test_upgrade_that_breaks_the_layout_is_refused(chain, changed, monkeypatch):
 # ---- layouts
 
 
-@pytest.mark.parametrize("release", upgrade.releases(), ids=lambda release: release["version"])
-def test_carried_layout_keeps_that_of_every_release(release):
-    carried = contract.artifact("SwarmCoordinator")
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        pytest.param(name, release, id=f"{name}-{release['version']}")
+        for name in ("SwarmCoordinator", "PredictionMarket")
+        for release in upgrade.releases(name)
+    ],
+)
+def test_carried_layout_keeps_that_of_every_release(name, release):
+    carried = contract.artifact(name)
     assert storage_layout.breaks(release["storage_layout"], carried["storage_layout"]) == []
     if release["version"] == carried["version"]:
         expected = release["runtime_sha256"]

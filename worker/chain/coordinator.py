@@ -461,7 +461,7 @@ class Coordinator(ChainClient):
                 raise TooMuch(
                     f"{subject}: {self._rpc_source} refuses blocks {first} to {last}: {said}"
                 ) from None
-            return [_event(name, entry) for entry in entries]
+            return [event_of(name, entry) for entry in entries]
 
     def _events_of(
         self,
@@ -477,7 +477,7 @@ class Coordinator(ChainClient):
             event = self._contract.events[name]()
             entries = event.process_receipt(receipt, errors=DISCARD)
             ours = [entry for entry in entries if entry["address"] == self._address]
-            return [_event(name, entry) for entry in ours]
+            return [event_of(name, entry) for entry in ours]
 
     def _search_first_block(self) -> int:
         """Bisect for the first block in which the contract has code."""
@@ -599,7 +599,7 @@ def _plain(value: Any, kind: str) -> Any:
     return Web3.to_checksum_address(value) if kind.startswith("address") else value
 
 
-def _event(name: str, entry: Any) -> Event:
+def event_of(name: str, entry: Any) -> Event:
     return Event(
         name=name,
         arguments=dict(entry["args"]),

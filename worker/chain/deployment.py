@@ -33,13 +33,15 @@ class Deployment:
     """A swarm's chain: its JSON-RPC addresses, id and contract.
 
     `contract` is a checksummed address; `contract_block` is the block that created it, None if it
-    is not recorded.
+    is not recorded. `market` is the prediction market's address as recorded with it, None if there
+    is none.
     """
 
     rpc_urls: tuple[str, ...]
     chain_id: int
     contract: str
     contract_block: int | None = None
+    market: str | None = None
 
     @property
     def rpc_url(self) -> str:
@@ -74,7 +76,8 @@ def resolve(chain: settings.Chain) -> Deployment:
     block = chain.contract_block
     if block is None and written and contract == written.contract:
         block = written.contract_block
-    return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract), block)
+    market = written.market if written and contract == written.contract else None
+    return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract), block, market)
 
 
 def _contract(chain: settings.Chain, written: Deployment | None) -> str:
@@ -112,7 +115,14 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
     if not isinstance(block, int) or isinstance(block, bool) or block < 0:
         block = None
     place = _socket_in(raw) or rpc_url
-    return Deployment((place,), chain_id, contract, block)
+    return Deployment((place,), chain_id, contract, block, address_in(raw, "market"))
+
+
+def address_in(raw: dict[str, Any], key: str) -> str | None:
+    """Return the address under `key`; None: there is none, as before there were markets."""
+    value = raw.get(key)
+    is_valid = isinstance(value, str) and re.fullmatch(_FORMS["contract"], value) is not None
+    return Web3.to_checksum_address(value) if is_valid else None
 
 
 def _socket_in(written: dict[str, Any]) -> str | None:

@@ -14,7 +14,9 @@ from worker.settings.chain_sections import (
     Audit,
     Chain,
     Dashboard,
+    Judge,
     Keeper,
+    Market,
     chain_of_node,
 )
 from worker.settings.explanations import form, plainly
@@ -56,9 +58,11 @@ __all__ = [
     "Family",
     "Generation",
     "Hub",
+    "Judge",
     "Keeper",
     "Log",
     "Lora",
+    "Market",
     "Model",
     "Node",
     "Section",

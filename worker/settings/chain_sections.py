@@ -1,7 +1,7 @@
 """Sections about the chain and the services around it."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -177,6 +177,66 @@ class Dashboard(Section):
                 " audit"
             )
         return self
+
+
+class Market(Section):
+    """The prediction market, in which nodes bet on the answers to a judge's questions."""
+
+    enabled: bool | None = None
+    """Take part. None: if the swarm has a market, which the node logs at its start. For `hivewright
+    chain deploy`: create the market's contract; None: on the embedded chain."""
+    contract: Address | None = None
+    """Address of the market's contract. None: as in `chain.deployment_file`, or else from the
+    account service."""
+    judge_url: Url | None = None
+    """Address of the judge. None: from the account service, which gives to nodes what it has
+    here."""
+    policy: Literal["even", "kelly"] = "even"
+    """Amount of a bet. even: the balance, divided by the game's remaining rounds, on the choice
+    that the model finds most likely; kelly: `kelly_fraction` of the bet that lets the balance grow
+    fastest if the model's probabilities are right, and none on a choice that costs more."""
+    kelly_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of Kelly's bet to make: models are too sure of themselves."""
+    seconds_per_round: Seconds = 10.0
+    """Longest time by which the market may delay a training round, in seconds."""
+    poll_seconds: Seconds = 5.0
+    """Seconds between two readings of the judge's clue."""
+    record_file: Path | None = None
+    """File with a line for each clue, bet and result. None: `logs/prg_record.txt` in the state
+    folder. A deploy sets it to `prg_record.txt` in the service's log folder."""
+
+
+class Judge(Section):
+    """The process that runs the market's games, and asks evaluation questions (`hivewright judge`).
+
+    Its tasks are those of the `environment` section.
+    """
+
+    host: Host = "127.0.0.1"
+    """Address to listen on, in addition to 127.0.0.1."""
+    port: Port = 3002
+    """TCP port."""
+    state_dir: Path = Path("/var/lib/hivewright/judge")
+    """Folder of the game in progress and of past games."""
+    names: tuple[Host, ...] = ()
+    """Domain names under which browsers may reach it, besides its addresses and the host's own
+    name."""
+    key_file: Path = Path("/var/lib/hivewright/keeper/judge.key")
+    """The judge's key, which `hivewright chain deploy` makes in `keeper.state_dir`."""
+    rounds: Annotated[int, Field(ge=1, le=64)] = 3
+    """Rounds of a game, with a clue each."""
+    round_seconds: Seconds = 120.0
+    """Duration of a round of a game, in seconds."""
+    pause_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """Pause between two games, in seconds."""
+    choices: Annotated[int, Field(ge=2, le=64)] = 4
+    """Choices of a game."""
+    problems_file: Path | None = None
+    """File with problems in place of tasks, one JSON object a line: `clues` (a text for each
+    round), `choices` (texts) and `answer` (index of the right choice, 0 the first). None: tasks of
+    the environment, of which each round shows more."""
+    max_games: Positive | None = None
+    """Number of games to run. None: run forever."""
 
 
 class Keeper(Section):

@@ -5,7 +5,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from worker.settings.chain_sections import Account, Anvil, Audit, Chain, Dashboard, Keeper
+from worker.settings.chain_sections import (
+    Account,
+    Anvil,
+    Audit,
+    Chain,
+    Dashboard,
+    Judge,
+    Keeper,
+    Market,
+)
 from worker.settings.node_sections import Environment, Generation, Model, Node
 from worker.settings.swarm_sections import Bootnode, Swarm
 from worker.settings.training_sections import Trainer
@@ -64,6 +73,8 @@ class Settings(Section):
     anvil: Anvil = Anvil()
     account: Account = Account()
     dashboard: Dashboard = Dashboard()
+    market: Market = Market()
+    judge: Judge = Judge()
     keeper: Keeper = Keeper()
     audit: Audit = Audit()
     bootnode: Bootnode = Bootnode()

@@ -33,6 +33,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.deployment import Deployment
 from worker.chain.embedded import door, pruning
 from worker.chain.embedded.snapshots import Snapshots
+from worker.chain.market import Market
 from worker.errors import ChainError, ChainUnreachable, ResourceError, SecretError
 from worker.runtime.files import HEX_KEY, read_secret, write_whole
 from worker.runtime.host import require_port
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 DEPLOYMENT_FILE = "deployment.json"
 OWNER_KEY_FILE = "owner.key"
+JUDGE_KEY_FILE = "judge.key"
 
 _ROOT = Path(__file__).resolve().parents[3]
 _GAS_LIMIT = 1_000_000_000
@@ -302,8 +304,13 @@ def deploy(settings: settings.Settings) -> Deployment:
     block = None
     if address is None:
         owner = load_owner(settings.keeper, create=True)
+        proxy_code = contract.proxy_data(owner.address, get_create_address(owner.address, Nonce(0)))
         address, block = _create(
-            _client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds
+            _client(settings, rpc_url, contract.NO_ADDRESS),
+            owner,
+            "SwarmCoordinator",
+            proxy_code,
+            settings.chain.timeout_seconds,
         )
     client = _client(settings, rpc_url, address)
     client.check()
@@ -318,6 +325,9 @@ def deploy(settings: settings.Settings) -> Deployment:
     block = block or _written_block(file, found) or client.first_block()
     if block:
         written["contract_block"] = block
+    market = _deploy_market(settings, client)
+    if market is not None:
+        written["market"] = market
     if found.rpc_url.startswith(http.UNIX):
         written["socket"] = found.rpc_url.removeprefix(http.UNIX)
     text = json.dumps(written)
@@ -352,21 +362,52 @@ def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
         )
 
 
+def _deploy_market(settings: settings.Settings, client: Coordinator) -> str | None:
+    """Deploy the prediction market, or upgrade it in place; return its address.
+
+    None: the settings want none. Its address follows from the judge's key, whose account creates
+    it, so that an interrupted deploy continues where it stopped.
+    """
+    wanted = settings.market.enabled
+    if wanted is None:
+        wanted = _is_embedded(settings)
+    if not wanted:
+        return None
+    judge = load_key(settings.keeper.state_dir / JUDGE_KEY_FILE, "judge", create=True)
+    implementation = get_create_address(judge.address, Nonce(0))
+    coordinator, patience = client.deployment.contract, settings.chain.timeout_seconds
+    proxy_code = contract.market_proxy_data(coordinator, judge.address, implementation)
+    address, _ = _create(client, judge, "PredictionMarket", proxy_code, patience)
+    if (settings.keeper.state_dir / OWNER_KEY_FILE).exists():
+        target = upgrade.Deployed("PredictionMarket", address, Market(client, address).version)
+        note_file = settings.keeper.state_dir / upgrade.MARKET_NOTE_FILE
+        owner = load_owner(settings.keeper)
+        upgrade.bring_up_to_date(client, owner, note_file, patience, target)
+    return address
+
+
 def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
     """Return the account that owns the contract.
 
     Raises ChainError if its key is missing and `create` is False.
     """
-    file = keeper.state_dir / OWNER_KEY_FILE
+    return load_key(keeper.state_dir / OWNER_KEY_FILE, "owner", create)
+
+
+def load_key(file: Path, role: str, create: bool = False) -> LocalAccount:
+    """Return the account whose key is in `file`; `role` names it in messages.
+
+    Raises ChainError if it is missing and `create` is False, SecretError if it is not a key.
+    """
     if create and not file.exists():
         write_whole(file, "0x" + secrets.token_hex(32) + "\n", mode=0o600)
-        log.info("owner key made file=%s", file)
+        log.info("%s key made file=%s", role, file)
     if not file.exists():
         raise ChainError(
-            f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a"
+            f"{file}: no {role} key; `hivewright chain deploy` makes it, or bring it back from a"
             " backup"
         )
-    expected = "the key of the contract's owner; restore it from its backup"
+    expected = f"the key of the contract's {role}; restore it from its backup"
     key = read_secret(file, expected, form=HEX_KEY)
     try:
         account: LocalAccount = Account.from_key(key)
@@ -378,9 +419,11 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
 def _create(
     client: Coordinator,
     owner: LocalAccount,
+    name: str,
+    proxy_code: bytes,
     patience: float,
 ) -> tuple[str, int | None]:
-    """Deploy implementation and proxy as the owner's first two transactions.
+    """Deploy implementation and proxy of a contract as the owner's first two transactions.
 
     Returns the proxy and its block, or None for the block if the proxy existed. Their addresses
     follow from owner and nonce, so an interrupted deploy continues where it stopped.
@@ -388,10 +431,9 @@ def _create(
     client.check_id()
     implementation = get_create_address(owner.address, Nonce(0))
     proxy = get_create_address(owner.address, Nonce(1))
-    code = bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:])
-    proxy_code = contract.proxy_data(owner.address, implementation)
+    code = bytes.fromhex(contract.artifact(name)["bytecode"][2:])
     parts = (
-        (implementation, Call("SwarmCoordinator", code, None)),
+        (implementation, Call(name, code, None)),
         (proxy, Call("ERC1967Proxy", proxy_code, None)),
     )
     block = None
@@ -400,8 +442,9 @@ def _create(
             continue
         if client.nonce(owner.address) != nonce:
             raise ChainError(
-                f"the owner {owner.address} has sent other transactions on this chain; expected a"
-                f" new account; move {OWNER_KEY_FILE} away and deploy again"
+                f"the account {owner.address} has sent other transactions on this chain; expected"
+                f" a new one for the {name}; move its key away ({OWNER_KEY_FILE} or"
+                f" {JUDGE_KEY_FILE}) and deploy again"
             )
         block = client.transact(owner, creation, patience).block
         log.info("deployed %s address=%s", creation.name, address)
@@ -420,10 +463,14 @@ def _client(
 def _rpc_url(settings: settings.Settings) -> str:
     """Return chain.rpc_url, or the embedded chain's socket, which allows contract creation."""
     url, private = _shown_url(settings), door.socket_of(settings.anvil)
+    return f"{http.UNIX}{private}" if _is_embedded(settings) and private.exists() else url
+
+
+def _is_embedded(settings: settings.Settings) -> bool:
+    """Return whether the chain in the settings is the embedded one of this host."""
     file = _address_file(settings.anvil)
     embedded_url = file.read_text().strip() if file.exists() else None
-    is_embedded = not settings.chain.rpc_url or url == embedded_url
-    return f"{http.UNIX}{private}" if is_embedded and private.exists() else url
+    return not settings.chain.rpc_url or _shown_url(settings) == embedded_url
 
 
 def _shown_url(settings: settings.Settings) -> str:

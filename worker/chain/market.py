@@ -1,0 +1,197 @@
+"""Client of the prediction market contract, ours or a foreign one with the same ABI.
+
+Reads and calls as in coordinator.py, and through its connection. docs/prediction-market.md explains
+the rule.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from eth_abi.abi import encode
+from web3 import Web3
+from web3.contract import Contract
+from web3.exceptions import Web3RPCError
+
+from worker.chain.client import Call, Unanswered, rpc_message
+from worker.chain.contract import is_version, market_abi
+from worker.chain.coordinator import Coordinator, Event, event_of
+from worker.chain.logs import Window, walk
+from worker.chain.rpc import TooMuch
+from worker.errors import ContractRefused
+from worker.log import printable
+
+TOKEN = 10**18
+"""Units of a bet token, and of a share."""
+
+
+class GameStatus(IntEnum):
+    """The state of a game in our contract."""
+
+    UNKNOWN = 0
+    OPEN = 1
+    CLOSED = 2
+    SETTLED = 3
+    CANCELLED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """A game in our contract. `round` equals `num_rounds` when no bets are taken any more.
+
+    `right_choice` counts only if it is settled; `deadline` is the time (seconds since 1970) after
+    which it can only be cancelled.
+    """
+
+    status: GameStatus
+    round: int
+    num_rounds: int
+    right_choice: int
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A bet of a peer in a round; `bet` in units of a token, `shares` in units of a share."""
+
+    choice: int
+    bet: int
+    shares: int
+
+
+class Market:
+    """The market at `address`, on the chain of `client`.
+
+    Every method may raise ChainUnreachable, ContractRefused and ChainError.
+    """
+
+    def __init__(self, client: Coordinator, address: str) -> None:
+        self.client = client
+        self.address = Web3.to_checksum_address(address)
+        self._window = Window()
+
+    @functools.cached_property
+    def version(self) -> str | None:
+        """Our contract's version ("hivewright/1"); None for a foreign one."""
+        try:
+            version = self.read("version")
+        except (ContractRefused, Unanswered):
+            return None
+        return version if isinstance(version, str) and is_version(version) else None
+
+    @functools.cached_property
+    def _contract(self) -> Contract:
+        return self.client.web3.eth.contract(address=self.address, abi=market_abi())
+
+    # ---- reads of every market
+
+    def read(self, name: str, *arguments: Any) -> Any:
+        """Call any view by its name, such as `gameStatus`."""
+        with self.client.translated(name):
+            return self._contract.functions[name](*arguments).call()
+
+    def balance(self, peer_id: str) -> int:
+        """Return the peer's bet tokens, in units."""
+        return int(self.read("betTokenBalance", peer_id))
+
+    def current_round(self, game: int) -> int:
+        return int(self.read("currentRoundIdx", game))
+
+    def shares_of(self, game: int, choice: int, peer_id: str) -> int:
+        return int(self.read("choiceTokenBalance", game, choice, peer_id))
+
+    def shares_for(self, game: int, round: int, choice: int, bet: int) -> int:
+        """Return the shares that a bet buys now."""
+        return int(self.read("choiceTokensOut", game, round, choice, bet))
+
+    def price(self, game: int, round: int, choice: int) -> int:
+        """Return the price of a share in units of a token."""
+        return int(self.read("price", game, round, choice))
+
+    def right_choice(self, game: int, from_block: int) -> int | None:
+        """Return the revealed answer; None while it is not revealed.
+
+        A foreign market has it only in its log, which is read from `from_block`.
+        """
+        if self.version is not None:
+            found = self.game(game)
+            return found.right_choice if found.status == GameStatus.SETTLED else None
+        for event in self.events("AnswerRevealed", {"gameIdx": game}, from_block):
+            return int(event.arguments["correctChoiceIdx"])
+        return None
+
+    def guess_of(self, game: int, peer_id: str, round: int, from_block: int) -> Guess | None:
+        """Return the peer's bet in a round; None: it made none.
+
+        A foreign market has it only in its log, which is read from `from_block`, without shares.
+        """
+        if self.version is not None:
+            made, choice, bet, shares = self.read("getGuess", game, peer_id, round)
+            return Guess(choice, bet, shares) if made else None
+        for event in self.events("NewGuess", {"gameIdx": game}, from_block):
+            said = event.arguments
+            if (said["peerId"], said["roundIdx"]) == (peer_id, round):
+                return Guess(said["choiceIdx"], said["bet"], 0)
+        return None
+
+    def events(self, name: str, filters: dict[str, Any], from_block: int) -> Iterator[Event]:
+        """Yield the log entries of one name, with `filters` by indexed arguments."""
+        yield from walk(
+            functools.partial(self._fetch_log, name, filters),
+            from_block,
+            self.client.block_number(),
+            False,
+            self._window,
+        )
+
+    # ---- reads of our market
+
+    def num_games(self) -> int:
+        return int(self.read("gameCount"))
+
+    def game(self, game: int) -> Game:
+        status, *numbers = self.read("getGame", game)
+        return Game(GameStatus(status), *numbers)
+
+    def payout(self, game: int, peer_id: str) -> tuple[int, bool]:
+        """Return what a claim pays or has paid, in units of a token, and whether it was claimed."""
+        payout, is_claimed = self.read("getPayout", game, peer_id)
+        return int(payout), bool(is_claimed)
+
+    def probability(self, game: int, choice: int) -> float:
+        """Return the market's belief that the choice is right."""
+        return float(self.read("impliedProbability", game, choice) / TOKEN)
+
+    # ---- writes: built here, sent by whoever owns the key
+
+    def call(self, name: str, *arguments: Any) -> Call:
+        """Return any write by its name, such as `claimReward`."""
+        data = self._contract.encode_abi(name, list(arguments))
+        return Call(name, bytes.fromhex(data[2:]), self.address)
+
+    def guess_answer(self, game: int, peer_id: str, round: int, choice: int, bet: int) -> Call:
+        return self.call("guessAnswer", game, peer_id, round, choice, bet)
+
+    def claim_reward(self, game: int, peer_id: str) -> Call:
+        return self.call("claimReward", game, peer_id)
+
+    # ----
+
+    def _fetch_log(self, name: str, filters: dict[str, Any], first: int, last: int) -> list[Event]:
+        subject = f"eth_getLogs of {name}"
+        with self.client.translated(subject):
+            try:
+                entries = self._contract.events[name]().get_logs(
+                    filters, from_block=first, to_block=last
+                )
+            except Web3RPCError as error:
+                said = printable(rpc_message(error))[:200]
+                raise TooMuch(f"{subject}: blocks {first} to {last} refused: {said}") from None
+            return [event_of(name, entry) for entry in entries]
+
+
+def commitment(choice: int, job_id: int) -> bytes:
+    """Return the commitment to an answer, with a random number of 256 bits that hides it."""
+    return bytes(Web3.keccak(encode(["uint256", "uint256"], [choice, job_id])))
