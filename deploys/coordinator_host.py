@@ -4,11 +4,22 @@ from collections.abc import Iterator
 
 from pyinfra import host
 from pyinfra.api import deploy, operation
+from pyinfra.operations import files
 
-from deploys import node_identity, paths, units
+from deploys import host_files, node_identity, paths, units
 from deploys.facts import ConfiguredServices
+from deploys.inventory import scrape_targets
 from deploys.inventory.host_plan import Planned
-from deploys.paths import CACHE, DEPLOYED, ENROLMENT_TOKEN, LOGS, RETIRED, STATE
+from deploys.paths import (
+    CACHE,
+    DEPLOYED,
+    ENROLMENT_TOKEN,
+    LOGS,
+    PROMETHEUS,
+    RETIRED,
+    STATE,
+    TARGETS_FILE,
+)
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES, COORDINATOR_UNITS
 
 
@@ -16,6 +27,12 @@ from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES, COORDINATO
 def configure_coordinator(plan: Planned) -> None:
     """Install settings, secrets and services of the coordinator."""
     token = node_identity.install_enrolment_token(plan)
+    files.directory(name=f"Make {PROMETHEUS}", path=str(PROMETHEUS), mode="755")
+    host_files.file(
+        name="Write the targets of Prometheus",
+        path=PROMETHEUS / TARGETS_FILE,
+        content=scrape_targets.render(plan.targets, plan.host.name).encode(),
+    )
     settings = {}
     for role, service in host.loop(COORDINATOR_ROLES.items()):
         settings[role] = units.install_settings(service.file, plan.host.services[role])
@@ -55,6 +72,6 @@ def retire() -> Iterator[str]:
         f"for unit in {' '.join(names)}; do [ ! -e {paths.UNITS}/$unit ] || systemctl disable --now"
         f" --quiet $unit || exit 1; done; kept={RETIRED}/coordinator-$(date +%Y%m%dT%H%M%S); mkdir"
         f" -m 700 $kept || exit 1; for role in {folders}; do [ ! -d {STATE}/$role ] || mv -T"
-        f" {STATE}/$role $kept/$role || exit 1; rm -rf {CACHE}/$role {LOGS}/$role; done; rm -f"
-        f" {settings} {files}; systemctl daemon-reload"
+        f" {STATE}/$role $kept/$role || exit 1; rm -rf {CACHE}/$role {LOGS}/$role; done; rm -rf"
+        f" {settings} {files} {PROMETHEUS}; systemctl daemon-reload"
     )

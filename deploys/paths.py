@@ -25,6 +25,9 @@ CONFIGURATION = Path("/etc/hivewright")
 ENROLMENT_TOKEN = CONFIGURATION / "enrolment.token"
 
 STATE = Path("/var/lib/hivewright")
+# On a coordinator: the fleet's targets for a Prometheus there, whose user may read them.
+PROMETHEUS = STATE / "prometheus"
+TARGETS_FILE = "targets.json"
 # For each running service, the digest of what it was started with.
 DEPLOYED = STATE / "deployed"
 # In DEPLOYED, the digest of the whole host; written when its deploy got to the end.

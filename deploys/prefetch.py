@@ -26,7 +26,15 @@ from deploys.facts import (
 )
 from deploys.hardware import Distribution
 from deploys.inventory.host_plan import Planned
-from deploys.paths import COMMAND, CONFIGURATION, ENROLMENT_TOKEN, KEY_FILE, UNITS
+from deploys.paths import (
+    COMMAND,
+    CONFIGURATION,
+    ENROLMENT_TOKEN,
+    KEY_FILE,
+    PROMETHEUS,
+    TARGETS_FILE,
+    UNITS,
+)
 from deploys.pyinfra_ext import fact_cache
 from deploys.pyinfra_ext.fact_cache import Question
 from deploys.services import COORDINATOR_UNITS, GPU_UNIT, enrol_unit, units_of
@@ -63,6 +71,9 @@ def _questions(plan: Planned) -> Iterator[Question]:
         yield Directory, {"path": str(folder)}
     for file in (COMMAND, ENROLMENT_TOKEN, *plan.host.settings_files(), *_unit_files(plan)):
         yield FileContent, {"path": str(file)}
+    if plan.host.services:
+        yield Directory, {"path": str(PROMETHEUS)}
+        yield FileContent, {"path": str(PROMETHEUS / TARGETS_FILE)}
     yield WireGuard, {}
     for slot in plan.host.slots:
         if slot.hub_token is not None:

@@ -53,7 +53,7 @@ class Service:
 COORDINATOR_SERVICES = (
     Service(
         "chain",
-        sections=("anvil", "chain", "log"),
+        sections=("anvil", "chain", "log", "metrics"),
         ports=("anvil_port",),
         files={"anvil_state_file": STATE / "chain/state.json"},
     ),
@@ -61,14 +61,14 @@ COORDINATOR_SERVICES = (
     Service("contract", settings_of="keeper"),
     Service(
         "bootnode",
-        sections=("bootnode", "log"),
+        sections=("bootnode", "log", "metrics"),
         ports=("bootnode_port",),
         files={"bootnode_state_dir": STATE / "bootnode"},
     ),
     Service(
         "keeper",
         # Its audits score the swarm's tasks.
-        sections=("keeper", "chain", "anvil", "audit", "environment", "log"),
+        sections=("keeper", "chain", "anvil", "audit", "environment", "log", "metrics"),
         files={
             "keeper_state_dir": STATE / "keeper",
             "keeper_bootnode_file": STATE / "bootnode/multiaddr",
@@ -77,7 +77,7 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "account",
-        sections=("account", "chain", "log"),
+        sections=("account", "chain", "log", "metrics"),
         ports=("account_port",),
         files={
             "account_state_dir": STATE / "account",
@@ -88,7 +88,7 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "dashboard",
-        sections=("dashboard", "chain", "log"),
+        sections=("dashboard", "chain", "log", "metrics"),
         ports=("dashboard_port",),
         files={
             "dashboard_state_dir": STATE / "dashboard",
@@ -116,6 +116,7 @@ WORKER_SECTIONS = (
     "chain",
     "hub",
     "log",
+    "metrics",
 )
 # Settings that the deploy fills in for each slot.
 WORKER_FILES = (

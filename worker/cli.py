@@ -447,7 +447,14 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
         from worker.runtime import systemd
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
-        _load(command.target)(loaded)
+        role = _load(command.target)
+        if loaded.metrics.port is None:
+            role(loaded)
+            return
+        from worker import metrics_endpoint  # prometheus_client takes a while to import
+
+        with metrics_endpoint.serving(command.name, loaded):
+            role(loaded)
     else:
         log.setup("WARNING", loaded.log.format)
         _load(command.target)(loaded, *([parsed] if command.options else []))

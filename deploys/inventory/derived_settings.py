@@ -54,9 +54,10 @@ def slot_settings(
 ) -> dict[str, Any]:
     """Return the flat settings of a slot; `own`: the keys in which it differs from its host."""
     flat = own_settings(entry, WORKER_SECTIONS)
-    port = _port(entry, number, own)
-    if port is not None:
-        flat["swarm_port"] = port
+    for key in ("swarm_port", "metrics_port"):
+        port = _port(entry, key, number, own)
+        if port is not None:
+            flat[key] = port
     flat |= pick(own, own.keys() - SLOT_KEYS)
     host = re.sub(r"[^A-Za-z0-9._-]+", "-", entry.name).strip("-._")[:50]
     flat.setdefault("node_name", nth_name(host or "worker", number))
@@ -78,14 +79,15 @@ def slot_settings(
 
 def _port(
     entry: HostEntry,
+    key: str,
     number: int,
     own: Mapping[str, Any],
 ) -> int | None:
     """Return the slot's own port, or the host's plus its number; None: neither is set."""
-    if "swarm_port" in own:
-        port = own["swarm_port"]
+    if key in own:
+        port = own[key]
         return port if isinstance(port, int) else None
-    port = entry.data.get("swarm_port")
+    port = entry.data.get(key)
     if not port or not isinstance(port, int) or isinstance(port, bool):
         return None
     return port + number
@@ -116,6 +118,9 @@ def service_settings(
         # The account service is for nodes without a route to the chain, which is on this host.
         flat.pop("chain_account_url", None)
         flat |= {key: str(path) for key, path in service.files.items()}
+        if metrics_port := flat.get("metrics_port"):
+            # The ports from the setting on are those of slots.
+            flat["metrics_port"] = metrics_port - 1 - list(COORDINATOR_ROLES).index(role)
         services[role] = settings.from_flat(flat | extra.get(role, {}), entry.name)
     return services
 

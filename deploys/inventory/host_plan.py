@@ -65,6 +65,9 @@ class HostPlan:
             "node": settings.node.model_copy(update=node),
             "swarm": settings.swarm.model_copy(update={"port": port}),
         }
+        if settings.metrics.port:
+            port = {"port": settings.metrics.port + number}
+            own["metrics"] = settings.metrics.model_copy(update=port)
         if settings.hub.token_file:
             token = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))}
             own["hub"] = settings.hub.model_copy(update=token)
@@ -82,13 +85,28 @@ class HostPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """The endpoint of one process for Prometheus.
+
+    `address`: HOST:PORT for others; None: it listens on loopback, so only a Prometheus on its own
+    host can scrape it. `slot`: of a worker, None for another service.
+    """
+
+    host: str
+    service: str
+    port: int
+    address: str | None
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """A host's plan with the commit it gets and the fleet's enrolment token (None: it has none).
 
     `mesh`: the members of the fleet's WireGuard mesh, by host; this host need not be one.
-    `torch_index`: the package index of the build of torch that fits the host; None: as pip is
-    configured on the host or, for a wheelhouse, here. `unfit`: why the host's facts contradict the
-    plan; None: they do not.
+    `targets`: the fleet's endpoints for Prometheus. `torch_index`: the package index of the build
+    of torch that fits the host; None: as pip is configured on the host or, for a wheelhouse, here.
+    `unfit`: why the host's facts contradict the plan; None: they do not.
     """
 
     host: HostPlan
@@ -96,6 +114,7 @@ class Planned:
     commit: str
     token: str | None = field(repr=False)
     mesh: Mapping[str, Member] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
     torch_index: str | None = None
     unfit: str | None = None
 
@@ -137,6 +156,9 @@ def _ports(
         for key in COORDINATOR_ROLES[role].ports:
             section, _, name = key.partition("_")
             yield key, key, getattr(getattr(settings, section), name)
+        yield f"metrics_port of the {role}", f"metrics of the {role}", settings.metrics.port or 0
     for slot in slots:
         user = f"slot {slot.number}"
         yield f"{user}: swarm_port", user, slot.settings.swarm.port
+        metrics_port = slot.settings.metrics.port or 0
+        yield f"{user}: metrics_port", f"{user} (metrics)", metrics_port

@@ -1,5 +1,6 @@
 """The plans of all hosts: made before pyinfra connects, and refined by each host's facts."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -17,11 +18,12 @@ from pyinfra.context import ctx_host
 
 from deploys import mesh, operator, paths
 from deploys.facts import FileContent, Identities, MovedAway
+from deploys.gpus import Gpus
 from deploys.hardware import Distribution, HostGpus, MissingParts, OwnPipSources
-from deploys.inventory import commits, fitting, secret_files, validation
+from deploys.inventory import commits, fitting, scrape_targets, secret_files, validation
 from deploys.inventory.access_checks import access_mistakes, located, wrong_types
 from deploys.inventory.commits import CHECKOUT
-from deploys.inventory.host_plan import HostEntry, HostPlan, Planned
+from deploys.inventory.host_plan import HostEntry, HostPlan, Planned, Target
 from deploys.inventory.schema import Deployment
 from deploys.paths import STATE
 from deploys.pyinfra_ext import fact_cache, run_report, sudo
@@ -49,6 +51,9 @@ _planned: dict[str, Planned] = {}
 _coordinators: list[str] = []
 # A token that this run has made, by the folder of secrets, until it is written there.
 _token_to_keep: dict[Path, str] = {}
+
+# Endpoints for Prometheus of this run's hosts.
+_targets: dict[str, tuple[Target, ...]] = {}
 
 # pyinfra runs deploy.py once per host, all at the same time; the first run compares all hosts.
 _lock = threading.Lock()
@@ -83,10 +88,15 @@ def make(
         raise SettingsError("\n".join(lines))
     data = {entry.name: entry.data for entry in entries}
     members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
+    targets: list[Target] = []
+    for name, plan in plans.items():
+        targets += scrape_targets.targets_of(plan, data[name])
     _coordinators[:] = [name for name, plan in plans.items() if plan.services]
     for name, plan in plans.items():
         repository, commit = found[name]
-        _planned[name] = Planned(plan, repository, commit, token=None, mesh=members)
+        _planned[name] = Planned(
+            plan, repository, commit, token=None, mesh=members, targets=tuple(targets)
+        )
     _give_token(is_dry)
 
 
@@ -163,11 +173,25 @@ def current() -> Planned:
             _has_compared = True
             _refuse_duplicates()
             _settle_token()
+            _count_targets()
     if host.name not in _planned:
         raise DeployError(
             "no plan was made; run deploy.py from the checkout, with the config.py that is there"
         )
-    return fitting.fit(_planned[host.name])
+    fitted = fitting.fit(_planned[host.name])
+    return replace(fitted, targets=tuple(scrape_targets.merged(fitted.targets, _targets)))
+
+
+def _count_targets() -> None:
+    """Note the endpoints of this run's hosts, whose facts tell the number of their auto slots."""
+    _targets.update(state.fact_pool.map(_targets_of, list(inventory.get_active_hosts())))
+
+
+def _targets_of(of: Host) -> tuple[str, tuple[Target, ...]]:
+    plan = _planned[of.name].host
+    with ctx_host.use(of), contextlib.suppress(SettingsError):  # `fit` reports it
+        plan = plan.on(of.get_fact(HostGpus) if plan.slots else Gpus())
+    return of.name, scrape_targets.targets_of(plan, of.data.dict())
 
 
 def review(all_hosts: Iterable[Host]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from worker.records import StepQuality
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
-from worker.telemetry.metrics import STEP_FIGURES, render
+from worker.telemetry.metrics import STEP_FIGURES, render, table
 from worker.telemetry.status import FamilyReward, Finding, NodeStatus, RoundRecord
 
 
@@ -139,3 +140,8 @@ def test_figures_of_the_last_round_have_the_names_of_trl() -> None:
 
 def test_every_figure_of_a_step_has_a_description() -> None:
     assert set(STEP_FIGURES) == {field.name for field in fields(StepQuality)}
+
+
+def test_documents_have_every_figure_with_its_meaning() -> None:
+    page = Path(__file__).parents[2] / "docs/operations/monitoring.md"
+    assert table() in page.read_text(), f"{page}: put in its table what metrics.table() returns"

@@ -12,14 +12,17 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from worker import settings
 from worker.chain.audit_scheduler import AUDIT_FOLDER, Audits
 from worker.chain.client import NonceUsed, ReceiptTimeout, TransactionRefused
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil
-from worker.errors import ChainUnreachable, ContractRefused, ResourceError
+from worker.errors import ChainUnreachable, ContractRefused, ResourceError, WorkerError
 from worker.runtime import host
 from worker.runtime.files import write_whole
 from worker.runtime.outage import Outage
@@ -49,6 +52,22 @@ class Status:
     reporters: int = 0
     expected: int = 0
     began_at: float | None = None
+
+
+_STATUS = TypeAdapter(Status)
+
+
+def read_status(state_dir: Path) -> Status | None:
+    """Return the keeper's last status; None: it never had one. Raises WorkerError if invalid."""
+    file = state_dir / "status.json"
+    try:
+        return _STATUS.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise WorkerError(
+            f"{file}: not a keeper's status ({type(error).__name__}); restart the keeper"
+        ) from None
 
 
 @dataclass(slots=True)

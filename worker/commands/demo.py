@@ -43,6 +43,7 @@ START_SECONDS = 180.0  # limit for all workers to reach their first round
 ROUND_SECONDS = 120.0  # the keeper's limit for one round, and so the demo's
 MAX_WORKERS = 64  # each is a process with torch and a model
 MARKER = ".hivewright-demo"
+SERVICES = ("chain", "account", "bootnode", "keeper", "dashboard")
 _ALL = 10**9
 
 
@@ -95,12 +96,14 @@ class Demo:
         self.console = console
         self.worker_names = [f"worker-{i}" for i in range(num_workers)]
         self.rpc_url = ""
+        self._metrics_ports = host.free_ports([*SERVICES, *self.worker_names])
         self.started = time.monotonic()
 
     def start(self, children: Children) -> None:
         """Start every role in the order of their dependencies."""
         folder = self.output
         console = self.console
+        self._write_targets()
         say(console, "starting the chain, the account service and the bootnode", "dim")
         chain_file = self._write("chain", {"anvil_port": 0})
         chain = children.start("chain up", chain_file, "chain")
@@ -134,6 +137,14 @@ class Demo:
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
         say(console, f"the dashboard is at {page}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
+
+    def _write_targets(self) -> None:
+        """Write the endpoints of all processes, for a Prometheus (monitoring/prometheus.yml)."""
+        groups = [
+            {"targets": [f"127.0.0.1:{port}"], "labels": {"host": "demo", "service": name}}
+            for name, port in self._metrics_ports.items()
+        ]
+        (self.output / "targets.json").write_text(json.dumps(groups, indent=1) + "\n")
 
     def _start_workers(self, children: Children, account_url: str) -> None:
         """Enrol all workers at once, wait for that, then start them."""
@@ -233,6 +244,7 @@ class Demo:
             "audit": "audit/audit.json",
             "plot": "rewards.png",
             "logs": "logs",
+            "metrics": "targets.json",
         }
         for what, file in files.items():
             say(self.console, f"{what:8} {self.output / file}")
@@ -344,9 +356,8 @@ class Demo:
         folder.mkdir(exist_ok=True)
         file = self.output / "settings" / f"{role}.yaml"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(
-            settings_module.dump(self._settings({"node_state_dir": str(folder), **flat}))
-        )
+        common = {"node_state_dir": str(folder), "metrics_port": self._metrics_ports.get(role)}
+        file.write_text(settings_module.dump(self._settings({**common, **flat})))
         return file
 
     def _settings(self, flat: dict[str, Any]) -> Settings:

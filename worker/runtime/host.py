@@ -6,7 +6,8 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +50,14 @@ def require_port(
                 f"port {port} ({key}): {reason} on {host}; free it or set another,"
                 " 0 lets the kernel choose"
             ) from None
+
+
+def free_ports(names: Sequence[str]) -> dict[str, int]:
+    """Return a different free TCP port of loopback for each name."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        ports = [int(probe.getsockname()[1]) for probe in probes]
+    return dict(zip(names, ports, strict=True))
 
 
 def _wrong_host(

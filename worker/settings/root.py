@@ -18,7 +18,7 @@ from worker.settings.chain_sections import (
 from worker.settings.node_sections import Environment, Generation, Model, Node
 from worker.settings.swarm_sections import Bootnode, Swarm
 from worker.settings.training_sections import Trainer
-from worker.settings.value_types import Positive, Seconds, Section, Url
+from worker.settings.value_types import Host, Port, Positive, Seconds, Section, Url
 
 SETTINGS_VERSION = 1
 
@@ -59,6 +59,17 @@ class Log(Section):
     """Format of a line."""
 
 
+class Metrics(Section):
+    """The endpoint of a process for Prometheus: http://HOST:PORT/metrics, without a password."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen on. Loopback, or an address of a private network (VPN)."""
+    port: Port | None = None
+    """TCP port. None: no endpoint. In a fleet it is the port of slot 0; slot N has N more, and the
+    services of a coordinator have the ports below it (docs/operations/monitoring.md). 0: the kernel
+    chooses, and the log has it."""
+
+
 class Settings(Section):
     """One settings file. Every role reads the sections that it needs."""
 
@@ -80,6 +91,7 @@ class Settings(Section):
     bootnode: Bootnode = Bootnode()
     hub: Hub = Hub()
     log: Log = Log()
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -53,11 +53,11 @@ class _Figure:
 
 def render(node: NodeStatus) -> str:
     """Return all known figures of the node. Ends in a line feed."""
-    text: bytes = generate_latest(_NodeCollector(node))
+    text: bytes = generate_latest(NodeCollector(node))
     return text.decode()
 
 
-class _NodeCollector:
+class NodeCollector:
     """A collector for prometheus_client with one node's figures, without the unknown ones."""
 
     def __init__(self, node: NodeStatus) -> None:
@@ -140,7 +140,9 @@ def _of_round(record: RoundRecord) -> list[_Figure]:
         _one("grad_norm", "Last round: norm of the gradient, before clipping.", record.grad_norm),
         _one("learning_rate", "Last round: learning rate.", record.learning_rate),
         _one("external_share", "Last round: share of peers' groups.", record.external_share),
-        _one("round_waiting_seconds", "Last round: time spent waiting.", record.seconds_waiting),
+        _by(
+            "round_activity_seconds", "Last round: time by activity.", "activity", record.seconds_by
+        ),
         _one("round_closed_share", "Last round: share of closed answer tags.", record.closed),
         _one("round_finished_time_seconds", "End of the last round (Unix).", record.finished_at),
         _one("held_out_reward", "Mean reward of the last evaluation.", record.held_out),
@@ -210,3 +212,18 @@ def _of_swarm(swarm: SwarmStatus) -> list[_Figure]:
         _one("daemon_restarts_total", "Restarts of libp2p.", swarm.daemon_restarts),
         _one("rounds_unanswered_total", unanswered, swarm.rounds_unanswered),
     ]
+
+
+def table() -> str:
+    """Return the figures of a worker as the table in docs/operations/monitoring.md."""
+    rows = ["| metric | labels | meaning |", "| --- " * 3 + "|"]
+    node = NodeStatus("", "", "", "", "")
+    figures = [*_of_node(node), *_of_health(node), *_of_round(_ANY_ROUND), *_of_swarm(_ANY_SWARM)]
+    for figure in figures:
+        labels = ", ".join(figure.labels)
+        rows.append(f"| `hivewright_{figure.name}` | {labels} | {figure.help} |")
+    return "\n".join(rows)
+
+
+_ANY_ROUND = RoundRecord(0, 0, 0, 0, 0, (), 0, 0, {}, {}, 0, 0, None)
+_ANY_SWARM = SwarmStatus("training-alone", "", 0)

@@ -1,0 +1,158 @@
+"""The files of monitoring/ in the real Prometheus, and the endpoint that it scrapes."""
+
+import json
+import re
+import time
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.monitoring import prometheus_server
+from worker import metrics_endpoint, settings
+from worker.chain import keeper
+from worker.errors import ResourceError
+from worker.telemetry.status import NodeStatus
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ROOT / "monitoring"
+_METRIC = re.compile(r"\bhivewright_[a-z0-9_]+")
+
+
+@pytest.fixture(scope="module")
+def _prometheus():
+    reason = prometheus_server.why_no_prometheus()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def fleet(tmp_path, **fields):
+    (tmp_path / "keeper").mkdir(exist_ok=True)
+    flat = {
+        "node_state_dir": str(tmp_path),
+        "keeper_state_dir": str(tmp_path / "keeper"),
+        "metrics_port": 0,
+        **fields,
+    }
+    return settings.from_flat(flat, "test")
+
+
+def scrape(url):
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def samples(text):
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def serve(role, of, caplog):
+    caplog.set_level("INFO", "worker.metrics_endpoint")
+    serving = metrics_endpoint.serving(role, of)
+    serving.__enter__()
+    return serving, re.findall(r"http://[0-9.:]+", caplog.text)[-1]
+
+
+def test_worker_serves_its_status_and_its_process(tmp_path, caplog):
+    node = NodeStatus("a", "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", round=7)
+    node.write(tmp_path)
+    serving, url = serve("worker", fleet(tmp_path), caplog)
+    try:
+        found = samples(scrape(url))
+        node.round = 8
+        node.write(tmp_path)
+        later = samples(scrape(url))
+    finally:
+        serving.__exit__(None, None, None)
+    assert found["hivewright_round", ("node", "a")] == 7
+    assert later["hivewright_round", ("node", "a")] == 8
+    assert found["hivewright_status_readable",] == 1
+    assert found["process_resident_memory_bytes",] > 1e6
+    with pytest.raises(OSError, match="refused"):
+        scrape(url)
+
+
+def test_keeper_serves_its_round_and_its_state(tmp_path, caplog):
+    of = fleet(tmp_path)
+    now = keeper.Status("round-open", 4, 2, 3, 1e9)
+    (tmp_path / "keeper/status.json").write_text(json.dumps(asdict(now)))
+    serving, url = serve("keeper", of, caplog)
+    try:
+        found = samples(scrape(url))
+    finally:
+        serving.__exit__(None, None, None)
+    assert found["hivewright_keeper_state", ("state", "round-open")] == 1
+    assert found["hivewright_keeper_state", ("state", "stopped")] == 0
+    assert found["hivewright_keeper_round",] == 4
+    assert found["hivewright_keeper_round_began_time_seconds",] == 1e9
+
+
+def test_damaged_status_is_a_figure_and_not_an_error(tmp_path, caplog):
+    (tmp_path / "status.json").write_text("{")
+    serving, url = serve("worker", fleet(tmp_path), caplog)
+    try:
+        assert samples(scrape(url))["hivewright_status_readable",] == 0
+    finally:
+        serving.__exit__(None, None, None)
+
+
+def test_port_that_is_taken_is_named(tmp_path, caplog):
+    serving, url = serve("bootnode", fleet(tmp_path), caplog)
+    try:
+        taken = fleet(tmp_path, metrics_port=int(url.rpartition(":")[2]))
+        with (
+            pytest.raises(ResourceError, match=r"\(metrics.port\): already in use"),
+            metrics_endpoint.serving("bootnode", taken),
+        ):
+            pass
+    finally:
+        serving.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("_prometheus")
+def test_rules_and_configuration_are_valid_and_each_alert_fires(tmp_path):
+    prometheus_server.promtool("check", "config", "--syntax-only", FILES / "prometheus.yml")
+    assert "SUCCESS" in prometheus_server.promtool("check", "rules", FILES / "alerts.yml")
+    tests = (Path(__file__).parent / "alerts_test.yml").read_text()
+    (tmp_path / "tests.yml").write_text(tests.replace("RULES", str(FILES / "alerts.yml")))
+    prometheus_server.promtool("test", "rules", tmp_path / "tests.yml")
+    rules = yaml.safe_load((FILES / "alerts.yml").read_text())["groups"][0]["rules"]
+    assert [rule["alert"] for rule in rules if rule["alert"] not in tests] == []
+    assert all(set(rule["annotations"]) == {"summary", "action"} for rule in rules)
+
+
+@pytest.mark.usefixtures("_prometheus")
+def test_prometheus_scrapes_the_targets_and_loads_the_rules(tmp_path, caplog):
+    NodeStatus("a", "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", round=7).write(tmp_path)
+    serving, url = serve("worker", fleet(tmp_path), caplog)
+    try:
+        config = yaml.safe_load((FILES / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(FILES / "alerts.yml")]
+        targets = tmp_path / "targets.json"
+        labels = {"host": "gpu-1", "service": "worker", "slot": "0"}
+        groups = [{"targets": [url.removeprefix("http://")], "labels": labels}]
+        targets.write_text(json.dumps(groups))
+        config["scrape_configs"][0]["file_sd_configs"][0]["files"] = [str(targets)]
+        file = tmp_path / "prometheus.yml"
+        file.write_text(yaml.safe_dump(config))
+        with prometheus_server.serving(file, tmp_path / "data") as server:
+            deadline = time.monotonic() + prometheus_server.PATIENCE_SECONDS
+            query = f"{server}/api/v1/query?query=hivewright_round"
+            while not (found := prometheus_server.ask(query)["result"]):
+                assert time.monotonic() < deadline, "nothing was scraped"
+                time.sleep(0.2)
+            rules = prometheus_server.ask(f"{server}/api/v1/rules")["groups"][0]["rules"]
+    finally:
+        serving.__exit__(None, None, None)
+    assert found[0]["value"][1] == "7"
+    assert labels.items() <= found[0]["metric"].items()
+    assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+    assert len(rules) == 12

@@ -1,0 +1,124 @@
+"""The endpoint for Prometheus that every service process serves, if `metrics.port` is set.
+
+A worker's and the keeper's figures are read from their status files at each scrape, so that the
+endpoint needs no lock and no part of the program waits for it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from worker import __version__
+from worker.chain import keeper
+from worker.errors import WorkerError
+from worker.runtime import host
+from worker.settings import Settings
+from worker.telemetry import metrics, status
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def serving(role: str, settings: Settings) -> Iterator[None]:
+    """Serve the figures of this process while the block runs.
+
+    Raises ResourceError if the address can't be listened on.
+    """
+    address, port = settings.metrics.host, settings.metrics.port
+    if port is None:
+        yield
+        return
+    host.require_port(address, port, "metrics.port")
+    server, thread = start_http_server(port, address, registry(role, settings))
+    log.info("metrics at http://%s:%d/metrics", *server.server_address[:2])
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def registry(role: str, settings: Settings) -> CollectorRegistry:
+    """Return the collectors of a role: those of the process, and those of its own figures."""
+    found = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=found)
+    found.register(_Collector(role, settings))
+    return found
+
+
+class _Collector:
+    """Version and role of this process, and the figures of its role."""
+
+    def __init__(self, role: str, settings: Settings) -> None:
+        self._role = role
+        self._settings = settings
+        self._started_at = time.time()
+
+    def collect(self) -> Iterator[Metric]:
+        build = GaugeMetricFamily(
+            "hivewright_build_info", "1: role and version.", labels=("role", "version")
+        )
+        build.add_metric([self._role, __version__], 1)
+        yield build
+        figures = _FIGURES.get(self._role)
+        try:
+            found = list(figures(self._settings)) if figures is not None else []
+            is_readable = True
+        except WorkerError as error:
+            log.warning("figures not read for the endpoint error=%s", error)
+            found, is_readable = [], False
+        yield GaugeMetricFamily(
+            "hivewright_status_readable", "0: the status file can't be read.", value=is_readable
+        )
+        yield from found
+
+    def describe(self) -> tuple[Metric, ...]:
+        """Return nothing: at the start there may be no status, and no scrape is made for it."""
+        return ()
+
+
+def _of_worker(settings: Settings) -> Iterator[Metric]:
+    node = status.read(settings.node.state_dir)
+    if node is not None:
+        yield from metrics.NodeCollector(node).collect()
+
+
+def _of_keeper(settings: Settings) -> Iterator[Metric]:
+    now = keeper.read_status(settings.keeper.state_dir)
+    if now is None:
+        return
+    state = GaugeMetricFamily(
+        "hivewright_keeper_state", "1: the state that the keeper is in.", labels=("state",)
+    )
+    for name in get_args(keeper.State):
+        state.add_metric([name], name == now.state)
+    yield state
+    figures: Mapping[str, tuple[str, float | None]] = {
+        "keeper_round": ("The open round.", now.round),
+        "keeper_reporters": ("Peers that reported in the open round.", now.reporters),
+        "keeper_expected": ("Reports that the keeper waits for.", now.expected),
+        "keeper_round_began_time_seconds": ("When the round began (Unix time).", now.began_at),
+        "keeper_round_limit_seconds": ("keeper.round_seconds.", settings.keeper.round_seconds),
+    }
+    for name, (what, value) in figures.items():
+        if value is not None:
+            yield GaugeMetricFamily(f"hivewright_{name}", what, value=value)
+
+
+_FIGURES: Mapping[str, Callable[[Settings], Iterator[Metric]]] = {
+    "worker": _of_worker,
+    "keeper": _of_keeper,
+}
