@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
+from pyinfra.facts.files import File
 
 from deploys import operator, units
 from deploys.facts import FileContent, PastDeploys, Releases
@@ -26,6 +27,8 @@ from deploys.system import python_of
 
 KEEP = 3
 ENVIRONMENT_INPUTS = ("requirements/worker.lock", "requirements/first.txt", "scripts/environment")
+# Of an environment with the trackers' packages.
+TRACKERS_LOCK, TRACKERS_PROGRAM = "requirements/trackers.lock", "bin/trackio"
 DIGEST = "sha256sum | cut -c 1-16"
 CHECKOUT_SECONDS = 600
 # Enough for a cold download of torch over a slow line.
@@ -53,6 +56,7 @@ def fetch_release(plan: Planned) -> None:
         commit=plan.commit,
         torch_index=plan.torch_index,
         is_shipped=plan.host.deployment.release_source == "wheelhouse",
+        has_trackers=plan.host.has_trackers,
         _timeout=BUILD_SECONDS,
     )
     if has_anvil:
@@ -103,14 +107,20 @@ def build_environment(
     commit: str,
     torch_index: str | None,
     is_shipped: bool,
+    has_trackers: bool = False,
 ) -> Iterator[str]:
-    """Build the environment of the release's lock file, and link it from the release."""
-    if host.get_fact(Releases).has(commit, ENVIRONMENTS):
+    """Build the environment of the release's lock file, and link it from the release.
+
+    `has_trackers`: it must have the trackers' packages.
+    """
+    release = RELEASES / commit
+    is_there = host.get_fact(Releases).has(commit, ENVIRONMENTS)
+    program = release / "environment" / TRACKERS_PROGRAM
+    if is_there and not (has_trackers and host.get_fact(File, path=str(program)) is None):
         host.noop(f"the environment of {commit} is complete")
         return
-    release = RELEASES / commit
     python = python_of(host.get_fact(Distribution))
-    script = environment_script(release, torch_index, python, is_shipped)
+    script = environment_script(release, torch_index, python, is_shipped, has_trackers)
     yield f"{script} && ln -sfn $folder {release}/environment"
 
 
@@ -119,6 +129,7 @@ def environment_script(
     torch_index: str | None,
     python: str = "python3",
     is_shipped: bool = False,
+    has_trackers: bool = False,
 ) -> str:
     """Return shell commands that make the environment of a checkout unless it exists, in `$folder`.
 
@@ -127,11 +138,14 @@ def environment_script(
     index = (
         '"$(readlink wheels)"' if is_shipped else shlex.quote(torch_index) if torch_index else ""
     )
-    inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; {python} --version; echo {index}; }}"
+    lock, *others = ENVIRONMENT_INPUTS
+    files = " ".join((TRACKERS_LOCK if has_trackers else lock, *others))
+    name = "trackers" if has_trackers else "worker"
+    inputs = f"{{ cat {files}; {python} --version; echo {index}; }}"
     own = "" if python == "python3" else f"PYTHON={python} "
     return (
         f"cd {checkout_folder} && folder={ENVIRONMENTS}/$({inputs} | {DIGEST})"
-        f" && mkdir -p {ENVIRONMENTS} && {own}scripts/environment $folder worker {index}"
+        f" && mkdir -p {ENVIRONMENTS} && {own}scripts/environment $folder {name} {index}"
     )
 
 

@@ -117,6 +117,7 @@ WORKER_SECTIONS = (
     "hub",
     "log",
     "metrics",
+    "tracking",
 )
 # Settings that the deploy fills in for each slot.
 WORKER_FILES = (

@@ -52,6 +52,9 @@ from worker.telemetry.answer_log import AnswerLog
 from worker.telemetry.model_card import model_card
 from worker.telemetry.status import NodeStatus, RoundRecord
 from worker.telemetry.stopwatch import Stopwatch
+from worker.telemetry.tracking import trackers
+from worker.telemetry.tracking.run import Run
+from worker.telemetry.tracking.trackers import Trackers
 from worker.trainer import checkpoint
 from worker.trainer.batch import choose
 from worker.trainer.credit import closed_share, give_credit
@@ -165,6 +168,7 @@ class Node:
         self.answers = AnswerLog(
             self.folder, settings.node.answers_rounds, settings.node.answers_mb
         )
+        self.trackers = self._open_trackers()
         self.answer_length = AnswerLength()
         self.last_evaluated = -1  # rounds trained at the last evaluation
         self._see_evaluations()
@@ -219,6 +223,7 @@ class Node:
             self.swarm.close()
         if self.hub is not None:
             self.hub.close()
+        self.trackers.close()
         self._show("stopped", state="stopped")
 
     def _method(self) -> TrainerSettings:
@@ -390,6 +395,7 @@ class Node:
         if self.rounds_unsaved >= self.settings.node.checkpoint_every or self._finished():
             saved = self._checkpoint()
         record.append(self.folder)
+        self.trackers.log(record)
         self._see_round(self.last_record)
         self.recent.append(self.last_record)
         if (
@@ -688,6 +694,11 @@ class Node:
             "resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained
         )
         return self.status.round
+
+    def _open_trackers(self) -> Trackers:
+        shown = self.settings.model_dump(mode="json", exclude={"chain", "account", "hub"})
+        name, folder = self.settings.node.name, self.files.logs
+        return trackers.open_all(self.settings.tracking, Run(self.peer_id, name, folder, shown))
 
     def _hub(self) -> Hub:
         model, animal = self.policy.name.rpartition("/")[2], self.status.animal_name

@@ -66,8 +66,8 @@ class HostPlan:
             "swarm": settings.swarm.model_copy(update={"port": port}),
         }
         if settings.metrics.port:
-            port = {"port": settings.metrics.port + number}
-            own["metrics"] = settings.metrics.model_copy(update=port)
+            endpoint = {"port": settings.metrics.port + number}
+            own["metrics"] = settings.metrics.model_copy(update=endpoint)
         if settings.hub.token_file:
             token = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))}
             own["hub"] = settings.hub.model_copy(update=token)
@@ -77,6 +77,11 @@ class HostPlan:
     def needs_anvil(self) -> bool:
         """True if the deploy installs the chain's program: the inventory names no other."""
         return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
+
+    @property
+    def has_trackers(self) -> bool:
+        """True if a slot needs the packages of trackers (tracking.*)."""
+        return any(slot.settings.tracking.is_on for slot in self.slots)
 
     def settings_files(self) -> dict[Path, Settings]:
         """Return every settings file that the host gets."""

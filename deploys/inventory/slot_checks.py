@@ -26,6 +26,10 @@ NO_SWARM = (
     " account service, or swarm_bootnodes to peers of one (swarm_enabled False: train alone, on"
     " purpose)"
 )
+NO_TRACKERS_OFFLINE = (
+    "tracking: a wheelhouse does not have the trackers' packages; switch them off, or set"
+    " release_source to repository"
+)
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
 # The rule of huggingface_hub, which the operator's side does not need otherwise.
 _HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
@@ -96,6 +100,8 @@ def _slot(
     tokens = {key: own.get(key, entry.data.get(key)) for key in secret_files.TOKENS}
     problems += settings.flat_mistakes(flat)
     problems += secret_files.mistakes(tokens)
+    if entry.data.get("release_source") == "wheelhouse" and _has_tracker(flat):
+        problems.append(NO_TRACKERS_OFFLINE)
     if problems:
         return None, problems
     slot = Slot(
@@ -107,6 +113,11 @@ def _slot(
         model_token=_file(tokens["model_token_file"]),
     )
     return slot, []
+
+
+def _has_tracker(flat: Mapping[str, Any]) -> bool:
+    keys = ("tracking_trackio", "tracking_tensorboard")
+    return any(flat.get(key) for key in keys) or flat.get("tracking_wandb", "off") != "off"
 
 
 def _file(name: object) -> Path | None:

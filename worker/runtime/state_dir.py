@@ -58,6 +58,8 @@ class StateDir:
     """One line an evaluation (worker/telemetry/evaluation_log.py)."""
     answers = _Entry("answers")
     """Folder of readable questions and answers (worker/telemetry/answer_log.py)."""
+    logs = _Entry("logs")
+    """Folder of trackers (worker/telemetry/tracking/)."""
     hub = _Entry("hub")
     """Folder of the running push to the Hub (worker/hub/hub.py)."""
     lock = _Entry("lock")

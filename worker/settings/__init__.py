@@ -29,7 +29,7 @@ from worker.settings.node_sections import (
     Node,
     split_family,
 )
-from worker.settings.root import SECTIONS, SETTINGS_VERSION, Hub, Log, Settings
+from worker.settings.root import SECTIONS, SETTINGS_VERSION, Hub, Log, Settings, Tracking
 from worker.settings.settings_files import (
     MAX_FILE_BYTES,
     dump,
@@ -68,6 +68,7 @@ __all__ = [
     "Section",
     "Settings",
     "Swarm",
+    "Tracking",
     "Trainer",
     "chain_of_node",
     "dump",

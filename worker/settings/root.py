@@ -70,6 +70,35 @@ class Metrics(Section):
     chooses, and the log has it."""
 
 
+class Tracking(Section):
+    """Trackers of each round's figures, besides `rounds.jsonl`; they write into `STATE_DIR/logs`.
+
+    They need the packages of the extra `trackers`, which a deploy installs where one is on.
+    """
+
+    trackio: bool = False
+    """Write to trackio's local database (`logs/trackio`)."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Write to Weights & Biases: offline into `logs/wandb`, for `wandb sync`, or online."""
+    wandb_key_file: Path | None = None
+    """File with an API key of Weights & Biases, for `wandb: online`."""
+    tensorboard: bool = False
+    """Write event files of TensorBoard (`logs/tensorboard`)."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")] = "hivewright"
+    """Name of the project in the trackers."""
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether any tracker is on."""
+        return self.trackio or self.tensorboard or self.wandb != "off"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.wandb == "online" and self.wandb_key_file is None:
+            raise ValueError("wandb is online and wandb_key_file is not set; expected a file")
+        return self
+
+
 class Settings(Section):
     """One settings file. Every role reads the sections that it needs."""
 
@@ -92,6 +121,7 @@ class Settings(Section):
     hub: Hub = Hub()
     log: Log = Log()
     metrics: Metrics = Metrics()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -124,12 +124,11 @@ def _of_node(node: NodeStatus) -> list[_Figure]:
 
 
 def _of_round(record: RoundRecord) -> list[_Figure]:
-    families = {
-        (family.family, "" if family.level is None else str(family.level)): family
-        for family in record.families
-    }
-    rewards = {key: family.reward for key, family in families.items()}
-    no_signal = {key: family.frac_reward_zero_std for key, family in families.items()}
+    rewards: dict[tuple[str, ...], float] = {}
+    no_signal: dict[tuple[str, ...], float] = {}
+    for family in record.families:
+        key = family.family, "" if family.level is None else str(family.level)
+        rewards[key], no_signal[key] = family.reward, family.frac_reward_zero_std
     by = ("family", "level")
     return [
         *(
