@@ -49,7 +49,7 @@ def open_run(tracking: Tracking, run: Run) -> _Run:
             id=run.id,
             resume="allow" if tracking.wandb == "online" else None,
             dir=run.folder,
-            mode=tracking.wandb,
+            mode="online" if tracking.wandb == "online" else "offline",
             config=dict(run.settings),
             settings=settings,
         )
