@@ -131,7 +131,10 @@ class DamagedEnrolments(OwnFact[list[str]]):
     def default() -> list[str]:
         return []
 
-    def read(self, output: list[str]) -> list[str]:
+    def read(
+        self,
+        output: list[str],
+    ) -> list[str]:
         return [file for file, _, text in _enrolments(output) if _peer_id(text) is None]
 
 
@@ -185,7 +188,10 @@ class ChosenModels(OwnFact[list[int]]):
     def default() -> list[int]:
         return []
 
-    def read(self, output: list[str]) -> list[int]:
+    def read(
+        self,
+        output: list[str],
+    ) -> list[int]:
         found = (re.fullmatch(r".*/worker-(\d+)/model\.json", line) for line in output)
         return sorted(int(match[1]) for match in found if match)
 
@@ -200,7 +206,10 @@ class ConfiguredSlots(OwnFact[list[int]]):
     def default() -> list[int]:
         return []
 
-    def read(self, output: list[str]) -> list[int]:
+    def read(
+        self,
+        output: list[str],
+    ) -> list[int]:
         return sorted(int(line) for line in output)
 
 
@@ -216,7 +225,10 @@ class ConfiguredServices(OwnFact[list[str]]):
     def default() -> list[str]:
         return []
 
-    def read(self, output: list[str]) -> list[str]:
+    def read(
+        self,
+        output: list[str],
+    ) -> list[str]:
         return sorted(output)
 
 
@@ -348,7 +360,10 @@ class InstalledPackages(OwnFact[frozenset[str]]):
     def default() -> frozenset[str]:
         return frozenset()
 
-    def read(self, output: list[str]) -> frozenset[str]:
+    def read(
+        self,
+        output: list[str],
+    ) -> frozenset[str]:
         installed = [line for line in output if line[1:2] == "i"]
         return frozenset(line.split()[-1] for line in installed)
 

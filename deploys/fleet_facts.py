@@ -397,7 +397,10 @@ class Logs(Answer[list[str]]):
             f" --lines={int(lines)} --unit={shlex.quote(unit)}; echo {END}"
         )
 
-    def read(self, lines: list[str]) -> list[str]:
+    def read(
+        self,
+        lines: list[str],
+    ) -> list[str]:
         return lines
 
 
@@ -424,7 +427,10 @@ class Footprint(Answer[list[str]]):
             f" {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
         )
 
-    def read(self, lines: list[str]) -> list[str]:
+    def read(
+        self,
+        lines: list[str],
+    ) -> list[str]:
         return lines
 
 

@@ -200,7 +200,8 @@ def _slices(lines: Iterable[str]) -> dict[int, list[_MigSlice]]:
             continue
         part = _SLICE_LINE.match(line.strip())
         if part and index is not None:
-            found[index].append(_MigSlice(part[1], int(part[2]), part[3]))
+            profile, number, uuid = part.groups()
+            found[index].append(_MigSlice(profile, int(number), uuid))
     return found
 
 

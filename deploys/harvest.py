@@ -41,7 +41,13 @@ def run(
     yield FunctionCommand(_run, arguments, {})
 
 
-def script_of(number: int, part: str, options: str, seconds: int, remote: str) -> str:
+def script_of(
+    number: int,
+    part: str,
+    options: str,
+    seconds: int,
+    remote: str,
+) -> str:
     """Return shell commands that run the part between the files `in` and `out` in `remote`.
 
     They print the number of bytes in `out`.
@@ -80,7 +86,11 @@ def _run(
         _ask(host, f"rm -rf {remote}", PIECE_SECONDS)
 
 
-def _send(host: Host, file: Path, remote: str) -> bool:
+def _send(
+    host: Host,
+    file: Path,
+    remote: str,
+) -> bool:
     with file.open("rb") as stream:
         while piece := stream.read(PIECE):
             if _ask(host, f"umask 077; base64 -d >> {remote}", PIECE_SECONDS, piece) is None:
@@ -88,7 +98,12 @@ def _send(host: Host, file: Path, remote: str) -> bool:
     return True
 
 
-def _fetch(host: Host, remote: str, size: int, file: Path) -> bool:
+def _fetch(
+    host: Host,
+    remote: str,
+    size: int,
+    file: Path,
+) -> bool:
     with file.open("wb") as out:
         for number in range(-(-size // PIECE)):
             piece = _ask(host, piece_script(remote, number), PIECE_SECONDS)

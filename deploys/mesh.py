@@ -109,35 +109,35 @@ def mistakes(
 
 
 def _mistakes(
-    of: Deployment,
+    deployment: Deployment,
     name: str,
     data: Mapping[str, Any],
 ) -> Iterator[str]:
     try:
-        network = ipaddress.ip_network(of.wireguard_subnet)
+        network = ipaddress.ip_network(deployment.wireguard_subnet)
     except ValueError as error:
         yield f"wireguard_subnet: {error}; expected a network, such as 10.86.0.0/16"
         return
     if network.num_addresses < 4 or network.prefixlen < 8:
         yield (
-            f"wireguard_subnet: got {of.wireguard_subnet!r}, too small or too large; expected such"
-            " as 10.86.0.0/16"
+            f"wireguard_subnet: got {deployment.wireguard_subnet!r}, too small or too large;"
+            " expected such as 10.86.0.0/16"
         )
         return
-    if of.wireguard_address is not None:
+    if deployment.wireguard_address is not None:
         try:
-            address = ipaddress.ip_address(of.wireguard_address)
+            address = ipaddress.ip_address(deployment.wireguard_address)
             is_inside = address in network and address not in (network[0], network[-1])
         except ValueError:
             is_inside = False
         if not is_inside:
             yield (
-                f"wireguard_address: got {of.wireguard_address!r}; expected an address of a host in"
-                f" {network}"
+                f"wireguard_address: got {deployment.wireguard_address!r}; expected an address of a"
+                f" host in {network}"
             )
-    where = _endpoint(of, name, data)
+    where = _endpoint(deployment, name, data)
     if where == NOBODY:
-        if of.wireguard_hub:
+        if deployment.wireguard_hub:
             yield (
                 f"wireguard_endpoint: got {NOBODY!r}, and wireguard_hub; a hub is what the others"
                 " reach"
@@ -145,7 +145,7 @@ def _mistakes(
         return
     own = (
         "wireguard_endpoint"
-        if of.wireguard_endpoint is not None
+        if deployment.wireguard_endpoint is not None
         else "wireguard_endpoint: none, and ssh_hostname"
     )
     if not is_host(where) or not is_reachable(where):
@@ -171,29 +171,31 @@ def _clashes(found: Collection[Member]) -> Iterator[tuple[str, str]]:
 
 def _member(
     name: str,
-    of: Deployment,
+    deployment: Deployment,
     data: Mapping[str, Any],
 ) -> Member:
-    network = ipaddress.ip_network(of.wireguard_subnet)
-    where = _endpoint(of, name, data)
+    network = ipaddress.ip_network(deployment.wireguard_subnet)
+    where = _endpoint(deployment, name, data)
     host = f"[{where}]" if ":" in where else where
-    endpoint = None if where == NOBODY else f"{host}:{of.wireguard_port}"
-    if of.wireguard_address is not None:
-        address = ipaddress.ip_address(of.wireguard_address)
+    endpoint = None if where == NOBODY else f"{host}:{deployment.wireguard_port}"
+    if deployment.wireguard_address is not None:
+        address = ipaddress.ip_address(deployment.wireguard_address)
     else:
         digest_of_name = hashlib.sha256(name.encode()).digest()
         number = int.from_bytes(digest_of_name[:16])
         address = network[1 + number % (network.num_addresses - 2)]
-    return Member(name, address, network, of.wireguard_port, endpoint, of.wireguard_hub)
+    return Member(
+        name, address, network, deployment.wireguard_port, endpoint, deployment.wireguard_hub
+    )
 
 
 def _endpoint(
-    of: Deployment,
+    deployment: Deployment,
     name: str,
     data: Mapping[str, Any],
 ) -> str:
-    if of.wireguard_endpoint is not None:
-        return of.wireguard_endpoint
+    if deployment.wireguard_endpoint is not None:
+        return deployment.wireguard_endpoint
     return str(data.get("ssh_hostname") or name)
 
 

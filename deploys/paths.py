@@ -57,6 +57,9 @@ def settings_file(role: str) -> Path:
     return CONFIGURATION / f"{role}.yaml"
 
 
-def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
+def credential(
+    service: str,
+    name: str = ENROLMENT_TOKEN.name,
+) -> str:
     """Return the path of a service's own copy of a secret (LoadCredential)."""
     return f"/run/credentials/hivewright-{service}.service/{name}"

@@ -88,7 +88,8 @@ def _questions(plan: Planned) -> Iterator[Question]:
 
 
 def _unit_files(plan: Planned) -> Iterator[Path]:
-    for name in units_of(is_coordinator=bool(plan.host.services), is_worker=bool(plan.host.slots)):
+    is_coordinator, is_worker = bool(plan.host.services), bool(plan.host.slots)
+    for name in units_of(is_coordinator=is_coordinator, is_worker=is_worker):
         yield UNITS / name
     if any(slot.needs_device_files for slot in plan.host.slots):
         yield UNITS / GPU_UNIT

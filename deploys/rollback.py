@@ -23,8 +23,11 @@ from deploys.services import COORDINATOR_UNITS, units_of
 def digest(plan: Planned) -> str:
     """Return the digest of everything that the plan determines and a rollback restores."""
     version, watchdog = host.get_fact(SystemdVersion), plan.host.deployment.watchdog_seconds
-    names = units_of(is_coordinator=bool(plan.host.services), is_worker=bool(plan.host.slots))
-    files = {str(file): units.settings_text(of) for file, of in plan.host.settings_files().items()}
+    is_coordinator, is_worker = bool(plan.host.services), bool(plan.host.slots)
+    names = units_of(is_coordinator=is_coordinator, is_worker=is_worker)
+    files: dict[str, str] = {}
+    for file, settings in plan.host.settings_files().items():
+        files[str(file)] = units.settings_text(settings)
     files |= {name: units.render(name, version, watchdog) for name in names}
     files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
     tokens = {slot.hub_token_file: slot.hub_token for slot in plan.host.slots if slot.hub_token}

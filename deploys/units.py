@@ -76,8 +76,8 @@ def render(
     )
 
 
-def settings_text(of: Settings) -> str:
-    return HEADER + settings.dump(of)
+def settings_text(role_settings: Settings) -> str:
+    return HEADER + settings.dump(role_settings)
 
 
 class Written(NamedTuple):
@@ -136,9 +136,9 @@ def remove_drop_in(unit: str) -> str:
     )
 
 
-def install_settings(file: Path, of: Settings) -> Written:
+def install_settings(file: Path, role_settings: Settings) -> Written:
     """Write a settings file that root may change and the services may read."""
-    text = settings_text(of)
+    text = settings_text(role_settings)
     written = host_files.file(
         name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640"
     )

@@ -141,6 +141,6 @@ def _public_keys(
     return {name: key for name, key in _asked[state.is_executing].items() if name in members}
 
 
-def _public_key(of: Host) -> tuple[str, str | None]:
-    with ctx_host.use(of):
-        return of.name, of.get_fact(WireGuard).public_key
+def _public_key(target: Host) -> tuple[str, str | None]:
+    with ctx_host.use(target):
+        return target.name, target.get_fact(WireGuard).public_key

@@ -169,7 +169,11 @@ def mean_reward(scores: Sequence[Score]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
+def pass_at_k(
+    num_answers: int,
+    num_right: int,
+    k: int,
+) -> float:
     """Return the unbiased chance that one of k answers, drawn without replacement, is right."""
     if num_answers - num_right < k:
         return 1.0

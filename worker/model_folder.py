@@ -16,7 +16,11 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 
 
-def describe(policy: Policy, card: str, folder: Path) -> None:
+def describe(
+    policy: Policy,
+    card: str,
+    folder: Path,
+) -> None:
     """Write everything but the weights: card, configuration and tokenizer."""
     (folder / CARD).write_text(card)
     lora.save_config(policy.model, folder)
@@ -24,7 +28,11 @@ def describe(policy: Policy, card: str, folder: Path) -> None:
     policy.tokenizer.save_pretrained(folder)
 
 
-def write(policy: Policy, card: str, folder: Path) -> None:
+def write(
+    policy: Policy,
+    card: str,
+    folder: Path,
+) -> None:
     """Write all files, with adapters merged into the weights, into an existing folder.
 
     Raises ResourceError if that fails.
@@ -48,7 +56,10 @@ def require_new(folder: Path) -> None:
         )
 
 
-def make(folder: Path, fill: Callable[[Path], None]) -> None:
+def make(
+    folder: Path,
+    fill: Callable[[Path], None],
+) -> None:
     """Make `folder` with what `fill` writes; nothing remains at that name if `fill` fails."""
     require_new(folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:

@@ -16,7 +16,10 @@ Rewards = Mapping[Asked, Sequence[float]]
 """By family and level, the mean reward of each task, in the order of the tasks."""
 
 
-def choose_tasks(environment: Environment, levels: Mapping[str, int]) -> list[Asked]:
+def choose_tasks(
+    environment: Environment,
+    levels: Mapping[str, int],
+) -> list[Asked]:
     """Return each family at its first level and, if it has one, at its level in `levels`."""
     asked: list[Asked] = []
     for family, first in fixed_tasks(environment):
@@ -27,7 +30,12 @@ def choose_tasks(environment: Environment, levels: Mapping[str, int]) -> list[As
     return asked
 
 
-def tasks_digest(environment: Environment, asked: Sequence[Asked], count: int, seed: int) -> str:
+def tasks_digest(
+    environment: Environment,
+    asked: Sequence[Asked],
+    count: int,
+    seed: int,
+) -> str:
     """Return a digest of the recipes; evaluations with another one can't be compared."""
     digest = hashlib.sha256()
     for one in asked:

@@ -45,19 +45,21 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=".backup-", dir=options.archive.parent) as folder:
         files = {name: Path(folder) / str(number) for number, name in enumerate(names)}
         failed = _collect(pyinfra, files, key)
-        parts = {name: _Part(name, file, key) for name, file in files.items() if name not in failed}
-        for name in [name for name, part in parts.items() if part.size == 0]:
-            print(f"{name}: nothing is deployed there")
-            del parts[name]
+        parts: dict[str, _Part] = {}
+        for name, file in files.items():
+            if name in failed:
+                continue
+            part = _Part(name, file, key)
+            if part.size:
+                parts[name] = part
+            else:
+                print(f"{name}: nothing is deployed there")
         if not parts:
             raise WorkerError(
                 "no host has anything to back up, or none could be reached; nothing was written"
             )
-        backup_file.write(
-            options.archive,
-            {name: backup_file.Tar(part.size, part.pieces()) for name, part in parts.items()},
-            passphrase,
-        )
+        tars = {n: backup_file.Tar(part.size, part.pieces()) for n, part in parts.items()}
+        backup_file.write(options.archive, tars, passphrase)
     for part in parts.values():
         print(f"{part.name}: {part.contents()} ({_megabytes(part.size)})")
     size = _megabytes(options.archive.stat().st_size)

@@ -138,8 +138,13 @@ class _Header:
     nonce: bytes
 
     def line(self) -> bytes:
-        named = {"hosts": dict(self.hosts), "salt": self.salt.hex(), "nonce": self.nonce.hex()}
-        return json.dumps({**named, **SCRYPT}).encode() + b"\n"
+        header = {
+            "hosts": dict(self.hosts),
+            "salt": self.salt.hex(),
+            "nonce": self.nonce.hex(),
+            **SCRYPT,
+        }
+        return json.dumps(header).encode() + b"\n"
 
 
 def _read_header(file: Path, line: bytes) -> _Header:

@@ -107,7 +107,10 @@ class Harvesting:
     options: argparse.Namespace
     levels: Mapping[str, int]
 
-    def collect(self, slots: Sequence[Slot]) -> tuple[list[Offer], dict[str, str]]:
+    def collect(
+        self,
+        slots: Sequence[Slot],
+    ) -> tuple[list[Offer], dict[str, str]]:
         """Return the workers' offers, and by name why others gave none; one at a time per host."""
         by_host: dict[str, list[Slot]] = {}
         for slot in slots:
@@ -131,7 +134,11 @@ class Harvesting:
             self._finish(futures)
         return offers, failed
 
-    def bring(self, offers: Sequence[Offer], output: Path) -> dict[str, Any]:
+    def bring(
+        self,
+        offers: Sequence[Offer],
+        output: Path,
+    ) -> dict[str, Any]:
         """Have the first one's host make the model of these offers; move it to `output`."""
         best = offers[0]
         sent, made = self.folder / "weights.tar", self.folder / "made.tar"
@@ -153,7 +160,11 @@ class Harvesting:
         (unpacked / _MODEL).rename(output)
         return result
 
-    def _offer(self, slot: Slot, number: int) -> Offer | str:
+    def _offer(
+        self,
+        slot: Slot,
+        number: int,
+    ) -> Offer | str:
         """Return a worker's offer, or why there is none."""
         file = self.folder / f"{number}.tar"
         ran = self._run(slot, "offer", file, self._tasks())
@@ -297,7 +308,11 @@ def _model(offer: Offer) -> str:
     return model
 
 
-def _describe(result: Mapping[str, Any], ranked: Sequence[Offer], output: Path) -> str:
+def _describe(
+    result: Mapping[str, Any],
+    ranked: Sequence[Offer],
+    output: Path,
+) -> str:
     best = f"best worker {ranked[0].slot}: {result['best']:.3f}"
     if result["average"] is None:
         return f"{output}: the model of the {best}"

@@ -81,12 +81,7 @@ def changes(parser: argparse.ArgumentParser) -> None:
 
 def services(parser: argparse.ArgumentParser) -> None:
     changes(parser)
-    parser.add_argument(
-        "--unit",
-        default="*",
-        metavar="NAME",
-        help="one service, such as worker@0 or keeper (default: all)",
-    )
+    _unit(parser)
 
 
 def status(parser: argparse.ArgumentParser) -> None:
@@ -103,12 +98,7 @@ def logs(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="lines a host (default: 50)",
     )
-    parser.add_argument(
-        "--unit",
-        default="*",
-        metavar="NAME",
-        help="one service, such as worker@0 or keeper (default: all)",
-    )
+    _unit(parser)
 
 
 def inventory(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +176,15 @@ def _break_lock(parser: argparse.ArgumentParser) -> None:
         "--break-lock",
         action="store_true",
         help="change hosts even if somebody seems to be changing them",
+    )
+
+
+def _unit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unit",
+        default="*",
+        metavar="NAME",
+        help="one service, such as worker@0 or keeper (default: all)",
     )
 
 

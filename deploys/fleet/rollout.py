@@ -95,7 +95,8 @@ class Rollout:
         self._before: dict[str, Seen] = {}
         # What the gate said last that it waits for, and when, by host.
         self._waits: dict[str, tuple[str, float]] = {}
-        self._num_batches = max((host.batch or 0 for host in so_far.hosts.values()), default=0)
+        batches = [host.batch or 0 for host in so_far.hosts.values()]
+        self._num_batches = max(batches, default=0)
 
     def run(self) -> None:
         """Deploy all pending hosts, batch by batch, until the gate refuses the release.
@@ -252,7 +253,11 @@ class Rollout:
         if self.report.hosts[name].fate == "pending":
             self._set(name, fate, reason)
 
-    def _judge(self, name: str, seen: Seen) -> health_gate.Verdict:
+    def _judge(
+        self,
+        name: str,
+        seen: Seen,
+    ) -> health_gate.Verdict:
         before = self._before[name].reports if name in self._before else ()
         return health_gate.judge(before, seen.reports, self._rules.wanted)
 
@@ -318,7 +323,11 @@ class Rollout:
         host.fate, host.reason = fate, reason
         self._say(f"  {name}: {fate}{f', {reason}' if reason else ''}")
 
-    def _finish(self, result: report.Result, reason: str) -> None:
+    def _finish(
+        self,
+        result: report.Result,
+        reason: str,
+    ) -> None:
         self.report.result, self.report.reason = result, reason
         self.report.finished_at = time.time()
         self._save(self.report)

@@ -87,7 +87,8 @@ def make(
     if lines:
         raise SettingsError("\n".join(lines))
     data = {entry.name: entry.data for entry in entries}
-    members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
+    deployments = {name: plan.deployment for name, plan in plans.items()}
+    members = mesh.members(deployments, data)
     targets: list[Target] = []
     for name, plan in plans.items():
         targets += scrape_targets.targets_of(plan, data[name])
@@ -272,25 +273,25 @@ def _settle_token() -> None:
     _token_to_keep.clear()
 
 
-def _token_of(of: Host) -> tuple[str, str | None]:
+def _token_of(target: Host) -> tuple[str, str | None]:
     """Return a host's name and the fingerprint of its enrolment token, None without one."""
-    with ctx_host.use(of):
-        found = of.get_fact(FileContent, path=str(paths.ENROLMENT_TOKEN))
-    return of.name, None if found is None else found.sha256
+    with ctx_host.use(target):
+        found = target.get_fact(FileContent, path=str(paths.ENROLMENT_TOKEN))
+    return target.name, None if found is None else found.sha256
 
 
-def _identities(of: Host) -> tuple[str, dict[int, str]]:
-    with ctx_host.use(of):
+def _identities(target: Host) -> tuple[str, dict[int, str]]:
+    with ctx_host.use(target):
         facts = (MissingParts, Identities, MovedAway, Distribution, HostGpus, OwnPipSources)
         questions: list[fact_cache.Question] = [(fact, {}) for fact in facts]
         questions.append((FileContent, {"path": str(paths.ENROLMENT_TOKEN)}))
-        fact_cache.ask_ahead(of, questions)
-        return of.name, of.get_fact(Identities)
+        fact_cache.ask_ahead(target, questions)
+        return target.name, target.get_fact(Identities)
 
 
-def _entry(of: Host) -> HostEntry:
+def _entry(target: Host) -> HostEntry:
     # ssh_user and the like may be in `all` for the sake of other hosts, so every host may have
     # them, also @local.
-    own = {sudo.PASSWORD_FILE, *of.connector_cls.data_meta, *SSHConnector.data_meta}
+    own = {sudo.PASSWORD_FILE, *target.connector_cls.data_meta, *SSHConnector.data_meta}
     own.update(name for name, _ in all_global_arguments())
-    return HostEntry(of.name, tuple(of.groups), of.data.dict(), frozenset(own))
+    return HostEntry(target.name, tuple(target.groups), target.data.dict(), frozenset(own))

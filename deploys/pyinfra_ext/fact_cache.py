@@ -31,45 +31,45 @@ AT_IT = "still at it"
 _memories: dict[str, "_Memory"] = {}
 
 
-def ask_ahead(of: Host, questions: Iterable[Question]) -> None:
+def ask_ahead(target: Host, questions: Iterable[Question]) -> None:
     """Ask the host for all these facts in one command, and cache its answers from now on.
 
     A fact without an answer is asked again when it is needed, and may fail then.
     """
-    if of.name not in _memories:
-        _memories[of.name] = _Memory(of)
-    _memories[of.name].ask_ahead(questions)
+    if target.name not in _memories:
+        _memories[target.name] = _Memory(target)
+    _memories[target.name].ask_ahead(questions)
 
 
-def is_changed(of: Host) -> bool:
+def is_changed(target: Host) -> bool:
     """Return whether this run has begun to change the host."""
-    return of.name in _memories and _memories[of.name].is_locked
+    return target.name in _memories and _memories[target.name].is_locked
 
 
-def lock_before_changes(of: Host) -> None:
+def lock_before_changes(target: Host) -> None:
     """Lock the host (deploys/locks.py) from the first command that may change it to the end."""
-    ask_ahead(of, [(locks.HostLock, {})])
-    _memories[of.name].lock_before_changes()
+    ask_ahead(target, [(locks.HostLock, {})])
+    _memories[target.name].lock_before_changes()
 
 
-def forget(of: Host) -> None:
+def forget(target: Host) -> None:
     """Drop the cached answers of a host, which something else may have changed."""
-    if of.name in _memories:
-        _memories[of.name].forget()
+    if target.name in _memories:
+        _memories[target.name].forget()
 
 
 class _Memory:
     """Replaces a host's `get_fact` and its connector's `run_shell_command`."""
 
-    def __init__(self, of: Host) -> None:
-        self._host = of
-        self._get_fact, self._run = of.get_fact, of.connector.run_shell_command
+    def __init__(self, target: Host) -> None:
+        self._host = target
+        self._get_fact, self._run = target.get_fact, target.connector.run_shell_command
         self._answers: dict[str, CommandOutput] = {}
         self._wants_lock, self.is_locked = False, False
         self._as_locked: dict[str, Any] = {}
         # pyinfra has a greenlet for each host, and others may look at this one meanwhile.
         self._here = threading.local()
-        of.get_fact, of.connector.run_shell_command = self._asked, self._told
+        target.get_fact, target.connector.run_shell_command = self._asked, self._told
 
     def forget(self) -> None:
         self._answers.clear()
@@ -164,9 +164,9 @@ class _Memory:
         return is_done, output
 
 
-def arguments_of_facts(of: Host) -> dict[str, Any]:
+def arguments_of_facts(target: Host) -> dict[str, Any]:
     """Return the arguments with which pyinfra runs facts on this host, such as sudo."""
-    arguments, _ = pop_global_arguments(of.state, of, {})
+    arguments, _ = pop_global_arguments(target.state, target, {})
     return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
 
 

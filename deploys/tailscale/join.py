@@ -259,10 +259,10 @@ def _given_up(
     )
 
 
-def _look(of: Host) -> tuple[str, Tailnet]:
-    with ctx_host.use(of):
-        fact_cache.forget(of)
-        return of.name, of.get_fact(TailnetOfHost)
+def _look(target: Host) -> tuple[str, Tailnet]:
+    with ctx_host.use(target):
+        fact_cache.forget(target)
+        return target.name, target.get_fact(TailnetOfHost)
 
 
 def _where_to_go(found: Tailnet) -> str:

@@ -119,7 +119,10 @@ def parse(model: type[_Body], body: bytes) -> _Body:
     raise Refused(400, f"{where}: {got}{expected}{reason}")
 
 
-def parse_rpc(body: bytes, most: int) -> RpcRequest | list[RpcRequest]:
+def parse_rpc(
+    body: bytes,
+    most: int,
+) -> RpcRequest | list[RpcRequest]:
     """Read a JSON-RPC request, or a batch of at most `most`. Raises Refused as `parse` does."""
     if not body.lstrip().startswith(b"["):
         return parse(RpcRequest, body)

@@ -271,7 +271,11 @@ class Service:
                 )
         return answers
 
-    async def _answer(self, call: request_bodies.RpcRequest, peer_id: str) -> bytes:
+    async def _answer(
+        self,
+        call: request_bodies.RpcRequest,
+        peer_id: str,
+    ) -> bytes:
         """Return the chain's answer, or why the call is not forwarded, as JSON."""
         try:
             passed = await self._in_thread(
@@ -349,7 +353,10 @@ class Service:
         self._chain_outage.end("chain answers again")
         return bytes(answer)
 
-    def _session_to(self, url: str) -> tuple[aiohttp.ClientSession, str]:
+    def _session_to(
+        self,
+        url: str,
+    ) -> tuple[aiohttp.ClientSession, str]:
         """Return a session for the address, and the URL to use in it."""
         is_socket = url.startswith(UNIX)
         if url not in self._sessions:
@@ -431,10 +438,16 @@ class Service:
         self._chain_outage.end("chain answers again")
         return web.json_response({"hash": tx_hash})
 
-    async def _in_thread(self, function: Callable[[], _Result]) -> _Result:
+    async def _in_thread(
+        self,
+        function: Callable[[], _Result],
+    ) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
-    async def _resources(self, application: web.Application) -> AsyncIterator[None]:
+    async def _resources(
+        self,
+        application: web.Application,
+    ) -> AsyncIterator[None]:
         async with AsyncExitStack() as self._open:
             self._sessions: dict[str, aiohttp.ClientSession] = {}
             yield

@@ -26,7 +26,11 @@ _NICENESS = 10
 class Audits:
     """Start audits with the keeper's `settings`; `folder` gets their report, settings and log."""
 
-    def __init__(self, settings: settings.Settings, folder: Path) -> None:
+    def __init__(
+        self,
+        settings: settings.Settings,
+        folder: Path,
+    ) -> None:
         self._settings = settings
         self._folder = settings.audit.state_dir or folder
         if settings.audit.every_rounds:

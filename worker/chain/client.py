@@ -56,7 +56,11 @@ class ReplacementUnderpriced(NonceUsed):
 class Underpriced(ChainError):
     """The node requires a higher gas price; `minimum_wei` if it names one."""
 
-    def __init__(self, message: str, minimum_wei: int | None) -> None:
+    def __init__(
+        self,
+        message: str,
+        minimum_wei: int | None,
+    ) -> None:
         super().__init__(message)
         self.minimum_wei = minimum_wei
 
@@ -284,7 +288,10 @@ class ChainClient:
             except Web3RPCError as error:
                 self._accept_if_known(Web3.keccak(raw), error)
 
-    def send_all_raw(self, raws: Sequence[bytes]) -> list[bool]:
+    def send_all_raw(
+        self,
+        raws: Sequence[bytes],
+    ) -> list[bool]:
         """Send signed transactions in one request, in order; return which of them were accepted.
 
         The result of the others is not known; `send_raw` tells it.
@@ -447,7 +454,11 @@ _ADVICE = {
 }
 
 
-def raise_refusal(subject: str, text: str, source: str) -> None:
+def raise_refusal(
+    subject: str,
+    text: str,
+    source: str,
+) -> None:
     """Raise the error for a node's refusal of a transaction; return if the node already has it."""
     kind, said = classify(text), printable(text)[:200]
     match kind:

@@ -80,7 +80,10 @@ def resolve(chain: settings.Chain) -> Deployment:
     return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract), block, market)
 
 
-def _contract(chain: settings.Chain, written: Deployment | None) -> str:
+def _contract(
+    chain: settings.Chain,
+    written: Deployment | None,
+) -> str:
     if chain.contract:
         return chain.contract
     if written:
@@ -213,7 +216,11 @@ def _checked(
     return [raw[key] for key in keys]
 
 
-def _expect_id(found: int, expected: int, source: str) -> None:
+def _expect_id(
+    found: int,
+    expected: int,
+    source: str,
+) -> None:
     if found != expected:
         raise ChainError(
             f"chain id {found} in {source}, expected {expected} (chain.id); point one of them at"

@@ -84,7 +84,11 @@ def registration(
     return coordinator.register_peer(peer_id)
 
 
-def call(coordinator: Coordinator, peer_id: str, proof: Proof) -> Call:
+def call(
+    coordinator: Coordinator,
+    peer_id: str,
+    proof: Proof,
+) -> Call:
     """Return the call with the proof, which registers the peer for the sender or moves it there."""
     name = "rebindPeer" if proof.is_move else "registerPeerWithProof"
     return coordinator.call(

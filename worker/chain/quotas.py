@@ -19,7 +19,11 @@ class Quota:
         self._burst = burst
         self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(_MOST_CALLERS)
 
-    def take(self, caller: str, count: float = 1.0) -> bool:
+    def take(
+        self,
+        caller: str,
+        count: float = 1.0,
+    ) -> bool:
         """Take `count` from the caller's bucket; return False, and take nothing, if it has less."""
         left = self.left(caller)
         if left < count:

@@ -389,7 +389,11 @@ class Rpc(JSONBaseProvider):
                 return self.decode_rpc_response(answer.content)
             return self._decode_refusal(url, answer)
 
-    def _decode_refusal(self, url: str, answer: requests.Response) -> Any:
+    def _decode_refusal(
+        self,
+        url: str,
+        answer: requests.Response,
+    ) -> Any:
         """Return the JSON-RPC error in an answer with HTTP status 400 to 499."""
         try:
             decoded = self.decode_rpc_response(answer.content)

@@ -150,7 +150,10 @@ class Auditor:
         return replace(finding, verdict="audited", reason=None)
 
 
-def unjudged(submitted: Event, digest: str | None = None) -> Finding:
+def unjudged(
+    submitted: Event,
+    digest: str | None = None,
+) -> Finding:
     """Return a finding for a reward as the chain has it."""
     said = submitted.arguments
     return Finding(
@@ -225,7 +228,8 @@ class Report:
 
     def data(self) -> dict[str, Any]:
         """Return the content of audit.json, described in docs/operations/host-a-swarm.md."""
-        kept = sorted(self.findings.values(), key=lambda finding: finding.key)[-MAX_FINDINGS:]
+        ordered = sorted(self.findings.values(), key=lambda finding: finding.key)
+        kept = ordered[-MAX_FINDINGS:]
         zeros = dict.fromkeys(VERDICTS, 0)
         peers: dict[str, Counter[str]] = {}
         sums: dict[str, Counter[str]] = {}

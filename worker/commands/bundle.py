@@ -51,21 +51,21 @@ _SECRETS = (
 
 def write(
     file: Path,
-    of: Settings,
+    node_settings: Settings,
     findings: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the bundle, a .tar.gz. Raises ResourceError if that fails."""
-    known = _known_secrets(of)
-    rounds = _read(StateDir(of.node.state_dir).rounds).splitlines(keepends=True)
+    known = _known_secrets(node_settings)
+    rounds = _read(StateDir(node_settings.node.state_dir).rounds).splitlines(keepends=True)
     texts = {
         "findings.json": json.dumps(findings, indent=2),
-        "settings.yaml": settings.dump(of),
+        "settings.yaml": settings.dump(node_settings),
         "versions.json": json.dumps(_versions(), indent=2),
         "nvidia-smi.txt": _nvidia_smi(),
         StateDir.rounds: "".join(rounds[-NUM_ROUNDS:]),
-        "log.txt": _log_tail(of),
+        "log.txt": _log_tail(node_settings),
     }
-    texts |= {name: _read(of.node.state_dir / name) for name in STATE_FILES}
+    texts |= {name: _read(node_settings.node.state_dir / name) for name in STATE_FILES}
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for name, text in texts.items():
@@ -94,10 +94,13 @@ def redact(
     return text
 
 
-def _known_secrets(of: Settings) -> list[str]:
+def _known_secrets(node_settings: Settings) -> list[str]:
     """Return the node's tokens, as far as this user may read them."""
-    token = of.chain.account_token_file or StateDir(of.node.state_dir).account_token
-    files = [token, of.chain.enrolment_token_file, of.hub.token_file]
+    token = (
+        node_settings.chain.account_token_file
+        or StateDir(node_settings.node.state_dir).account_token
+    )
+    files = [token, node_settings.chain.enrolment_token_file, node_settings.hub.token_file]
     secrets = [_read(file).strip() for file in files if file is not None]
     return [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS]
 
@@ -123,9 +126,9 @@ def _nvidia_smi() -> str:
         return "nvidia-smi did not answer within 20 s\n"
 
 
-def _log_tail(of: Settings) -> str:
+def _log_tail(node_settings: Settings) -> str:
     """Return the end of the slot's log file, if the deploy's units write one."""
-    slot = of.node.state_dir.name
+    slot = node_settings.node.state_dir.name
     file = Path("/var/log/hivewright") / slot / f"hivewright-{slot.replace('-', '@')}.log"
     text = _read(file)
     return text[-NUM_LOG_BYTES:] if text else f"no {file}\n"

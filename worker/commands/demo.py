@@ -417,7 +417,8 @@ def _fresh_folder(output: Path) -> IO[str]:
         )
     (output / MARKER).touch()
     lock = host.lock_folder(output, "--output")
-    left = [entry for entry in output.iterdir() if entry.name not in (MARKER, StateDir.lock)]
+    ours = (MARKER, StateDir.lock)
+    left = [entry for entry in output.iterdir() if entry.name not in ours]
     if left:
         print(
             f"starting again: what an earlier demo left in {output} is removed ({len(left)} files"

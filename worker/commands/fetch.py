@@ -57,7 +57,7 @@ _MACHINE_ERRORS = (
 
 
 def run(
-    of: Settings,
+    settings: Settings,
     options: argparse.Namespace | None = None,
 ) -> None:
     """Download the model unless it is there or a local folder, and print its path.
@@ -65,7 +65,7 @@ def run(
     Raises SettingsError without a shared folder or for an invalid token file, ModelError if the
     model is not available, ResourceError if the folder can't be written or is full.
     """
-    model = model_sizing.settle(of.model, of.node.state_dir)
+    model = model_sizing.settle(settings.model, settings.node.state_dir)
     if model.shared_dir is None:
         raise SettingsError("model.shared_dir: not set; expected the folder to download models to")
     token = _token(model, options.token_file if options is not None else None)
@@ -82,11 +82,14 @@ def run(
         folder = model_sizing.find_folder(model)
         if folder is None and model_sizing.is_gguf(model.name):
             folder = Path(model.name)
-        folder = folder or _download(model, model.shared_dir, of.node.min_free_disk_mb, token)
+        folder = folder or _download(model, model.shared_dir, settings.node.min_free_disk_mb, token)
     print(f"{model.name}: {folder}")
 
 
-def _token(model: Model, file: Path | None) -> str | None:
+def _token(
+    model: Model,
+    file: Path | None,
+) -> str | None:
     """Return the token for the Hub; `file`, of the command line, takes precedence."""
     if file is None and model.token_file is None:
         return None

@@ -159,7 +159,11 @@ def _evaluate(
     return scores
 
 
-def _tasks(loaded: _Loaded, asked: Sequence[Asked], options: argparse.Namespace) -> dict[str, Any]:
+def _tasks(
+    loaded: _Loaded,
+    asked: Sequence[Asked],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
     digest = trial.tasks_digest(loaded.environment, asked, options.tasks, options.seed)
     return {"tasks": digest, "seed": options.seed}
 
@@ -191,7 +195,10 @@ def _card(loaded: _Loaded) -> str:
     return model_card(loaded.settings, node, known)
 
 
-def _note(nodes: Sequence[str], result: dict[str, Any]) -> str:
+def _note(
+    nodes: Sequence[str],
+    result: dict[str, Any],
+) -> str:
     """Return the section of the model card about the choice."""
     average = result["average"]
     rows = [f"| best node | {result['best']:.3f} |"]

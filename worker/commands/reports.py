@@ -237,5 +237,8 @@ def _chain(node: NodeStatus) -> str:
     return f"{node.ledger['confirmed']}/{node.ledger['earned']}"
 
 
-def _shown(value: float | int | None, form: str) -> str:
+def _shown(
+    value: float | int | None,
+    form: str,
+) -> str:
     return "-" if value is None else format(value, form)

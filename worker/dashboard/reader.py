@@ -237,7 +237,10 @@ class Reader:
                 break
 
 
-def _round_entry(number: int, round: Round) -> dict[str, Any]:
+def _round_entry(
+    number: int,
+    round: Round,
+) -> dict[str, Any]:
     mean_reward = round.total / round.num_peers
     return {"round": number, "mean_reward": mean_reward, "num_peers": round.num_peers}
 

@@ -96,13 +96,19 @@ def _serving(body: bytes, content_type: str) -> Handler:
     return answer
 
 
-async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def add_headers(
+    request: web.Request,
+    response: web.StreamResponse,
+) -> None:
     """Set the security headers of every answer."""
     response.headers.update(_HEADERS)
 
 
 @web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer_errors(
+    request: web.Request,
+    handler: Handler,
+) -> web.StreamResponse:
     """Answer unknown paths and methods with {"error": SENTENCE}."""
     try:
         return await handler(request)

@@ -45,7 +45,10 @@ class Verdicts:
             self._forget("the report can't be read")
             log.warning("audit report can't be read file=%s error=%s", self._file, error)
 
-    def of(self, peer_id: str) -> dict[str, int] | None:
+    def of(
+        self,
+        peer_id: str,
+    ) -> dict[str, int] | None:
         """Return the peer's number of rewards by verdict; None: the report does not name it."""
         return self._peers.get(peer_id)
 

@@ -250,8 +250,9 @@ class Mix:
             if standing is None:
                 continue
             family, now = entry.family, self._now(entry)
-            own = [g for g in groups if (g.task.family, g.task.config_digest) == now]
-            standing.see([g.mean_reward for g in own], [g.has_signal for g in own])
+            own = [group for group in groups if _key_of(group.task) == now]
+            rewards = [group.mean_reward for group in own]
+            standing.see(rewards, [group.has_signal for group in own])
             mean = sum(standing.rewards) / max(1, len(standing.rewards))
             if standing.level < len(entry.digests) - 1 and standing.is_solved(family):
                 standing.move(+1)
@@ -337,7 +338,7 @@ class Mix:
         return digest
 
     def _find(self, task: Task) -> tuple[Source, Recipe]:
-        known = self._known.get((task.family, task.config_digest))
+        known = self._known.get(_key_of(task))
         if known is None:
             raise BadRecord(
                 "unknown-task", f"task {task.family}/{task.config_digest}: not in this node's mix"
@@ -374,6 +375,11 @@ class Mix:
         It does not depend on the environment's version, so an upgrade keeps the level.
         """
         return f"{entry.family.name} {json.dumps(entry.family.config, sort_keys=True)}"
+
+
+def _key_of(task: Task) -> tuple[str, str]:
+    """Return family and digest, which say how a task is made."""
+    return task.family, task.config_digest
 
 
 def config_digest(

@@ -110,13 +110,15 @@ def is_sound(item: dict[str, Any]) -> bool:
         and follows(table, together)
         and not any(follows(table, premise) for premise in premises)
     ]
-    is_plain = any(len(clause) == 1 and all(sign for _, sign in clause) for clause in conclusions)
+    plain = [clause for clause in conclusions if len(clause) == 1]
+    is_plain = any(sign for clause in plain for _, sign in clause)
     return bool(conclusions) and (not is_plain or _is_drawn(item))
 
 
 def _is_drawn(item: dict[str, Any]) -> bool:
     """Return whether the item is the one in three that is used: the same one in every process."""
-    digest = hashlib.sha256("\n".join(item["metadata"]["premises"]).encode()).digest()
+    premises = "\n".join(item["metadata"]["premises"])
+    digest = hashlib.sha256(premises.encode()).digest()
     return digest[0] % 3 == 0
 
 

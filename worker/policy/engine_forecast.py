@@ -98,7 +98,10 @@ def judge(config: Any) -> Outlook:
     )
 
 
-def _refusal(model: Any, obstacle: str | None) -> str | None:
+def _refusal(
+    model: Any,
+    obstacle: str | None,
+) -> str | None:
     if obstacle == BOTH_DIRECTIONS:
         return f"{BOTH_DIRECTIONS}: it can't be sampled"
     if not logprobs.takes(model, "past_key_values"):

@@ -101,7 +101,10 @@ def load_pools() -> Pools:
     return TypeAdapter(Pools).validate_python(raw)
 
 
-def auto_dtype(device: str, parameters: int | None = None) -> str:
+def auto_dtype(
+    device: str,
+    parameters: int | None = None,
+) -> str:
     """Return the type of the weights for `model.dtype: auto` on this machine.
 
     `parameters` is the number of the model's; None: as many as any model that `auto` chooses.
@@ -230,7 +233,10 @@ def decide(
     return settle(model, folder).name
 
 
-def settle(model: settings.Model, folder: Path) -> settings.Model:
+def settle(
+    model: settings.Model,
+    folder: Path,
+) -> settings.Model:
     """Return the settings with the choice at enrolment instead of `auto`.
 
     Raises ModelError if there is no choice.
@@ -372,7 +378,10 @@ def find_source_folder(model: settings.Model) -> Path | None:
     return Path(model.name).expanduser().parent if is_gguf(model.name) else folder
 
 
-def require_context(model: settings.Model, generation: settings.Generation) -> None:
+def require_context(
+    model: settings.Model,
+    generation: settings.Generation,
+) -> None:
     """Call `compare_context` for a model whose files are on this machine; skip others."""
     folder = find_folder(model)
     if folder is None:

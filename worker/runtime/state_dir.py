@@ -20,7 +20,11 @@ class _Entry:
     @overload
     def __get__(self, instance: "StateDir", owner: type) -> Path: ...
 
-    def __get__(self, instance: "StateDir | None", owner: type) -> str | Path:
+    def __get__(
+        self,
+        instance: "StateDir | None",
+        owner: type,
+    ) -> str | Path:
         return self._name if instance is None else instance.folder / self._name
 
 

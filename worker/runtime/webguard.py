@@ -200,7 +200,10 @@ class Guard:
             if connection is not None:
                 connection.end()
 
-    def refusal(self, request: web.Request) -> web.Response | None:
+    def refusal(
+        self,
+        request: web.Request,
+    ) -> web.Response | None:
         """Return the refusal of a request that a foreign web page made a browser send.
 
         None for all other requests.
@@ -217,7 +220,10 @@ class Guard:
             return self._refusal_of_page(request)
         return None
 
-    def _refusal_of_page(self, request: web.Request) -> web.Response | None:
+    def _refusal_of_page(
+        self,
+        request: web.Request,
+    ) -> web.Response | None:
         """Return the refusal of a browser's request by where the page that sent it comes from."""
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         is_plain = host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
@@ -279,7 +285,11 @@ def _refused(status: int, reason: str) -> web.Response:
 class _Connection(asyncio.Protocol):
     """Wraps the server's protocol for one connection, and measures time."""
 
-    def __init__(self, guard: Guard, inner: asyncio.Protocol) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        inner: asyncio.Protocol,
+    ) -> None:
         self._guard = guard
         self._inner = inner
         self.transport: asyncio.Transport

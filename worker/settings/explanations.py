@@ -117,7 +117,11 @@ def _explain_unknown(
     return unknown_key(path, name, known, prefix=section + separator)
 
 
-def _advice(kind: str, value: Any, is_yaml: bool) -> str:
+def _advice(
+    kind: str,
+    value: Any,
+    is_yaml: bool,
+) -> str:
     """Return advice on quotes: YAML 1.1 reads 1e-5 as text and 0x... as a number."""
     if kind == "float_type" and isinstance(value, str) and _is_number(value):
         if not is_yaml:

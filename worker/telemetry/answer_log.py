@@ -94,7 +94,11 @@ class AnswerLog:
         self._max_bytes = max_megabytes * 1_000_000
         self._outage = Outage(log)
 
-    def write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
+    def write(
+        self,
+        round: int,
+        groups: Sequence[AnsweredGroup],
+    ) -> None:
         """Write a round, replacing an earlier attempt at it.
 
         A failure is logged once, until it works again.
@@ -112,7 +116,11 @@ class AnswerLog:
         else:
             self._outage.end("answers are written again folder=%s", self._folder)
 
-    def _write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
+    def _write(
+        self,
+        round: int,
+        groups: Sequence[AnsweredGroup],
+    ) -> None:
         self._folder.mkdir(exist_ok=True)
         self._make_room()
         lines = "".join(json.dumps(asdict(group)) + "\n" for group in groups)

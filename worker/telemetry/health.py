@@ -50,7 +50,11 @@ class Check:
     severe: float | None = None
     is_low: bool = False
 
-    def is_past(self, value: float, threshold: float | None) -> bool:
+    def is_past(
+        self,
+        value: float,
+        threshold: float | None,
+    ) -> bool:
         if threshold is None:
             return False
         return value < threshold if self.is_low else value > threshold
@@ -63,7 +67,10 @@ class Check:
         return f"{'below' if self.is_low else 'above'} {threshold:g}{self.unit and ' ' + self.unit}"
 
 
-def find(node: NodeStatus, active: Collection[str] = ()) -> tuple[Finding, ...]:
+def find(
+    node: NodeStatus,
+    active: Collection[str] = (),
+) -> tuple[Finding, ...]:
     """Return the checks that are past their threshold.
 
     `active`: names of the checks that were so before.
@@ -139,7 +146,10 @@ def _of_swarm(count: Callable[[SwarmStatus], float]) -> Callable[[NodeStatus], f
     return measure
 
 
-def _share(name: str, words: str) -> Callable[[NodeStatus], str]:
+def _share(
+    name: str,
+    words: str,
+) -> Callable[[NodeStatus], str]:
     def show(node: NodeStatus) -> str:
         found = node.condition.recent
         value = getattr(found, name)

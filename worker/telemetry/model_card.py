@@ -62,7 +62,10 @@ def _metadata(node: NodeStatus) -> dict[str, Any]:
     return metadata
 
 
-def _progress(node: NodeStatus, rounds: Sequence[dict[str, Any]]) -> str:
+def _progress(
+    node: NodeStatus,
+    rounds: Sequence[dict[str, Any]],
+) -> str:
     rewards = [row["reward_mean"] for row in rounds]
     peers = {peer for row in rounds for peer in row["peers_heard"]}
     rows = {

@@ -24,7 +24,11 @@ def by_family(
     )
 
 
-def _summarise(family: str, level: int | None, groups: Sequence[ScoredGroup]) -> FamilyReward:
+def _summarise(
+    family: str,
+    level: int | None,
+    groups: Sequence[ScoredGroup],
+) -> FamilyReward:
     rewards = [reward for group in groups for reward in group.rewards]
     return FamilyReward(
         family=family,

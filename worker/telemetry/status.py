@@ -263,7 +263,10 @@ def as_record(line: dict[str, Any]) -> RoundRecord:
     return _RECORD.validate_python(line)
 
 
-def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
+def complete_rounds(
+    state_dir: Path,
+    record: dict[str, Any],
+) -> None:
     """Add the round that a checkpoint contains, if a crash came before its line was written.
 
     Raises ValueError if it is not a round.

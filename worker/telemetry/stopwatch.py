@@ -15,7 +15,10 @@ and for the next round."""
 class Stopwatch:
     """Measures one activity at a time; `clock` is monotonic seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
         self._activity: Activity = "waiting"
         self._since = clock()
@@ -27,7 +30,12 @@ class Stopwatch:
         self._seconds[self._activity] += now - self._since
         self._activity, self._since = activity, now
 
-    def move(self, seconds: float, source: Activity, target: Activity) -> None:
+    def move(
+        self,
+        seconds: float,
+        source: Activity,
+        target: Activity,
+    ) -> None:
         """Count seconds of one activity as another one's."""
         self._seconds[source] -= seconds
         self._seconds[target] += seconds

@@ -161,7 +161,11 @@ def _write(
     _flush(path)
 
 
-def save_weights(path: Path, trainer: Trainer, state: State) -> None:
+def save_weights(
+    path: Path,
+    trainer: Trainer,
+    state: State,
+) -> None:
     """Write what `restore_weights` reads of a checkpoint into the existing folder `path`.
 
     Raises OSError or SafetensorError if that fails.

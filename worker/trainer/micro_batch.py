@@ -207,7 +207,11 @@ def _way_up(record: dict[str, Any]) -> dict[str, Any]:
     return {"full_tokens": full, "full_recomputes": recomputes, "wait": wait, "since": since}
 
 
-def save(file: Path, key: str, budget: Budget) -> None:
+def save(
+    file: Path,
+    key: str,
+    budget: Budget,
+) -> None:
     """Write `budget` to `file` atomically; raise ResourceError if the disk is full or fails."""
     memory.remember(file, key, asdict(budget))
 

@@ -428,7 +428,11 @@ class Trainer:
             return self._scorer
         return Scorer(copy.deepcopy(self.policy.model).requires_grad_(False))
 
-    def fit(self, file: Path, was_killed: bool = False) -> None:
+    def fit(
+        self,
+        file: Path,
+        was_killed: bool = False,
+    ) -> None:
         """Set the token budget for this machine: the one in `file`, or a measured one.
 
         The weights do not change. `was_killed`: the kernel OOM-killed the process before this one.

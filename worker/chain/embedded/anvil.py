@@ -386,7 +386,10 @@ def _deploy_market(settings: settings.Settings, client: Coordinator) -> str | No
     return address
 
 
-def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
+def load_owner(
+    keeper: settings.Keeper,
+    create: bool = False,
+) -> LocalAccount:
     """Return the account that owns the contract.
 
     Raises ChainError if its key is missing and `create` is False.

@@ -88,7 +88,10 @@ class Door:
         application.cleanup_ctx.append(self._resources)
         return application
 
-    async def _resources(self, application: web.Application) -> AsyncIterator[None]:
+    async def _resources(
+        self,
+        application: web.Application,
+    ) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         ) as session:

@@ -283,7 +283,10 @@ class Membership:
                 self._depth = depth
                 return
 
-    async def read(self, rng: random.Random) -> list[Member]:
+    async def read(
+        self,
+        rng: random.Random,
+    ) -> list[Member]:
         """Return members from the buckets on a random path, down to the depth used by our swarm.
 
         Raises TimeoutError. The DHT leaves out expired records, as far as the clocks agree.
@@ -336,7 +339,8 @@ class Membership:
         while nearest and len(answers) < NUM_REPLICAS:
             missing = NUM_REPLICAS - len(answers)
             batch, nearest = nearest[:missing], nearest[missing:]
-            stored = await asyncio.gather(*(self._store_at(peer, key, member) for peer in batch))
+            stores = [self._store_at(peer, key, member) for peer in batch]
+            stored = await asyncio.gather(*stores)
             answers += [answer for answer in stored if answer is not None]
         return any(answers)
 

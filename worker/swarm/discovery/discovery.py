@@ -114,7 +114,8 @@ class DiscoveryLoop:
         missing = [p for p in contacts if p not in connected]
         if not connected:
             others = [p for p in missing if p not in bootnodes]
-            targets = [*bootnodes, *self._rng.sample(others, min(NUM_GREETINGS, len(others)))]
+            num_others = min(NUM_GREETINGS, len(others))
+            targets = [*bootnodes, *self._rng.sample(others, num_others)]
         else:
             targets = self._rng.sample(missing, min(2, len(missing)))
             # Peers that were connected before they could answer a greeting; bootnodes only while
@@ -138,7 +139,8 @@ class DiscoveryLoop:
         self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None
     ) -> int:
         """Greet peers at the same time; return how many answered."""
-        greetings = [self._greet(p, (contacts or {}).get(p, ())) for p in peer_ids]
+        addresses = contacts or {}
+        greetings = [self._greet(p, addresses.get(p, ())) for p in peer_ids]
         return sum(await asyncio.gather(*greetings))
 
     def _note_foreign(self, peer_id: str) -> None:

@@ -110,7 +110,12 @@ class Peers:
     def __len__(self) -> int:
         return len(self._live())
 
-    def learn(self, member: Member, *, from_itself: bool) -> bool:
+    def learn(
+        self,
+        member: Member,
+        *,
+        from_itself: bool,
+    ) -> bool:
         """Store a record. Return whether the peer is new here.
 
         A record that the peer itself shows is always stored, whatever its clock says now or said
@@ -306,7 +311,8 @@ class Peers:
         for kind in (known, told):
             rng.shuffle(kind)
             kind.sort(key=lambda p: self._peers[p].failures)
-        num_known = min(len(known), max(count - count // 2, count - len(told)))
+        not_told = max(count - count // 2, count - len(told))
+        num_known = min(len(known), not_told)
         return known[:num_known] + told[: count - num_known]
 
     def sample(
@@ -355,10 +361,12 @@ class Peers:
 
     def multiaddrs(self, count: int) -> list[str]:
         """Return full addresses (with /p2p/) of the peers heard last, for the cache."""
-        met = sorted(
-            (p for p in self._peers.values() if p.met is not None), key=lambda p: -(p.met or 0.0)
-        )
-        return [f"{a}/p2p/{p.member.peer_id}" for p in met[:count] for a in p.member.addresses[:2]]
+        met = [(peer.met, peer.member) for peer in self._peers.values() if peer.met is not None]
+        met.sort(key=lambda pair: -pair[0])
+        found = []
+        for _, member in met[:count]:
+            found += [f"{address}/p2p/{member.peer_id}" for address in member.addresses[:2]]
+        return found
 
     def _live(self) -> list[str]:
         since = self._clock() - self.lifetime_seconds
@@ -384,8 +392,12 @@ class Peers:
         return weight
 
     def _differing(self, peer: _Peer) -> list[str]:
-        named = [(e, self._environments.get(e.partition(" ")[0])) for e in peer.member.environments]
-        return [theirs for theirs, ours in named if ours not in (None, theirs)]
+        differing = []
+        for theirs in peer.member.environments:
+            name, _, _ = theirs.partition(" ")
+            if self._environments.get(name, theirs) != theirs:
+                differing.append(theirs)
+        return differing
 
     def _tell(self, peer: _Peer) -> None:
         """Log other versions once for each peer, and again after it had our versions."""

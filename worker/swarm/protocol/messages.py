@@ -166,7 +166,11 @@ class Refused(Exception):
     `reason` is the first word: "full", "skipped", "version" ...; `version` is its protocol version.
     """
 
-    def __init__(self, text: str, version: int = VERSION) -> None:
+    def __init__(
+        self,
+        text: str,
+        version: int = VERSION,
+    ) -> None:
         super().__init__(text)
         self.reason = text.partition(":")[0]
         self.version = version

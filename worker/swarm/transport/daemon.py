@@ -157,7 +157,10 @@ class Daemon:
         """Pass every incoming stream of `protocol` to `handler`, each in a task of its own."""
         path = self._folder / "streams.sock"
 
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def accept(
+            reader: asyncio.StreamReader,
+            writer: asyncio.StreamWriter,
+        ) -> None:
             task = asyncio.create_task(self._handle(handler, reader, writer))
             self._streams.add(task)
             task.add_done_callback(self._handled)
