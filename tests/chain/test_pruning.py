@@ -183,7 +183,7 @@ def test_dumps_of_a_large_state_are_further_apart(tmp_path, megabytes, seconds):
 @pytest.mark.parametrize(
     "text", ["{broken", '{"best_block_number":3}', '{"a":1,"blocks":[{}],"transactions":[]}']
 )
-def test_state_in_another_form_stays_as_it_is_and_that_is_said(tmp_path, caplog, text):
+def test_state_in_another_form_stays_as_it_is_and_that_is_logged(tmp_path, caplog, text):
     file = tmp_path / "state.json"
     file.write_text(text)
     pruning.cut(file, 64)

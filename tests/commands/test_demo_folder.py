@@ -8,7 +8,7 @@ from worker.commands import demo
 from worker.errors import ResourceError, SettingsError
 
 
-def test_folder_of_an_earlier_demo_is_emptied_and_that_is_said(tmp_path, capsys):
+def test_folder_of_an_earlier_demo_is_emptied_and_that_is_reported(tmp_path, capsys):
     with demo._fresh_folder(tmp_path / "out"):
         (tmp_path / "out/worker-0").mkdir()
         (tmp_path / "out/worker-0/swarm.pem").write_text("old")

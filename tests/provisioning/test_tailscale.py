@@ -384,7 +384,7 @@ Open these to log the hosts in:
     assert machine.shown == {"443/": "http://127.0.0.1:3000"}
 
 
-def test_host_that_is_logged_in_stays_so_and_what_a_person_should_know_is_said(
+def test_host_that_is_logged_in_stays_so_and_what_a_person_should_know_is_reported(
     machine: Machine,
 ) -> None:
     prefs = {"RunSSH": False, "AdvertiseTags": ["tag:gpu"], "Hostname": "old"}
