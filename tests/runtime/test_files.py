@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,16 @@ def test_write_whole_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
         write_whole(file, "new", durable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
     assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_mode_is_the_one_asked_for_whatever_the_umask_and_the_file_before(tmp_path, mode, umask):
+    file = tmp_path / "file"
+    file.touch(0o666)
+    before = os.umask(umask)
+    try:
+        write_whole(file, "secret", mode=mode)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == mode

@@ -1,6 +1,7 @@
 """Conversations with peers, and limits on how many and how often untrusted peers may have them."""
 
 import asyncio
+import contextlib
 from collections import Counter
 
 import pytest
@@ -157,18 +158,20 @@ def test_flood_of_new_peers_does_not_free_one_that_is_over_its_limit(now: list[f
 
 def test_streams_of_a_peer_and_of_all_are_limited(now: list[float]) -> None:
     admission = Admission()
-    for _ in range(MAX_STREAMS_PER_PEER):
-        assert admission.refusal("a") is None
-        admission.admitted("a").__enter__()
-    refusal = admission.refusal("a")
-    assert refusal is not None
-    assert (refusal[0], "close one first" in refusal[1]) == ("flood", True)
-    for number in range(MAX_STREAMS - MAX_STREAMS_PER_PEER):
-        assert admission.refusal(f"peer-{number}") is None
-        admission.admitted(f"peer-{number}").__enter__()
-    refusal = admission.refusal("one more")
-    assert refusal is not None
-    assert refusal[0] == "full"
+    with contextlib.ExitStack() as streams_open:
+        for _ in range(MAX_STREAMS_PER_PEER):
+            assert admission.refusal("a") is None
+            streams_open.enter_context(admission.admitted("a"))
+        refusal = admission.refusal("a")
+        assert refusal is not None
+        assert (refusal[0], "close one first" in refusal[1]) == ("flood", True)
+        for number in range(MAX_STREAMS - MAX_STREAMS_PER_PEER):
+            assert admission.refusal(f"peer-{number}") is None
+            streams_open.enter_context(admission.admitted(f"peer-{number}"))
+        refusal = admission.refusal("one more")
+        assert refusal is not None
+        assert refusal[0] == "full"
+    assert admission.refusal("one more") is None
 
 
 def test_requests_of_a_peer_are_limited_though_each_stream_is_short(now: list[float]) -> None:
