@@ -120,7 +120,7 @@ def test_missing_package_and_key_are_named(tmp_path, monkeypatch):
         trackers.open_all(Tracking(trackio=True), run)
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: object())
     key = tmp_path / "key"
-    with pytest.raises(SecretError, match="tracking.wandb_key_file"):
+    with pytest.raises(SecretError, match=r"tracking\.wandb_key_file"):
         trackers.open_all(Tracking(wandb="online", wandb_key_file=key), run)
 
 
