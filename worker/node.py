@@ -27,6 +27,7 @@ from worker import (
     model_setup,
     rollouts,
 )
+from worker.adoption import Adoption
 from worker.chain import account_client
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -174,6 +175,7 @@ class Node:
         self._see_evaluations()
         self.ledger = Ledger(self.files.ledger)
         self.swarm = self._swarm() if settings.swarm.enabled else None
+        self.adoption = self._adoption(self.swarm) if settings.swarm.shares_weights else None
         self.coordinator: Coordinator | None = None
         self.settlement: Settlement | None = None
         self.account: account_client.Account | None = None
@@ -288,6 +290,9 @@ class Node:
         self._keep_answers(tick.round, [*local, *collected.groups])
         if record.skipped is None:
             self._earn(tick, local, published, collected.groups)
+        if self.adoption is not None:
+            self.adoption.after_round(local, collected.groups)
+            self.status.weights = dict(self.adoption.counts)
         self._book(tick, record)
 
     def _keep_answers(
@@ -735,7 +740,7 @@ class Node:
             )
             return None
         self.rounds_unsaved = 0
-        return checkpoint.save(
+        saved = checkpoint.save(
             self.files.checkpoints,
             self.trainer,
             {
@@ -746,6 +751,22 @@ class Node:
                 "environment": self.environment.state(),
             },
             keep=self.settings.node.keep_checkpoints,
+        )
+        if self.adoption is not None:
+            self.adoption.offer(saved / model_folder.WEIGHTS, self.status.rounds_trained)
+        return saved
+
+    def _adoption(self, swarm: Swarm | None) -> Adoption | None:
+        """Return what exchanges weights; None without a swarm."""
+        if swarm is None:
+            return None
+        return Adoption(
+            swarm,
+            self.trainer,
+            self.environment,
+            self.settings.generation,
+            self.folder,
+            progress=lambda: self._show("trying weights"),
         )
 
     def _swarm(self) -> Swarm:

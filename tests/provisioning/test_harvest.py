@@ -2,10 +2,10 @@
 
 import argparse
 import base64
+import dataclasses
 import io
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -37,6 +37,11 @@ exec "$@"
 """
 PYTHON = """#!/bin/sh
 exec {python} "$@"
+"""
+FAILS = """#!/bin/sh
+echo 'a warning' >&2
+echo 'hivewright harvest offer: TrainingError (exit 8): x: no checkpoint yet' >&2
+exit 8
 """
 
 
@@ -173,60 +178,91 @@ class Hosts:
 
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    """Return three hosts: trained, the same with noise in its weights, without a checkpoint."""
+    """Return two hosts: one with a trained worker, one whose command fails."""
     monkeypatch.setattr(harvest.fact_cache, "arguments_of_facts", lambda host: {})
     monkeypatch.setattr(harvest, "print_host_combined_output", lambda host, output: None)
-    roots = {name: tmp_path / name for name in ("h1", "h2", "h3")}
-    for root in roots.values():
-        for name, content in (
+    roots = {name: tmp_path / name for name in ("h1", "h2")}
+    for name, program in (("h1", PYTHON.format(python=sys.executable)), ("h2", FAILS)):
+        for path, content in (
             ("bin/systemd-run", SHIM),
-            ("current/environment/bin/python", PYTHON.format(python=sys.executable)),
+            ("current/environment/bin/python", program),
         ):
-            file = root / name
+            file = roots[name] / path
             file.parent.mkdir(parents=True)
             file.write_text(content)
             file.chmod(0o755)
-        (root / "etc").mkdir()
-    node = make_node(enrolled(roots["h1"] / "node", generation_num_generations=4))
+    made = enrolled(tmp_path / "node", generation_num_generations=4, node_max_rounds=2)
+    node = make_node(made)
     node.train()
     node.close()
-    for name in ("h1", "h2", "h3"):
-        if name != "h1":
-            shutil.copytree(roots["h1"] / "node", roots[name] / "node")
-        made = node.settings.model_dump(mode="json") | {}
-        made["node"]["state_dir"] = str(roots[name] / "node")
-        (roots[name] / "hivewright").mkdir()
-        (roots[name] / "hivewright/worker-0.yaml").write_text(yaml.safe_dump(made))
-    file = max((roots["h2"] / "node/checkpoints").iterdir()) / "model.safetensors"
-    noise = {k: w + 3 * w.std() * torch.randn(w.shape) for k, w in load_file(file).items()}
-    save_file(noise, file)
-    shutil.rmtree(roots["h3"] / "node/checkpoints")
+    (tmp_path / "h1/hivewright").mkdir()
+    given = made.model_dump(mode="json")
+    (tmp_path / "h1/hivewright/worker-0.yaml").write_text(yaml.safe_dump(given))
     return Hosts(roots)
 
 
+def add_noise(offer: Offer, folder: Path) -> Offer:
+    """Return the offer of a worker whose weights are noise, and earn nothing."""
+    folder.mkdir()
+    with tarfile.open(offer.file) as tar:
+        tar.extractall(folder, filter="data")
+    file = folder / "weights/model.safetensors"
+    noise = {k: w + 3 * w.std() * torch.randn(w.shape) for k, w in load_file(file).items()}
+    save_file(noise, file)
+    with tarfile.open(folder / "noise.tar", "w") as tar:
+        tar.add(folder / "weights", "weights")
+    rewards = {one: [0.0] * len(each) for one, each in offer.rewards.items()}
+    slot = Slot("h3", 0)
+    return dataclasses.replace(offer, slot=slot, file=folder / "noise.tar", rewards=rewards)
+
+
 def test_best_model_comes_home(
-    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     folder, output = tmp_path / ".harvest-test", tmp_path / "model"
     folder.mkdir()
     options = argparse.Namespace(tasks=4, seed=0, seconds=60)
     harvesting = harvest_command.Harvesting(hosts, folder, options, {"gcd": 1})  # type: ignore[arg-type]
-    offers, failed = harvesting.collect([Slot(name, 0) for name in ("h1", "h2", "h3")])
-    assert list(failed) == ["h3/0"]
-    assert "no checkpoint yet; let the node finish a round first" in failed["h3/0"]
-    ranked = harvest_command.rank(offers)
-    assert [str(offer.slot) for offer in ranked] == ["h1/0", "h2/0"]
+    offers, failed = harvesting.collect([Slot("h1", 0), Slot("h2", 0)])
+    assert failed == {"h2/0": "TrainingError (exit 8): x: no checkpoint yet"}
+    assert set(offers[0].rewards) == {("gcd", 0), ("gcd", 1), ("basic_arithmetic", 0)}
+    ranked = harvest_command.rank([*offers, add_noise(offers[0], tmp_path / "noise")])
+    assert [str(offer.slot) for offer in ranked] == ["h1/0", "h3/0"]
     result = harvesting.bring(ranked, output)
-    assert result["chosen"] == "best"
     assert result["average"] is not None
-    model = AutoModelForCausalLM.from_pretrained(output)
-    checkpoints = tmp_path / "h1/node/checkpoints"
-    weights = load_file(max(checkpoints.iterdir()) / "model.safetensors")
-    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
     assert "## Harvest" in (output / "README.md").read_text()
-    for name in ("h1", "h2", "h3"):
-        assert not list((tmp_path / name).glob("hivewright-harvest-*"))
+    if result["chosen"] == "best":
+        model = AutoModelForCausalLM.from_pretrained(output)
+        checkpoints = tmp_path / "node/checkpoints"
+        weights = load_file(max(checkpoints.iterdir()) / "model.safetensors")
+        assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    assert not list(tmp_path.glob("h?/hivewright-harvest-*"))
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/hivewright-escaped", "model/../../escaped"])
+def test_hostile_host_writes_nothing_outside_of_the_folder(name: str, tmp_path: Path) -> None:
+    class Hostile:
+        def operation(self, host: str, _: str, log: Path, *arguments: str, timeout: float) -> Ran:
+            given = dict(argument.split("=", 1) for argument in arguments)
+            with tarfile.open(given["file"], "w") as tar:
+                entry = tarfile.TarInfo(name)
+                tar.addfile(entry, io.BytesIO(b""))
+            return Ran("done")
+
+    folder = tmp_path / "work"
+    (folder / "weights").mkdir(parents=True)
+    for file in ("model.safetensors", "state.json"):
+        (folder / "weights" / file).touch()
+    with tarfile.open(folder / "offer.tar", "w") as tar:
+        tar.add(folder / "weights", "weights")
+    offer = make_offer("h1", [0.5], file=folder / "offer.tar")
+    options = argparse.Namespace(tasks=4, seed=0, seconds=60)
+    harvesting = harvest_command.Harvesting(Hostile(), folder, options, {})  # type: ignore[arg-type]
+    with pytest.raises(WorkerError, match=r"h1/0: unusable answer: .*; nothing was written"):
+        harvesting.bring([offer], tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["work"]
+    assert not Path("/tmp/hivewright-escaped").exists()
 
 
 def test_pieces_arrive_whole(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class StateDir:
     """Created by the systemd unit when the kernel killed the worker for its memory."""
     checkpoints = _Entry("checkpoints")
     """Folder of the trainer's state (worker/trainer/checkpoint.py)."""
+    weights = _Entry("weights")
+    """Folder of weights that we offer, and of those that come from peers (worker/adoption.py)."""
     ledger = _Entry("ledger.db")
     """Rewards, until they are on the chain (worker/chain/ledger.py)."""
     groups = _Entry("groups")

@@ -56,6 +56,10 @@ class Swarm(Section):
     own. Empty: all peers."""
     only_registered: bool = False
     """Exchange groups only with peers that are registered on the chain."""
+    weights: Literal["auto", "on", "off"] = "auto"
+    """Exchange weights: serve our newest checkpoint, and take a peer's when we are far behind and
+    its weights earn more than ours on held-out tasks. on: with all peers that we exchange groups
+    with; auto: only if `only_peers` names them, such as the fleet's own."""
     collect_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Time to wait for the drawn peers' groups once our own are served, in seconds."""
     keep_rounds: Annotated[int, Field(gt=0, le=1000)] = 3
@@ -70,6 +74,11 @@ class Swarm(Section):
     """Most groups of a peer in a round."""
     max_completion_bytes: Annotated[int, Field(gt=0, le=500_000)] = 16384
     """Longest completion of a peer, in bytes. Longer ones are refused."""
+
+    @property
+    def shares_weights(self) -> bool:
+        """Return whether weights are exchanged with the peers that groups are exchanged with."""
+        return self.weights == "on" or (self.weights == "auto" and bool(self.only_peers))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -19,7 +19,7 @@ from worker.swarm.context import SwarmContext
 from worker.swarm.discovery.dht import Membership
 from worker.swarm.discovery.discovery import DiscoveryLoop
 from worker.swarm.event_loop import EventLoopThread
-from worker.swarm.requests import AskHandler, AuditHandler, Requests
+from worker.swarm.requests import AskHandler, AuditHandler, Requests, WeightHandler
 from worker.swarm.transport import relays
 from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.daemon import PROTOCOL, Daemon
@@ -36,17 +36,18 @@ T = TypeVar("T")
 
 
 class Network:
-    """See the module. `on_ask` and `on_audit` answer requests for groups, in the event loop."""
+    """See the module. The handlers answer requests of peers, in the event loop."""
 
     def __init__(
         self,
         context: SwarmContext,
         on_ask: AskHandler | None = None,
         on_audit: AuditHandler | None = None,
+        on_weights: WeightHandler | None = None,
     ) -> None:
         self.context = context
         self.connections = Connections(context.peers.addresses, context.traffic)
-        self._requests = Requests(context, self.connections, on_ask, on_audit)
+        self._requests = Requests(context, self.connections, on_ask, on_audit, on_weights)
         self._thread = EventLoopThread("swarm")
         self._relays_wanted = asyncio.Event()
         self._has_relays = False  # whether the present life of the daemon knows of any

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from worker.errors import BadRecord
 from worker.swarm.context import SwarmContext
-from worker.swarm.protocol import messages
+from worker.swarm.protocol import messages, weight_messages
 from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
+from worker.swarm.protocol.weight_messages import WeightRequest
 from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, Stream
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 AskHandler = Callable[[str, messages.Ask, Stream], Awaitable[None]]
 AuditHandler = Callable[[str, Stream], Awaitable[None]]
+WeightHandler = Callable[[str, WeightRequest, Stream], Awaitable[None]]
 
 
 class Requests:
@@ -27,11 +29,13 @@ class Requests:
         connections: Connections,
         on_ask: AskHandler | None,
         on_audit: AuditHandler | None,
+        on_weights: WeightHandler | None = None,
     ) -> None:
         self._context = context
         self._connections = connections
         self._on_ask = on_ask
         self._on_audit = on_audit
+        self._on_weights = on_weights
 
     async def serve(
         self,
@@ -68,6 +72,10 @@ class Requests:
             await self._on_ask(peer_id, ask, stream)
         elif kind is Kind.AUDIT and self._on_audit is not None:
             await self._on_audit(messages.decode_audit(payload), stream)
+        elif kind is Kind.WEIGHTS and self._on_weights is not None:
+            request = weight_messages.decode_request(payload)
+            self._meet(request.member, peer_id)
+            await self._on_weights(peer_id, request, stream)
         else:
             raise BadRecord("malformed", f"this node does not answer {kind.name}")
 

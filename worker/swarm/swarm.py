@@ -23,6 +23,13 @@ from worker.swarm.exchange.archive import Archive
 from worker.swarm.exchange.collector import Collecting, Scoring
 from worker.swarm.exchange.server import Serving
 from worker.swarm.exchange.verify import Verifier
+from worker.swarm.exchange.weights import (
+    Fetched,
+    Fetching,
+    Offered,
+    WeightServing,
+    WeightTaking,
+)
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
 from worker.swarm.status import State, SwarmStatus, Tally
@@ -75,7 +82,14 @@ class Swarm:
         )
         self._archive = Archive(StateDir(cache_dir).groups, swarm.audit_rounds)
         self._serving = Serving(self._context, self._tally, self._archive)
-        self._network = Network(self._context, self._serving.answer, self._serving.answer_audit)
+        self._weight_serving = WeightServing(self._context)
+        self._weight_taking = WeightTaking(self._tally.reject)
+        self._network = Network(
+            self._context,
+            self._serving.answer,
+            self._serving.answer_audit,
+            self._weight_serving.answer,
+        )
         self._scoring = Scoring(verifier)
         self._heard: tuple[str, ...] = ()
         self._is_behind = False
@@ -140,6 +154,38 @@ class Swarm:
             return Collected()
         self._num_unanswered = 0
         return collected
+
+    def offer_weights(self, offered: Offered) -> None:
+        """Serve these weights from now on, in the place of earlier ones."""
+        self._network.post(self._weight_serving.put, offered)
+
+    @property
+    def is_sending_weights(self) -> bool:
+        return self._weight_serving.is_busy
+
+    def fetch_weights(
+        self,
+        peer_ids: Sequence[str],
+        model: bytes,
+        max_bytes: int,
+        folder: Path,
+    ) -> None:
+        """Fetch weights from these peers in the background; `fetched_weights` returns them."""
+        fetching = Fetching(self._context, self._network.connections, model, max_bytes, folder)
+        self._weight_taking.expect()
+        self._network.post(self._weight_taking.start, fetching, tuple(peer_ids))
+
+    @property
+    def is_fetching_weights(self) -> bool:
+        return self._weight_taking.is_running
+
+    def fetched_weights(self) -> list[Fetched]:
+        """Return the weights that arrived since the last call."""
+        return self._weight_taking.take()
+
+    def distrust_weights(self, peer_id: str) -> None:
+        """Count weights of a peer that could not be used, or were worse than ours."""
+        self._tally.reject(peer_id, "weights")
 
     def status(self) -> SwarmStatus:
         context, tally = self._context, self._tally

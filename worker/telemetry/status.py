@@ -172,6 +172,8 @@ class NodeStatus:
     yet started. `ledger`: number of rewards by state; "held-back": earned, and not due to be sent
     yet. `ledger_error`: why rewards wait in the ledger, None if they do not. `last_round`:
     the last line of its history. `warnings`: checks that are past their threshold.
+    `weights`: number of sets "offered" to peers, and of those of peers "fetched", "unusable",
+    "worse" than ours, and "taken".
     """
 
     name: str
@@ -210,6 +212,7 @@ class NodeStatus:
     last_round: RoundRecord | None = None
     condition: Condition = field(default_factory=Condition)
     warnings: tuple[Finding, ...] = ()
+    weights: dict[str, int] = field(default_factory=dict)
     updated_at: float = 0.0
 
     def write(self, state_dir: Path) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from worker.trainer.trainer import Trainer
 
 WeightSet = Mapping[str, Tensor]
+LARGEST = 1e4
+"""Absolute value of a weight; those of sound models are far below it."""
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -41,9 +43,11 @@ def apply(trainer: Trainer, weights: WeightSet) -> None:
 
 
 def adopt(trainer: Trainer, weights: WeightSet) -> None:
-    """Replace the trained weights and forget the optimizer's moments, which are of others."""
+    """Replace the trained weights, and set the optimizer's moments, which are of others, to 0."""
     apply(trainer, weights)
-    trainer.optimizer.state.clear()
+    for moments in trainer.optimizer.state.values():
+        for tensor in moments.values():
+            tensor.zero_()
 
 
 @contextmanager
@@ -83,6 +87,6 @@ def find_misfit(trainer: Trainer, weights: WeightSet) -> str | None:
             return f"shape: {name} is {tuple(tensor.shape)}; expected {tuple(parameter.shape)}"
         if tensor.dtype not in (torch.float32, torch.bfloat16):
             return f"type: {name} is {tensor.dtype}; expected float32 or bfloat16"
-        if not tensor.isfinite().all():
-            return f"non-finite: {name}"
+        if not tensor.abs().amax() < LARGEST:  # also if it is not a number
+            return f"value: {name} has values that are not finite, or not below {LARGEST:g}"
     return None

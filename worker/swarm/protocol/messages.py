@@ -60,6 +60,10 @@ MAX_LISTED = 16
 """Addresses and environments that are accepted in a record."""
 MAX_NAME_BYTES = 128
 """Of a task family, and of a configuration's digest."""
+PIECE_BYTES = 1 << 20
+"""Of a file of weights; the last piece may be smaller."""
+MAX_PIECES = 1 << 13
+"""Of a file of weights: 8 GiB."""
 MAX_KEY_BYTES = 1024
 """Of a public key, and of a signature."""
 
@@ -103,6 +107,12 @@ class Kind(enum.IntEnum):
     """Sent instead of WAIT when full: records of peers that have these groups."""
     AUDIT = 8
     """For signed groups by their digest, from anyone; answered by GROUPS or REFUSAL."""
+    WEIGHTS = 9
+    """For weights (weight_messages.py); answered by OFFER, or by PIECEs, or by REFUSAL."""
+    OFFER = 10
+    """The digests of the pieces of a file with the sender's weights."""
+    PIECE = 11
+    """A piece of that file."""
 
 
 _MAX_PAYLOAD_BYTES = {
@@ -113,6 +123,9 @@ _MAX_PAYLOAD_BYTES = {
     Kind.GROUPS: MAX_FRAME_BYTES,
     Kind.ELSEWHERE: MAX_HOLDERS * (MAX_MEMBER_BYTES + 3) + 1,
     Kind.AUDIT: hashlib.sha256().digest_size,
+    Kind.WEIGHTS: MAX_REQUEST_BYTES,
+    Kind.OFFER: MAX_PIECES * hashlib.sha256().digest_size + 32,
+    Kind.PIECE: PIECE_BYTES,
 }
 
 

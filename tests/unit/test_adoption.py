@@ -1,0 +1,333 @@
+"""Weights of peers: over real libp2p daemons on loopback, tried on held-out tasks, seldom taken."""
+
+import copy
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.groups import scored_group
+from tests.swarm.swarm_lab import Lab, wait_until
+from worker import adoption, environments, settings
+from worker.adoption import Adoption
+from worker.environments.presets import DEMO_FAMILIES
+from worker.policy.policy import Policy, load
+from worker.records import Task
+from worker.swarm.exchange import weights as weight_exchange
+from worker.swarm.protocol import messages, weight_messages
+from worker.swarm.protocol.messages import Kind
+from worker.swarm.protocol.weight_messages import Offer, WeightRequest
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport.streams import Stream
+from worker.trainer import checkpoint, weight_sets
+from worker.trainer.trainer import Trainer
+
+GENERATION = settings.Generation(num_generations=4, max_completion_length=8, max_prompt_length=128)
+GYM = environments.load(settings.Environment(families=DEMO_FAMILIES))
+
+
+class Trainers:
+    """Makes trainers of the small model."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self.pristine = load(settings.Model(device="cpu"))
+
+    def make(self, noise: float = 0.0) -> Trainer:
+        """Return one whose weights are `noise` standard deviations away from the small model's."""
+        model = copy.deepcopy(self.pristine.model)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter += noise * parameter.std() * drawn
+        policy = Policy(model, self.pristine.tokenizer, self.pristine.name)
+        return Trainer(policy, settings.Trainer(), GENERATION)
+
+
+@pytest.fixture(scope="module")
+def trainers() -> Trainers:
+    return Trainers()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+def name_of(swarm: Swarm) -> str:
+    return swarm.status().peer_id
+
+
+def make_node(lab: Lab, name: str, trainer: Trainer, **settings_of_swarm: object) -> Adoption:
+    swarm = lab.peer(name, weights="on", **settings_of_swarm)
+    return Adoption(swarm, trainer, GYM, GENERATION, lab.folder(name))
+
+
+def group(reward: float, peer_id: str | None = None):
+    rewards = (reward, reward)
+    made = scored_group(Task("gcd", "x", 1, 1), "?", ("a", "b"), rewards)
+    return type(made)(made.task, made.question, made.rollouts, peer_id)
+
+
+def offer(node: Adoption, folder: Path, rounds: int = 10) -> None:
+    """Offer the node's present weights, as after a checkpoint."""
+    saved = checkpoint.save(folder / "checkpoints", node.trainer, {}, keep=1)
+    node.offer(saved / "model.safetensors", rounds)
+
+
+def run_until_tried(node: Adoption, peer_ids: list[str]) -> bool:
+    """Let the node see that these peers earn more, until what they have was tried."""
+    for _ in range(adoption.MIN_ROUNDS):
+        node.after_round([group(0.1)], [group(0.9, peer) for peer in peer_ids])
+    assert node._is_fetching
+    wait_until(lambda: not node.swarm.is_fetching_weights, 30, "the transfer has ended")
+    return node.after_round([group(0.1)], [])
+
+
+def digest(trainer: Trainer) -> str:
+    state = hashlib.sha256()
+    for tensor in weight_sets.current(trainer).values():
+        state.update(tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+def test_late_joiner_takes_a_better_peers_weights(
+    trainers: Trainers, lab: Lab, tmp_path: Path
+) -> None:
+    lab.bootnode()
+    better = make_node(lab, "better", trainers.make())
+    late = make_node(lab, "late", trainers.make(noise=3.0))
+    offer(better, tmp_path)
+    wait_until(lambda: late.swarm.status().peers_known == 1, 20, "the peer is known")
+    assert run_until_tried(late, [name_of(better.swarm)])
+    assert late.counts == {"fetched": 1, "taken": 1}
+    assert better.counts == {"offered": 1}
+    assert digest(late.trainer) == digest(better.trainer)
+    # The checkpoint after it can be restored: no moments of other weights remain.
+    saved = checkpoint.save(tmp_path / "late", late.trainer, {"round": 3}, keep=1)
+    again = trainers.make()
+    assert checkpoint.restore(saved.parent, again) == {"round": 3}
+    assert digest(again) == digest(better.trainer)
+    assert not list((lab.folder("late") / "weights").glob("*.part"))
+
+
+def test_worse_and_equal_weights_change_nothing(
+    trainers: Trainers, lab: Lab, tmp_path: Path
+) -> None:
+    lab.bootnode()
+    worse = make_node(lab, "worse", trainers.make(noise=3.0))
+    equal = make_node(lab, "equal", trainers.make(noise=1e-4))
+    node = make_node(lab, "node", trainers.make())
+    for number, each in enumerate((worse, equal)):
+        offer(each, tmp_path / str(number))
+    wait_until(lambda: node.swarm.status().peers_known == 2, 20, "the peers are known")
+    before = digest(node.trainer)
+    assert not run_until_tried(node, [name_of(worse.swarm), name_of(equal.swarm)])
+    assert digest(node.trainer) == before
+    assert node.counts == {"fetched": 2, "worse": 2}
+    # They are not asked again at once, although they still seem to earn more.
+    for _ in range(adoption.PAUSE_ROUNDS):
+        node.after_round([group(0.1)], [group(0.9, name_of(worse.swarm))])
+    assert not node._is_fetching
+
+
+def edited(trainer: Trainer, folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    weights = weight_sets.current(trainer)
+    edit(weights)
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def put_nan(weights: dict[str, torch.Tensor]) -> None:
+    next(iter(weights.values())).view(-1)[3] = math.nan
+
+
+def put_huge(weights: dict[str, torch.Tensor]) -> None:
+    next(iter(weights.values())).view(-1)[3] = 1e30
+
+
+def reshape(weights: dict[str, torch.Tensor]) -> None:
+    name = next(iter(weights))
+    weights[name] = weights[name].T.contiguous()
+
+
+def rename(weights: dict[str, torch.Tensor]) -> None:
+    weights["other"] = weights.pop(next(iter(weights)))
+
+
+def make_integers(weights: dict[str, torch.Tensor]) -> None:
+    name = next(iter(weights))
+    weights[name] = weights[name].int()
+
+
+@pytest.mark.parametrize("edit", [put_nan, put_huge, reshape, rename, make_integers, None])
+def test_unusable_weights_are_counted_and_change_nothing(
+    trainers: Trainers,
+    tmp_path: Path,
+    edit: Callable[[dict[str, torch.Tensor]], None] | None,
+) -> None:
+    """They arrive whole: only the taker can see what is wrong with them."""
+    node = Adoption(_NoSwarm(), trainers.make(), GYM, GENERATION, tmp_path)  # type: ignore[arg-type]
+    file = tmp_path / "garbage"
+    file.write_bytes(random.Random(1).randbytes(1 << 16))
+    if edit is not None:
+        file = edited(node.trainer, tmp_path / "edited", edit)
+    before = digest(node.trainer)
+    node.swarm.fetched = [weight_exchange.Fetched("Qm1", file, 10, 1.0, 1)]  # type: ignore[attr-defined]
+    node._is_fetching = True
+    assert not node.after_round([group(0.1)], [])
+    assert node.counts == {"fetched": 1, "unusable": 1}
+    assert node.swarm.distrusted == ["Qm1"]  # type: ignore[attr-defined]
+    assert digest(node.trainer) == before
+    assert not file.exists()
+
+
+class _NoSwarm:
+    """What a swarm has of weights, without a network."""
+
+    is_fetching_weights = False
+
+    def __init__(self) -> None:
+        self.fetched: list[weight_exchange.Fetched] = []
+        self.distrusted: list[str] = []
+
+    def fetched_weights(self) -> list[weight_exchange.Fetched]:
+        return self.fetched
+
+    def distrust_weights(self, peer_id: str) -> None:
+        self.distrusted.append(peer_id)
+
+
+def test_weights_that_make_outputs_not_finite_are_unusable(
+    trainers: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Adoption(_NoSwarm(), trainers.make(), GYM, GENERATION, tmp_path)  # type: ignore[arg-type]
+    before = digest(node.trainer)
+    monkeypatch.setattr(node.trainer, "is_sound", lambda: False)
+    file = edited(node.trainer, tmp_path / "edited", lambda weights: None)
+    node.swarm.fetched = [weight_exchange.Fetched("Qm1", file, 10, 1.0, 1)]  # type: ignore[attr-defined]
+    node._is_fetching = True
+    assert not node.after_round([group(0.1)], [])
+    assert node.counts["taken"] == 0
+    assert node.counts["unusable"] >= 1
+    assert digest(node.trainer) == before
+
+
+LIES = ["digest", "too-large", "trickle", "never", "other-kind", "offer"]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lying_sender_brings_nothing(
+    lab: Lab, tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_exchange, "PIECE_SECONDS", 1.0)
+    monkeypatch.setattr(weight_exchange, "MAX_ATTEMPTS", 1)
+    content = bytes(100_000)
+    true = Offer(len(content), 10, weight_messages.digests_of([content]))
+
+    async def answer(peer_id: str, request: WeightRequest, stream: Stream) -> None:
+        if request.offer is None:
+            huge = Offer(1 << 30, 10, weight_messages.digests_of([b""] * 1024))
+            frame = weight_messages.encode_offer(huge if lie == "too-large" else true)
+            if lie == "offer":
+                frame = messages.encode_frame(Kind.OFFER, b"\xc1" * 100)
+            await stream.send(frame)
+        elif lie == "digest":
+            await stream.send(messages.encode_frame(Kind.PIECE, content[1:] + b"x"))
+        elif lie == "other-kind":
+            await stream.send(messages.encode_frame(Kind.WAIT, b""))
+        elif lie == "trickle":
+            await stream.send(messages.encode_frame(Kind.PIECE, content)[:50])
+            await stream.wait_closed()
+        else:
+            await stream.wait_closed()
+
+    lab.bootnode()
+    liar = lab.network("liar", environments=("sums 1",))
+    liar._requests._on_weights = answer
+    node = lab.peer("node", weights="on")
+    wait_until(lambda: node.status().peers_known == 1, 20, "the liar is known")
+    name = liar.context.identity.peer_id
+    node.fetch_weights([name], bytes(32), 200_000, tmp_path / "weights")
+    wait_until(lambda: not node.is_fetching_weights, 20, "it is given up")
+    assert node.fetched_weights() == []
+    is_proven = lie in ("digest", "too-large", "other-kind", "offer")
+    assert node.status().rejected_by_peer == ({name: 1} if is_proven else {})
+
+
+def test_transfer_that_broke_off_goes_on_with_the_next_piece(lab: Lab, tmp_path: Path) -> None:
+    pieces = [random.Random(n).randbytes(messages.PIECE_BYTES) for n in range(3)]
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(b"".join(pieces) + b"end")
+    offered = weight_exchange.describe(bytes(32), file, 10)
+    assert offered is not None
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    part = folder / f"{offered.offer.digest.hex()[:32]}.part"
+    part.write_bytes(b"".join(pieces[:2]) + pieces[2][:1000])
+    lab.bootnode()
+    giver, taker = lab.peer("giver", weights="on"), lab.peer("taker", weights="on")
+    giver.offer_weights(offered)
+    wait_until(lambda: taker.status().peers_known == 1, 20, "the giver is known")
+    before = taker.status().bytes_in
+    taker.fetch_weights([name_of(giver)], bytes(32), 1 << 24, folder)
+    wait_until(lambda: not taker.is_fetching_weights, 20, "the transfer has ended")
+    (fetched,) = taker.fetched_weights()
+    assert fetched.file.read_bytes() == file.read_bytes()
+    assert taker.status().bytes_in - before < 1.5 * messages.PIECE_BYTES
+
+
+@pytest.mark.parametrize("why", ["off", "other-model", "not-allowed"])
+def test_weights_are_refused(lab: Lab, tmp_path: Path, why: str) -> None:
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(b"weights")
+    stranger = "QmTzQ1JRkWErjk39mryYw2WVaphAZNAREyMchXzYQ7c15n"
+    only = {"only_peers": (stranger,)} if why == "not-allowed" else {}
+    lab.bootnode()
+    giver = lab.peer("giver", weights="off" if why == "off" else "on", **only)
+    taker = lab.peer("taker", weights="on")
+    offered = weight_exchange.describe(bytes(32), file, 1)
+    assert offered is not None
+    giver.offer_weights(offered)
+    wait_until(lambda: taker.status().peers_known == 1, 20, "the giver is known")
+    model = bytes([1]) * 32 if why == "other-model" else bytes(32)
+    taker.fetch_weights([name_of(giver)], model, 1 << 20, tmp_path / "weights")
+    wait_until(lambda: not taker.is_fetching_weights, 20, "it is refused")
+    assert taker.fetched_weights() == []
+    assert taker.status().rejected_by_peer == {}
+
+
+def test_same_weights_are_sent_to_the_same_peer_a_few_times(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(b"weights")
+    offered = weight_exchange.describe(bytes(32), file, 1)
+    assert offered is not None
+    lab.bootnode()
+    giver, taker = lab.peer("giver", weights="on"), lab.peer("taker", weights="on")
+    giver.offer_weights(offered)
+    wait_until(lambda: taker.status().peers_known == 1, 20, "the giver is known")
+    arrived = []
+    for number in range(weight_exchange.MAX_TIMES_SERVED + 1):
+        folder = tmp_path / str(number)
+        taker.fetch_weights([name_of(giver)], bytes(32), 1 << 20, folder)
+        wait_until(lambda: not taker.is_fetching_weights, 20, "it has an answer")
+        arrived.append(len(taker.fetched_weights()))
+    assert arrived == [1, 1, 1, 0]
+    assert giver.status().requests_refused == {"flood": 1}
+
+
+def test_exchange_is_off_for_strangers_and_on_in_a_fleet() -> None:
+    peer = "QmTzQ1JRkWErjk39mryYw2WVaphAZNAREyMchXzYQ7c15n"
+    assert not settings.Swarm().shares_weights
+    assert settings.Swarm(only_peers=(peer,)).shares_weights
+    assert settings.Swarm(weights="on").shares_weights
+    assert not settings.Swarm(only_peers=(peer,), weights="off").shares_weights
