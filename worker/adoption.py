@@ -54,10 +54,10 @@ _HEADER_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Weights to try: a peer's, or an average; `peer_ids`: whose."""
+    """Weights to try: those of `peer_id`, or (None) an average."""
 
     what: str
-    peer_ids: tuple[str, ...]
+    peer_id: str | None
     weights: WeightSet
 
 
@@ -166,16 +166,15 @@ class Adoption:
             if misfit:
                 self._refuse(each.peer_id, "unusable", misfit)
             else:
-                usable.append(_Candidate(f"{each.peer_id}'s", (each.peer_id,), weights))
+                usable.append(_Candidate(f"{each.peer_id}'s", each.peer_id, weights))
         yield from usable
         if not usable:
             return
         sets = [each.weights for each in usable]
-        whose = tuple(each.peer_ids[0] for each in usable)
         own = weight_sets.current(self.trainer)
-        yield _Candidate("average with ours", whose, weight_sets.average([own, *sets]))
+        yield _Candidate("average with ours", None, weight_sets.average([own, *sets]))
         if len(sets) > 1:
-            yield _Candidate("average of the peers'", whose, weight_sets.average(sets))
+            yield _Candidate("average of the peers'", None, weight_sets.average(sets))
 
     def _choose(self, candidates: Sequence[_Candidate]) -> _Candidate | None:
         """Return the best candidate that earns more than our weights beyond the noise, or None."""
@@ -197,8 +196,8 @@ class Adoption:
             )
             if found.low > 0 and (best is None or found.value > best[0]):
                 best = found.value, candidate
-            elif found.low <= 0 and len(candidate.peer_ids) == 1:
-                self._refuse(candidate.peer_ids[0], "worse", "no better than ours beyond noise")
+            elif found.low <= 0 and candidate.peer_id is not None:
+                self._refuse(candidate.peer_id, "worse", "no better than ours beyond noise")
         if best is not None:
             log.info("weights taken which=%s gain=%.3f", best[1].what, best[0])
         return best[1] if best is not None else None
@@ -214,8 +213,9 @@ class Adoption:
         with weight_sets.tried(self.trainer, candidate.weights):
             if self.trainer.is_sound():
                 return trial.difference(ours, self._rewards(asked, seed))
-        for peer_id in candidate.peer_ids[:1]:
-            self._refuse(peer_id, "unusable", "the model's outputs are not finite with them")
+        if candidate.peer_id is not None:
+            reason = "the model's outputs are not finite with them"
+            self._refuse(candidate.peer_id, "unusable", reason)
         return None
 
     def _rewards(self, asked: Sequence[Asked], seed: int) -> trial.Rewards:
