@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploys import harvest, progress
+from deploys import harvest_part, progress
 from deploys.fleet import commands, queries
 from deploys.fleet.pyinfra_process import Pyinfra, Ran, heed_signals
 from worker.errors import SettingsError, WorkerError
@@ -181,7 +181,7 @@ class Harvesting:
         seconds = 2 * int(self.options.seconds)
         return self.pyinfra.operation(
             slot.host,
-            "deploys.harvest.run",
+            "deploys.harvest_part.run",
             file.with_suffix(".log"),
             f"slot={slot.number}",
             f"part={part}",
@@ -190,7 +190,7 @@ class Harvesting:
             f"file={file}",
             *([f"sent={sent}"] if sent else []),
             # Sent and fetched in pieces, whose time depends on the line.
-            timeout=seconds + harvest.LOAD_SECONDS + commands.SERVICE_SECONDS,
+            timeout=seconds + harvest_part.LOAD_SECONDS + commands.SERVICE_SECONDS,
         )
 
     def _tasks(self) -> list[str]:

@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from deploys import harvest
+from deploys import harvest_part
 from deploys.fleet import harvest_command
 from deploys.fleet.harvest_command import Offer, Slot
 from deploys.fleet.pyinfra_process import Ran
@@ -129,12 +129,13 @@ class Connector:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.stderr = ""
 
     def run_shell_command(self, command: Any, **arguments: Any) -> tuple[bool, Any]:
         script = command.get_raw_value()
         for folder in (CURRENT, CONFIGURATION):
             script = script.replace(str(folder), str(self.root / folder.name))
-        script = script.replace(harvest.FOLDER, str(self.root))
+        script = script.replace(harvest_part.FOLDER, str(self.root))
         done = subprocess.run(
             ["sh", "-c", script],
             input="".join(arguments.get("_stdin", [])),
@@ -156,10 +157,10 @@ class Hosts:
         self.connectors = {name: Connector(root) for name, root in roots.items()}
 
     def operation(self, host: str, name: str, log: Path, *arguments: str, timeout: float) -> Ran:
-        assert name == "deploys.harvest.run"
+        assert name == "deploys.harvest_part.run"
         given = dict(argument.split("=", 1) for argument in arguments)
         connector = self.connectors[host]
-        is_done = harvest._run(
+        is_done = harvest_part._run(
             None,
             SimpleNamespace(connector=connector),
             int(given["slot"]),
@@ -179,8 +180,8 @@ class Hosts:
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     """Return two hosts: one with a trained worker, one whose command fails."""
-    monkeypatch.setattr(harvest.fact_cache, "arguments_of_facts", lambda host: {})
-    monkeypatch.setattr(harvest, "print_host_combined_output", lambda host, output: None)
+    monkeypatch.setattr(harvest_part.fact_cache, "arguments_of_facts", lambda host: {})
+    monkeypatch.setattr(harvest_part, "print_host_combined_output", lambda host, output: None)
     roots = {name: tmp_path / name for name in ("h1", "h2")}
     for name, program in (("h1", PYTHON.format(python=sys.executable)), ("h2", FAILS)):
         for path, content in (
@@ -268,6 +269,6 @@ def test_hostile_host_writes_nothing_outside_of_the_folder(name: str, tmp_path: 
 def test_pieces_arrive_whole(tmp_path: Path) -> None:
     content = os.urandom(3 << 20)
     (tmp_path / "file").write_bytes(content)
-    script = harvest.piece_script(str(tmp_path / "file"), 0)
+    script = harvest_part.piece_script(str(tmp_path / "file"), 0)
     said = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout
     assert base64.b64decode(said) == content
