@@ -52,7 +52,7 @@ def test_truncated_dump_never_replaces_the_snapshot(
     time.sleep(0.05)
     snapshots.stop()
     assert file.read_text() == WHOLE
-    assert "last dump cut short, the snapshot before it stays" in caplog.text
+    assert "the last dump is truncated; keeping the snapshot before it" in caplog.text
 
 
 def test_dump_that_changes_while_it_is_read_is_not_taken(

@@ -54,7 +54,9 @@ class Snapshots:
         self._is_stopping.set()
         self._thread.join(_STOP_SECONDS)
         if self.draft.exists() and not self._take():
-            log.warning("last dump cut short, the snapshot before it stays state=%s", self._file)
+            log.warning(
+                "the last dump is truncated; keeping the snapshot before it state=%s", self._file
+            )
         self.draft.unlink(missing_ok=True)
 
     def _run(self) -> None:
