@@ -179,7 +179,7 @@ class Adoption:
     def _choose(self, candidates: Sequence[_Candidate]) -> _Candidate | None:
         """Return the best candidate that earns more than our weights beyond the noise, or None."""
         asked = [(name, self.environment.levels.get(name)) for name in self.environment.names]
-        # Drawn anew each time: a peer can't have trained on them.
+        # Drawn for this trial: a peer can't have trained on them.
         seed = random.SystemRandom().randrange(1 << 30)
         ours = self._rewards(asked, seed)
         best: tuple[float, _Candidate] | None = None

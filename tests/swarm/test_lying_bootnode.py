@@ -10,7 +10,7 @@ from worker.swarm.transport.streams import UNREACHABLE
 
 
 def test_peer_at_the_address_of_another_is_not_taken_for_it(lab: Lab) -> None:
-    """libp2p authenticates the key at the other end, whatever the address was said to be."""
+    """libp2p authenticates the key at the other end, whatever the address claims."""
     honest, liar = lab.network("honest"), lab.network("liar")
     asker = lab.network("asker")
 
