@@ -31,6 +31,7 @@ from deploys.paths import (
     WHOLE,
 )
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES
+from worker.runtime import gpu_health
 from worker.runtime.state_dir import StateDir
 
 # How many of a worker's last rounds are looked at.
@@ -280,6 +281,7 @@ class HostState:
     cut off. `previous`: the release that `rollback` restores. Disk space in 10^6 bytes, of the
     state folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its
     control server. `problem`: nvidia-smi's error; None without an error or without nvidia-smi.
+    `ill`: problems of cards, from `nvidia-smi -q` and the kernel's log, with what to do.
     """
 
     commit: str | None = None
@@ -291,6 +293,7 @@ class HostState:
     tailscale_server: str | None = None
     gpus: tuple[Gpu, ...] = ()
     problem: str | None = None
+    ill: tuple[str, ...] = ()
 
 
 class HostStates(Answer[dict[str, Any]]):
@@ -313,7 +316,11 @@ class HostStates(Answer[dict[str, Any]]):
             # Its processes are asked for only if it has answered: it hangs, if it does, both times.
             f" ! command -v nvidia-smi >/dev/null || {{ found=$({gpu} {of_gpus} 2>&1); code=$?;"
             ' printf "%s\\n" "$found" | sed "s/^/gpu=/"; echo nvidia-smi=$code; [ $code != 0 ] ||'
-            f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/'; }}; echo {END}"
+            f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/';"
+            f" case $code in 0|15) {WITHIN} nvidia-smi -q | sed 's/^/health=/';; esac;"
+            f" {WITHIN} journalctl --dmesg --quiet --no-pager --output=cat --grep=NVRM"
+            " | tail -n 500 | sed 's/^/kernel=/'; }; echo "
+            f"{END}"
         )
 
     def read(
@@ -340,8 +347,23 @@ class HostStates(Answer[dict[str, Any]]):
                 tailscale_server=one.get("tailscale-server"),
                 gpus=tuple(card for card in cards if card is not None),
                 problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, cards),
+                ill=tuple(_illnesses(pairs)),
             )
         )
+
+
+def _illnesses(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each problem of a card; a lost one is in `problem` already."""
+    health = "\n".join(value for key, value in pairs if key == "health")
+    cards = [card for card in gpu_health.parse(health) if card.uuid is not None]
+    names = {gpu_health.short_address(card.bus_id): card.name for card in cards}
+    for card in cards:
+        for problem in card.problems:
+            yield f"GPU {gpu_health.short_address(card.bus_id)} ({card.name}): {problem}"
+    kernel = gpu_health.xid_problems(value for key, value in pairs if key == "kernel")
+    for address, problems in kernel.items():
+        for problem in problems:
+            yield f"GPU {address} ({names.get(address) or 'not listed'}): {problem}"
 
 
 def _nvidia_problem(

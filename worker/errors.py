@@ -5,6 +5,7 @@
     │   └── SecretError                  a file that should have a key, token or password
     ├── IdentityError                3   key missing, unreadable, or used by another node
     ├── ResourceError (OSError)      4   the machine lacks something: a free port, disk space
+    │   └── DeviceIll               11   the GPU has a fault that needs a person
     ├── ModelError                   5   the model can't be loaded or does not fit
     ├── ChainError                   6   the chain refuses, or is not the one in the settings
     │   ├── ChainUnreachable             no answer in time: workers wait, other commands fail
@@ -17,7 +18,7 @@
     └── ReleaseRefused              10   a rollout's gate stayed closed; the rollout was undone
 
 A message is one line: the value, where it came from, what was expected, what to do. The codes are
-in docs/operations/repair.md. 2, 3 and 5 need a human, so the systemd units do not restart after
+in docs/operations/repair.md. 2, 3, 5 and 11 need a human, so the systemd units do not restart after
 them.
 """
 
@@ -67,6 +68,12 @@ class ResourceError(WorkerError, OSError):
     """The machine lacks something that the role needs."""
 
     exit_code = 4
+
+
+class DeviceIll(ResourceError):
+    """The GPU has a fault that a restart of the program does not fix."""
+
+    exit_code = 11
 
 
 class ModelError(WorkerError):

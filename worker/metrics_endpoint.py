@@ -22,11 +22,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from worker import __version__
 from worker.chain import keeper
 from worker.errors import WorkerError
-from worker.runtime import host
+from worker.runtime import host, tailscale_key
 from worker.settings import Settings
 from worker.telemetry import metrics, status
 
 log = logging.getLogger(__name__)
+
+_KEY_SECONDS = 3600.0
+"""Time between two questions for the Tailscale key."""
 
 
 @contextmanager
@@ -65,7 +68,8 @@ class _Collector:
     def __init__(self, role: str, settings: Settings) -> None:
         self._role = role
         self._settings = settings
-        self._started_at = time.time()
+        self._ask_key_after = 0.0
+        self._key_expires_at: float | None = None
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(
@@ -84,6 +88,18 @@ class _Collector:
             "hivewright_status_readable", "0: the status file can't be read.", value=is_readable
         )
         yield from found
+        if (expires_at := self._key_expiry()) is not None:
+            yield GaugeMetricFamily(
+                "hivewright_tailscale_key_expires_time_seconds",
+                "When the host's Tailscale key expires (Unix time).",
+                value=expires_at,
+            )
+
+    def _key_expiry(self) -> float | None:
+        if time.monotonic() >= self._ask_key_after:
+            self._ask_key_after = time.monotonic() + _KEY_SECONDS
+            self._key_expires_at = tailscale_key.expires_at()
+        return self._key_expires_at
 
     def describe(self) -> tuple[Metric, ...]:
         """Return nothing: at the start there may be no status, and no scrape is made for it."""

@@ -35,7 +35,7 @@ from worker.chain.settlement import Settlement
 from worker.environments.answers import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
-from worker.policy import lora, model_sizing
+from worker.policy import device, lora, model_sizing
 from worker.policy.answer_length import AnswerLength
 from worker.records import Collected, Group, ScoredGroup, StepMetrics, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
@@ -50,6 +50,7 @@ from worker.swarm.identity import Identity, animal_name
 from worker.swarm.swarm import Published, Swarm
 from worker.telemetry import answer_log, evaluation_log, health, round_figures, status
 from worker.telemetry.answer_log import AnswerLog
+from worker.telemetry.gpu_watch import GpuWatch
 from worker.telemetry.model_card import model_card
 from worker.telemetry.status import NodeStatus, RoundRecord
 from worker.telemetry.stopwatch import Stopwatch
@@ -91,7 +92,13 @@ def run(settings: Settings) -> None:
         stack.callback(node.close)
         # A signal abandons the round in progress; a restart resumes from the last checkpoint.
         exit_on_signals()
-        node.train()
+        try:
+            node.train()
+        except RuntimeError:
+            # torch raises it for a card that is gone, too; then that is the reason.
+            node.gpu_watch.look()
+            node.gpu_watch.require_healthy()
+            raise
 
 
 def _announced(swarm: SwarmSettings) -> SwarmSettings:
@@ -150,6 +157,7 @@ class Node:
         self.status.environments = self.environment.versions
         self.policy = model_setup.load_policy(settings)
         self.status.device = str(self.policy.model.device)
+        self.gpu_watch = GpuWatch(device.gpu_uuid(self.policy.model.device))
         unused_gpus = model_sizing.count_unused_gpus(settings.model, self.status.device)
         self.status.condition.unused_gpus = unused_gpus
         self.trainer = Trainer(self.policy, self._method(), settings.generation)
@@ -207,6 +215,7 @@ class Node:
             self.status.model,
         )
         while not self._finished():
+            self.gpu_watch.require_healthy()
             self._evaluate_if_due()
             tick = self._next_round()
             if tick is None:
@@ -226,6 +235,7 @@ class Node:
         if self.hub is not None:
             self.hub.close()
         self.trackers.close()
+        self.gpu_watch.close()
         self._show("stopped", state="stopped")
 
     def _method(self) -> TrainerSettings:
@@ -656,6 +666,7 @@ class Node:
         found = self.status.condition
         condition.see_policy(found, self.policy)
         condition.see_budget(found, self.trainer.budget)
+        found.gpu = self.gpu_watch.card
         found.disk_spare_mb = condition.spare_mb(self.settings.node)
         if isinstance(self.account, account_client.AccountClient):
             found.clock_offset = self.account.clock_offset

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from worker.errors import ResourceError
+from worker.errors import DeviceIll, ResourceError
 
 # systemd has started it again so often since the deploy: it won't get better.
 MAX_RESTARTS = 2
@@ -20,6 +20,11 @@ MAX_RESTARTS = 2
 MAX_POOR_ROUNDS = 8
 # An earlier reward is only a measure if it is the mean of this many rounds.
 MIN_ROUNDS_BEFORE = 3
+
+# The health check of a worker's card (worker/telemetry/health.py).
+GPU_CHECK = "gpu"
+# Exit codes whose cause is the host.
+_OF_THE_HOST = (ResourceError.exit_code, DeviceIll.exit_code)
 
 # A NodeReport, as a dict.
 Report = Mapping[str, Any]
@@ -79,7 +84,7 @@ def _judge_unit(
     if state == "failed" or (exit_status and num_restarts >= MAX_RESTARTS):
         words = now.get("last_words") or _status(now).get("last_error")
         reason = f"{unit} ended with code {exit_status}, {num_restarts} restarts"
-        health: Health = "bad-host" if exit_status == ResourceError.exit_code else "bad-release"
+        health: Health = "bad-host" if exit_status in _OF_THE_HOST else "bad-release"
         return Verdict(health, f"{reason}: {words}" if words else reason)
     if state != "active":
         words = now.get("last_words")
@@ -98,6 +103,9 @@ def _judge_worker(
     now: Report,
     wanted: Wanted,
 ) -> Verdict:
+    for warning in _status(now).get("warnings", ()):
+        if warning["check"] == GPU_CHECK and warning["severity"] == "severe":
+            return Verdict("bad-host", f"{unit}: {warning['text']}")
     started_at = now["started_at"]
     num_finished = sum(at > started_at for at in now["finished"])
     if num_finished < wanted.rounds:

@@ -281,6 +281,7 @@ def _host_notes(
             f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up`"
             " there"
         )
+    notes += [f"{host}: {printable(line)}" for line in state.get("ill", ())]
     if state.get("problem"):
         notes.append(f"{host}: {printable(state['problem'])}; `hivewright doctor` there says more")
     return notes

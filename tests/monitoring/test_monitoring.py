@@ -103,6 +103,20 @@ def test_damaged_status_is_a_figure_and_not_an_error(tmp_path, caplog):
         serving.__exit__(None, None, None)
 
 
+def test_expiry_of_the_tailscale_key_is_a_figure(tmp_path, caplog, monkeypatch):
+    program = tmp_path / "tailscale"
+    program.write_text('#!/bin/sh\necho \'{"Self": {"KeyExpiry": "2027-01-01T00:00:00Z"}}\'\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    serving, url = serve("bootnode", fleet(tmp_path), caplog)
+    try:
+        found = samples(scrape(url))
+    finally:
+        serving.__exit__(None, None, None)
+    assert found["hivewright_tailscale_key_expires_time_seconds",] == 1798761600
+    assert found["hivewright_build_info", ("role", "bootnode"), ("version", "0.1.0")] == 1
+
+
 def test_port_that_is_taken_is_named(tmp_path, caplog):
     serving, url = serve("bootnode", fleet(tmp_path), caplog)
     try:
@@ -156,3 +170,17 @@ def test_prometheus_scrapes_the_targets_and_loads_the_rules(tmp_path, caplog):
     assert labels.items() <= found[0]["metric"].items()
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert len(rules) == 12
+
+
+def test_rules_and_dashboard_name_figures_that_exist():
+    page = (ROOT / "docs/operations/monitoring.md").read_text()
+    documented = set(_METRIC.findall(page))
+    for file in ("alerts.yml", "grafana-dashboard.json"):
+        used = set(_METRIC.findall((FILES / file).read_text()))
+        assert used - documented == set(), (
+            f"{file}: docs/operations/monitoring.md has no such figure"
+        )
+    dashboard = json.loads((FILES / "grafana-dashboard.json").read_text())
+    shown = [panel for panel in dashboard["panels"] if panel["type"] == "timeseries"]
+    assert len(shown) >= 18
+    assert all(panel["targets"] for panel in shown)

@@ -182,3 +182,32 @@ def test_wsl2_without_a_driver_is_named(tmp_path: Path) -> None:
 def test_driver_that_was_upgraded_is_a_problem(tmp_path: Path) -> None:
     assert "Driver/library version mismatch" in str(found("driver-mismatch.txt", tmp_path).problem)
     assert "Driver/library version mismatch" in ask(HostStates(), tmp_path)["problem"]
+
+
+def test_ill_cards_of_a_host_are_named_with_what_to_do(tmp_path: Path) -> None:
+    own = Path(__file__).parents[1] / "runtime/recordings"
+    health = (own / "rtx4090-smi-q.txt").read_text().replace(": No\n", ": Yes\n", 1)
+    kernel = (own / "xid-lines.txt").read_text()
+    (tmp_path / "health").write_text(health)
+    (tmp_path / "kernel").write_text(kernel)
+    (tmp_path / "nvidia-smi").write_text(
+        f'#!/bin/sh\ncase "$*" in -q) cat {tmp_path}/health;; *memory.used*)'
+        " echo '0, GPU-0, 1, 2, 3';; esac\n"
+    )
+    (tmp_path / "journalctl").write_text(f"#!/bin/sh\ncat {tmp_path}/kernel\n")
+    for name in ("nvidia-smi", "journalctl"):
+        (tmp_path / name).chmod(0o755)
+    state = ask(HostStates(), tmp_path)
+    reset, fallen, asks, lost = state["ill"]
+    assert reset.startswith("GPU 0000:01:00 (NVIDIA GeForce RTX 4090): it must be reset; reset it")
+    assert "GPU 0000:04:00 (not listed): the kernel says Xid 79" in fallen
+    assert "Xid 154" in asks
+    assert "GPU 0000:b3:00" in lost
+    _, notes, is_well = status_table(
+        {"gpu-1": []}, {"gpu-1": state | {"commit": "a", "deployed": "b"}}, {"gpu-1": []}, 0, 80
+    )
+    assert not is_well
+    assert any(
+        line.startswith("gpu-1: GPU 0000:04:00 (not listed): the kernel says Xid 79")
+        for line in notes
+    )

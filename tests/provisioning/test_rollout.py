@@ -421,3 +421,15 @@ def test_words_of_an_error_that_nobody_foresaw_are_the_reason() -> None:
     ill = worker(active_state="failed", exit_status=1, last_words="RuntimeError: boom")
     done = rolled_out(RecordedFleet(HOSTS[:2], {"gpu-01": ill}), HOSTS[:2])
     assert "worker@0 ended with code 1, 0 restarts: RuntimeError: boom" in done.reason
+
+
+def test_host_with_an_ill_gpu_is_to_blame_and_not_the_release() -> None:
+    ill = {"check": "gpu", "severity": "severe", "text": "it has fallen off the bus; replace it"}
+    hot = {"check": "gpu", "severity": "warning", "text": "throttled; cool it"}
+    for warnings, expected in ((ill,), "bad-host"), ((hot,), "well"):
+        now = worker(status={"activity": "training", "warnings": [*warnings]})
+        verdict = health_gate.judge([], [now], health_gate.Wanted())
+        assert verdict.health == expected
+        assert ("fallen off the bus" in verdict.reason) == (expected == "bad-host")
+    ended = worker(active_state="failed", exit_status=11, last_words="must be reset")
+    assert health_gate.judge([], [ended], health_gate.Wanted()).health == "bad-host"

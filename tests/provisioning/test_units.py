@@ -39,7 +39,7 @@ def test_every_service_is_unprivileged_and_confined(unit: str) -> None:
         "ProtectSystem": "strict",
         "CapabilityBoundingSet": "",
         "UMask": "0077",
-        "RestartPreventExitStatus": "2 3 5",
+        "RestartPreventExitStatus": "2 3 5 11",
         "Restart": "on-failure",
         "KillMode": "mixed",
     }

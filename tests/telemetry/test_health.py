@@ -22,6 +22,7 @@ from worker.environments.mixture import Mix
 from worker.policy import model_sizing
 from worker.policy.engines import native
 from worker.policy.policy import Policy
+from worker.runtime.gpu_health import Card, Problem
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health, metrics, status
 from worker.telemetry.status import NodeStatus, Recent
@@ -58,7 +59,9 @@ def test_what_is_not_known_is_no_warning_and_has_no_figure():
     assert all(check.show(node) for check in health.CHECKS)
 
 
+COOL = Problem("warning", "throttled: HW Thermal Slowdown", "cool it")
 PAST = {
+    "gpu": lambda node: setattr(node.condition, "gpu", Card("0000:01:00.0", problems=(COOL,))),
     "device": lambda node: setattr(node.condition, "unused_gpus", 2),
     "precision": lambda node: node.condition.setbacks.update(precision=("a",)),
     "engine": lambda node: node.condition.setbacks.update(engine=("a", "b")),

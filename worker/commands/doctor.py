@@ -31,7 +31,7 @@ from worker.commands import bundle
 from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerError
 from worker.log import discreet, printable
 from worker.policy import device, engine_forecast, model_sizing
-from worker.runtime import host
+from worker.runtime import gpu_health, host
 from worker.runtime.state_dir import StateDir
 from worker.settings import Model, Settings, chain_of_node
 from worker.swarm.transport import reachability as swarm_probe
@@ -131,6 +131,10 @@ def _device(patient: Patient) -> Iterator[Finding]:
     for line in device.sick_cards():
         cause = f"a GPU of this machine does not work: {line}"
         yield Finding("device", "warning", cause, "reset or replace it, and see the kernel's log")
+    for card in gpu_health.parse(gpu_health.query()):
+        name = f"{card.name or 'GPU'} at {card.bus_id}"
+        for problem in card.problems:
+            yield Finding("device", "warning", f"{name}: {problem.text}", problem.action)
     machine = model_sizing.measure(patient.settings.model)
     name, seconds = device.compute(machine.device, machine.dtype)
     yield Finding(

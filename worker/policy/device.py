@@ -41,6 +41,14 @@ def sick_cards() -> list[str]:
     return [line.strip() for line in (said.stdout + said.stderr).splitlines() if _SICK.search(line)]
 
 
+def gpu_uuid(device: torch.device) -> str | None:
+    """Return the id of a model's card, as nvidia-smi has it; None: it is not on a GPU."""
+    if device.type != "cuda":
+        return None
+    found = str(torch.cuda.get_device_properties(device).uuid)
+    return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"
+
+
 def compute(
     device: str,
     dtype: str,

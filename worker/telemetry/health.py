@@ -258,6 +258,22 @@ def _show_answers(node: NodeStatus) -> str:
     return "not known yet" if share is None else f"{share:.0%} of a round's are generated at once"
 
 
+def _gpu(node: NodeStatus) -> float | None:
+    card = node.condition.gpu
+    if card is None:
+        return None
+    return 2.0 if card.is_ill else float(bool(card.problems))
+
+
+def _show_gpu(node: NodeStatus) -> str:
+    card = node.condition.gpu
+    if card is None:
+        return "no GPU, or its health is not known"
+    figures = {"°C": card.temperature, "W": card.power, "MHz": card.clock}
+    shown = ", ".join(f"{value:.0f} {unit}" for unit, value in figures.items() if value is not None)
+    return "; ".join([f"{card.name or card.bus_id} {shown}".strip(), *map(str, card.problems)])
+
+
 def _training_share(node: NodeStatus) -> float | None:
     share = node.condition.training_share
     return None if share is None else share / (2 if node.condition.recomputes else 1)
@@ -414,6 +430,17 @@ CHECKS = (
         ),
         severe=0,
         is_low=True,
+    ),
+    Check(
+        name="gpu",
+        metric="gpu_fault_level",
+        what="0: the GPU is well, 1: it has a problem (throttled, few lanes), 2: it must not train",
+        unit="",
+        measure=_gpu,
+        show=_show_gpu,
+        warn=0,
+        advice="a worker on a card with a severe problem stops until it is fixed",
+        severe=1,
     ),
     Check(
         name="answers",

@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from worker.log import printable
+from worker.runtime.gpu_health import Card
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
 from worker.telemetry.status import NodeState, NodeStatus, RoundRecord
@@ -120,6 +121,23 @@ def _of_node(node: NodeStatus) -> list[_Figure]:
         _one("tokens_per_second", speed, node.tokens_per_second),
         _by("groups_trained", "Groups that the last round trained on.", "source", groups),
         _by("ledger", ledger, "state", node.ledger),
+        *_of_card(node.condition.gpu),
+    ]
+
+
+def _of_card(card: Card | None) -> list[_Figure]:
+    of = card or Card("")
+    throttled = dict.fromkeys(of.throttled_by, 1.0)
+    return [
+        _one("gpu_temperature_celsius", "Temperature of the card.", of.temperature),
+        _one("gpu_power_watts", "Power that the card draws.", of.power),
+        _one("gpu_power_limit_watts", "Power limit of the card.", of.power_limit),
+        _one("gpu_clock_mhz", "Clock of the card's multiprocessors.", of.clock),
+        _one("gpu_max_clock_mhz", "Highest clock of the multiprocessors.", of.max_clock),
+        _by("gpu_throttled", "1: the clock is lowered for this reason.", "reason", throttled),
+        _one("gpu_ecc_uncorrected", "Uncorrectable memory errors since start.", of.ecc_uncorrected),
+        _one("gpu_remapped_rows", "Memory rows remapped after such errors.", of.remapped_rows),
+        _one("gpu_pcie_lanes", "PCIe lanes in use.", of.pcie_width),
     ]
 
 

@@ -19,6 +19,7 @@ from worker.errors import ResourceError, WorkerError
 from worker.hub.hub import HubStatus
 from worker.log import discreet
 from worker.runtime.files import write_whole
+from worker.runtime.gpu_health import Card
 from worker.runtime.processes import is_running
 from worker.runtime.state_dir import StateDir
 from worker.swarm.status import SwarmStatus
@@ -65,7 +66,8 @@ class Condition:
     `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes. `answers_share`: share
     of a round's answers that are generated at once. `training_tokens`: tokens of a micro-batch;
     `training_share`: their share of what was measured to fit; `recomputes`: layers are recomputed
-    to save memory, though that was not needed when it was measured. None: unknown or not
+    to save memory, though that was not needed when it was measured. `gpu`: the card of the model.
+    None: unknown or not
     applicable.
     """
 
@@ -80,6 +82,7 @@ class Condition:
     training_tokens: int | None = None
     training_share: float | None = None
     recomputes: bool = False
+    gpu: Card | None = None
     recent: Recent = field(default_factory=Recent)
 
 
