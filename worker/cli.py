@@ -80,6 +80,16 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="file to write (default: report.html)",
+    )
+
+
 def _audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds",
@@ -243,6 +253,12 @@ COMMANDS = (
     ),
     Command(
         "status", "what this node is doing", "worker.commands.reports:print_status", _status_options
+    ),
+    Command(
+        "report",
+        "one HTML file about this node's run: curves, before and after, examples",
+        "worker.commands.training_report:run",
+        _report_options,
     ),
     Command(
         "ledger",

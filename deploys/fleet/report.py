@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from worker.errors import SettingsError
+from worker.runtime import html_report
 from worker.runtime.cells import add_row, cell
 from worker.runtime.files import write_whole
 
@@ -115,6 +116,40 @@ def table(report: Report) -> Table:
             host.reason,
         )
     return shown
+
+
+def page(report: Report) -> str:
+    """Return the rollout as one HTML file: its result, and what became of each host."""
+    about = [
+        ("result", report.result),
+        ("reason", report.reason or "-"),
+        ("hosts", summary(report)),
+        ("inventory", report.inventory),
+        ("began", _moment(report.started_at)),
+        ("ended", _moment(report.finished_at)),
+    ]
+    columns = ("host", "batch", "seconds", "changes", "release", "result", "reason")
+    rows = [
+        (
+            name,
+            "" if host.batch is None else str(host.batch),
+            f"{host.seconds:.0f}",
+            str(host.num_changes),
+            _change(host),
+            host.fate,
+            host.reason,
+        )
+        for name, host in report.hosts.items()
+    ]
+    parts = [
+        html_report.Part("Rollout", tables=[html_report.Table(("", ""), about)]),
+        html_report.Part("Hosts", tables=[html_report.Table(columns, rows)]),
+    ]
+    return html_report.render("hivewright rollout", Path(report.inventory).stem, parts)
+
+
+def _moment(at: float | None) -> str:
+    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def summary(report: Report) -> str:

@@ -22,6 +22,7 @@ from deploys.inventory.schema import pick
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 from worker.log import printable
 from worker.runtime.cells import say
+from worker.runtime.files import write_whole
 from worker.runtime.host import lock_folder
 
 # The commits of all hosts are looked up meanwhile, of each repository for up to a minute.
@@ -145,6 +146,7 @@ def _roll_out(options: argparse.Namespace, pyinfra: Pyinfra) -> None:
             so_far.write(file)
             _say_how_to_go_on(so_far, file)
             raise
+    write_whole(file.with_suffix(".html"), report.page(so_far))
     _conclude(so_far, file)
 
 

@@ -433,3 +433,15 @@ def test_host_with_an_ill_gpu_is_to_blame_and_not_the_release() -> None:
         assert ("fallen off the bus" in verdict.reason) == (expected == "bad-host")
     ended = worker(active_state="failed", exit_status=11, last_words="must be reset")
     assert health_gate.judge([], [ended], health_gate.Wanted()).health == "bad-host"
+
+
+def test_rollout_is_a_page_with_each_host_and_what_became_of_it() -> None:
+    hosts = {
+        "gpu-1": HostReport(NEW, OLD, "done", seconds=61.4, num_changes=7),
+        "gpu-2": HostReport(NEW, OLD, "lost", "<b>it has fallen off the bus</b>"),
+    }
+    page = report.page(Report(INVENTORY, hosts, 0.0, 90.0, "incomplete"))
+    assert "1 done, 1 lost" in page
+    assert "1970-01-01 00:01:30 UTC" in page
+    assert "&lt;b&gt;it has fallen off the bus" in page
+    assert f"{OLD[:7]} &gt; {NEW[:7]}" in page

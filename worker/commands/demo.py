@@ -26,7 +26,7 @@ from rich.table import Table
 from worker import settings as settings_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
-from worker.commands import audit
+from worker.commands import audit, training_report
 from worker.commands.demo_processes import Children
 from worker.commands.plots import plot_rewards
 from worker.commands.reports import swarm_table
@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> None:
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     curves = {worker["name"]: worker["rewards"] for worker in summary["workers"]}
     plot_rewards(curves, output / "rewards.png")
+    demo.write_report()
     demo.report(summary)
 
 
@@ -240,6 +241,7 @@ class Demo:
         self.console.print(table)
         self.console.print()
         files = {
+            "report": "report.html",
             "summary": "summary.json",
             "audit": "audit/audit.json",
             "plot": "rewards.png",
@@ -248,6 +250,12 @@ class Demo:
         }
         for what, file in files.items():
             say(self.console, f"{what:8} {self.output / file}")
+
+    def write_report(self) -> None:
+        """Write report.html about all workers."""
+        folders = [self.output / name for name in self.worker_names]
+        shown = settings_module.load(self.output / "settings" / f"{self.worker_names[0]}.yaml")
+        training_report.write(self.output / "report.html", "hivewright demo", folders, shown)
 
     def _audit(self) -> Counter[str]:
         """Return for each peer the number of its rewards that its signed groups confirm."""
