@@ -234,7 +234,7 @@ def xid_problems(kernel_log: Iterable[str]) -> dict[str, tuple[Problem, ...]]:
         number = int(match[2]) if match else 79 if "fallen off the bus" in line else None
         if match:
             address = match[1]
-        if number in _XIDS:
+        if number is not None and number in _XIDS:
             severity, text, action = _XIDS[number]
             problem = Problem(severity, f"the kernel says Xid {number}: {text}", action)
             found.setdefault(short_address(address), {})[number] = problem
