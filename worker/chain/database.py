@@ -2,7 +2,8 @@
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,10 +47,50 @@ class Database:
     ) -> list[tuple[Any, ...]]:
         """Run one statement as one transaction, and return the rows that it selects."""
         with self._lock:
+            return self._run(statement, parameters)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+        """Yield a function that runs statements as `execute` does, all of them as one transaction.
+
+        An exception in the block undoes them. The file is locked for other writers meanwhile.
+        """
+        with self._lock:
+            self._run("BEGIN IMMEDIATE")
             try:
-                return self._connection.execute(statement, parameters).fetchall()
-            except sqlite3.Error as error:
-                raise self._failure(error) from error
+                yield self._run
+            except BaseException:
+                self._run("ROLLBACK")
+                raise
+            self._run("COMMIT")
+
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Run the migrations that the file has not had, each with its statements in a transaction.
+
+        Raises ResourceError if the file has had more of them: a newer version wrote it.
+        """
+        for number, statements in enumerate(migrations, 1):
+            with self.transaction() as run:
+                ((version,),) = run("PRAGMA user_version")
+                if version > len(migrations):
+                    raise ResourceError(
+                        f"{self._path}: has version {version} of its tables; expected at most"
+                        f" {len(migrations)}; a newer hivewright wrote it, so use that one"
+                    )
+                if version < number:
+                    for statement in statements:
+                        run(statement)
+                    run(f"PRAGMA user_version = {number}")
+
+    def _run(
+        self,
+        statement: str,
+        parameters: Sequence[object] = (),
+    ) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
 
     def ensure_column(
         self,

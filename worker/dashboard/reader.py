@@ -36,7 +36,7 @@ class Reader:
     """State of the swarm in these settings: `look` updates it, `content` returns it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._org_id = settings.chain.org_id
+        self._org_id = settings.chain.operator_org_id
         self._chain = settings.chain
         self._coordinator = Coordinator(settings.chain)
         self._counts_unaudited = settings.dashboard.count_unaudited

@@ -10,6 +10,7 @@ from worker.settings.value_types import (
     Address,
     Host,
     Multiaddr,
+    Network,
     Port,
     Positive,
     Seconds,
@@ -45,8 +46,9 @@ class Chain(Section):
     folder."""
     enrolment_token_file: Path | None = None
     """File with the fleet's enrolment token, read once by `hivewright enrol`."""
-    org_id: str = "hivewright"
-    """Name of the account at the account service (`orgId` of the login API)."""
+    org_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Name of an account at the account service (`orgId` of the login API). None: the account that
+    the node's token belongs to; at the account service, `hivewright` for the operator's account."""
     timeout_seconds: Seconds = 10.0
     """Longest time for one answer of the chain or the account service, in seconds."""
     poll_seconds: Seconds = 2.0
@@ -65,6 +67,11 @@ class Chain(Section):
     submit_every_minutes: Annotated[float, Field(gt=0)] | None = None
     """Send rewards when the oldest has waited this long, in minutes. None: only by
     `submit_every_rounds`."""
+
+    @property
+    def operator_org_id(self) -> str:
+        """Return the name of the operator's account."""
+        return self.org_id or "hivewright"
 
     @property
     def rpc_urls(self) -> tuple[str, ...]:
@@ -127,19 +134,61 @@ class Anvil(Section):
 
 
 class Account(Section):
-    """The account service: one key, one queue of transactions for all nodes of the fleet."""
+    """The account service: the keys and transactions of the fleet's account, and of people's."""
 
     host: Host = "127.0.0.1"
     """Address to listen on, in addition to 127.0.0.1."""
     port: Port = 3000
     """TCP port."""
     state_dir: Path = Path("/var/lib/hivewright/account")
-    """Folder of the account's key, the token secret and the transaction journal."""
+    """Folder of the operator's key, the token secret, the journals of transactions, and the
+    database of accounts."""
     names: tuple[Host, ...] = ()
     """Domain names under which browsers may reach it, besides its addresses and the host's own
     name."""
     enrolment_token_file: Path | None = None
     """File with the token that new nodes show once. None: enrolment is closed."""
+    passphrase_file: Path | None = None
+    """File with the passphrase that encrypts people's keys, such as a systemd credential. None:
+    people have no accounts here, and there is no sign-in page."""
+    public_url: Url | None = None
+    """Address of the sign-in page for people, such as https://swarm.example.org. None: the one that
+    a browser used. Passkeys, and providers of `oidc_issuer`, need an address that stays."""
+    dashboard_url: Url | None = None
+    """Address of the dashboard, to which the pages link. None: no link."""
+    operators: tuple[str, ...] = ()
+    """E-mail addresses of people who sign in to the operator's account and see all others."""
+    sign_up: Literal["open", "invitation"] = "open"
+    """People who get an account: everyone who proves an e-mail address, or those with an
+    invitation."""
+    max_nodes: Positive = 10
+    """Nodes that a new account may link. The host can change it for each account."""
+    trusted_networks: tuple[Network, ...] = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
+    """Networks that encrypt, such as a VPN: people in them may sign in without HTTPS. Default: the
+    addresses of Tailscale."""
+    tailscale_login: bool = False
+    """Sign people in by the headers of `tailscale serve`, which are believed only on connections
+    that root of this machine makes, as tailscaled does. A deploy sets it with `tailscale_serve`."""
+    smtp_host: Host | None = None
+    """Mail server for sign-in codes. None: the host prints them (`hivewright account code`)."""
+    smtp_port: Port = 587
+    """TCP port of the mail server."""
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    """Encryption of the connection to the mail server."""
+    smtp_user: str | None = None
+    """Name to log in with at the mail server. None: without a login."""
+    smtp_password_file: Path | None = None
+    """File with the password of `smtp_user`."""
+    smtp_from: str = "hivewright@localhost"
+    """Sender's address of the mails."""
+    oidc_issuer: Url | None = None
+    """OpenID Connect provider, such as https://accounts.google.com. None: no such sign-in."""
+    oidc_name: str = "OpenID"
+    """Name of the provider on the sign-in page, such as Google."""
+    oidc_client_id: str | None = None
+    """Client id that the provider gave for `public_url`/sign-in/openid/callback."""
+    oidc_client_secret_file: Path | None = None
+    """File with the client secret. None: a public client, by PKCE alone."""
     behind_proxy: bool = False
     """Expect requests from this machine to come through a proxy that names its client in
     X-Forwarded-For, as `tailscale serve` does. Wrong tokens are then counted for that client. A
@@ -147,6 +196,19 @@ class Account(Section):
     rpc_proxy: bool = True
     """Serve JSON-RPC at /rpc to callers with a node's token: reads of the contract, and signed
     transactions to it. For nodes without a route to the chain."""
+
+    @model_validator(mode="after")
+    def _check_ways_in(self) -> Self:
+        if self.oidc_issuer is not None and self.oidc_client_id is None:
+            raise ValueError(
+                "oidc_issuer is set and oidc_client_id is not; expected the client id that the"
+                " provider gave"
+            )
+        if self.smtp_user is not None and self.smtp_password_file is None:
+            raise ValueError(
+                "smtp_user is set and smtp_password_file is not; expected a file with its password"
+            )
+        return self
 
 
 class Dashboard(Section):

@@ -1,7 +1,7 @@
 """Types of single settings, and the base class of sections."""
 
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -57,6 +57,14 @@ def _is_multiaddr(text: str) -> bool:
     return True
 
 
+def _check_network(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise ValueError(f"got {shorten(text)}; expected a network such as 10.0.0.0/8") from None
+    return text
+
+
 def _check_multiaddr(text: str) -> str:
     if not _is_multiaddr(text):
         raise ValueError(
@@ -91,6 +99,7 @@ PeerId = Annotated[str, Field(pattern=PEER_ID_PATTERN)]
 Url = Annotated[str, Field(pattern=URL_PATTERN)]
 Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 Host = Annotated[str, AfterValidator(_check_host)]
+Network = Annotated[str, AfterValidator(_check_network)]
 Multiaddr = Annotated[str, AfterValidator(_check_multiaddr)]
 PeerMultiaddr = Annotated[Multiaddr, AfterValidator(_check_peer)]
 
