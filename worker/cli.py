@@ -62,6 +62,28 @@ def _enrol_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _login_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="address of the account service")
+    _enrol_options(parser)
+
+
+def _code_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("email", metavar="EMAIL", help="the address that was typed at the page")
+
+
+def _invite_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nodes",
+        type=command_options.positive,
+        required=True,
+        metavar="N",
+        help="nodes that may use it",
+    )
+    parser.add_argument(
+        "--until", required=True, metavar="DATE", help="last day on which it is valid: 2027-01-31"
+    )
+
+
 def _output_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -235,9 +257,27 @@ COMMANDS = (
     ),
     Command(
         "account",
-        "the account service: one key, one queue of transactions",
+        "the account service: signs and sends for nodes, and has the sign-in page",
         "worker.account.server:run",
         is_service=True,
+    ),
+    Command(
+        "account code",
+        "print a code for somebody who waits at the sign-in page",
+        "worker.commands.account_admin:code",
+        _code_options,
+    ),
+    Command(
+        "account invite",
+        "make an invitation: a link for a person, a token for an inventory",
+        "worker.commands.account_admin:invite",
+        _invite_options,
+    ),
+    Command(
+        "login",
+        "sign this node in to your account, with a code that you type in a browser",
+        "worker.commands.login:run",
+        _login_options,
     ),
     Command(
         "dashboard",
@@ -453,6 +493,8 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
         return
     from worker import log, settings
 
+    if parsed.settings is None and command.name == "account":
+        raise SettingsError("account: got no --settings FILE; expected the service's settings")
     if parsed.settings is None and parsed.model is None:
         raise SettingsError(
             "check: got neither --settings FILE nor --model NAME_OR_FOLDER; expected one of them"
@@ -497,6 +539,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hivewright {__version__}")
     top = parser.add_subparsers(metavar="COMMAND", required=True)
     folders: dict[str, Any] = {"": top}
+    named = {each.name for each in COMMANDS}
+    # A command with others below it: argparse would ask for its settings twice.
+    parents = {each.name.rpartition(" ")[0] for each in COMMANDS} & named
     for command in COMMANDS:
         folder, _, name = command.name.rpartition(" ")
         if folder not in folders:
@@ -509,7 +554,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command.takes_settings:
             # `check --model` works without a node.
-            needed = command.name != "check"
+            needed = command.name != "check" and command.name not in parents
             sub.add_argument(
                 "--settings",
                 type=Path,
@@ -521,6 +566,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--log-file", type=Path, metavar="FILE", help="log to this file too; it is rotated"
             )
+        if command.name in parents:
+            folders[command.name] = sub.add_subparsers(metavar="COMMAND")
         if command.options:
             add_options = (
                 _load(command.options) if isinstance(command.options, str) else command.options

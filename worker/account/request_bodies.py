@@ -1,5 +1,6 @@
 """The bodies of the account service's calls, typed and strict; unknown fields are ignored."""
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, RootModel, ValidationError
@@ -9,7 +10,8 @@ from worker import multiaddr
 from worker.errors import WorkerError
 from worker.log import printable
 
-PeerId = Annotated[str, Field(pattern=f"^{multiaddr.PEER_ID_TO_REGISTER}$")]
+PEER_ID = re.compile(multiaddr.PEER_ID_TO_REGISTER)
+PeerId = Annotated[str, Field(pattern=f"^{PEER_ID.pattern}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]
 """The contract's range."""

@@ -1,4 +1,4 @@
-"""The account service (`hivewright account`): one key and one transaction queue for the fleet.
+"""The account service (`hivewright account`): signs and sends for the nodes of its accounts.
 
 It implements the login API of the existing swarm (register-peer, submit-reward, submit-winner,
 get-api-key-status), issues tokens at enrolment, and lets nodes without a route to the chain read it
@@ -16,15 +16,25 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from worker.account import request_bodies
+from worker.account.account_pages import AccountPages
+from worker.account.accounts import Account, Accounts, digest, require_active
+from worker.account.device_flow import DeviceFlow
+from worker.account.host_pages import HostPages
+from worker.account.invitations import PREFIX as INVITATION
+from worker.account.openid import OpenId
+from worker.account.passkeys import Passkeys
+from worker.account.queues import Queues
 from worker.account.request_bodies import Refused
-from worker.account.vault import Tokens, load_account
+from worker.account.sign_in_pages import SignInPages
+from worker.account.site import Site
+from worker.account.vault import load_account
 from worker.chain import peer_proof
 from worker.chain.account_client import ENROL_PREFIX
 from worker.chain.client import Call
@@ -34,7 +44,6 @@ from worker.chain.http import UNIX, socket_name
 from worker.chain.peer_proof import Proof
 from worker.chain.quotas import Quota
 from worker.chain.rpc import Rpc
-from worker.chain.transaction_queue import Sender
 from worker.errors import ChainUnreachable, ContractRefused, SettingsError, WorkerError
 from worker.log import printable
 from worker.runtime import systemd, webguard, webservice
@@ -67,6 +76,12 @@ _Body = TypeVar("_Body", bound=request_bodies.RegisterPeer)
 _Result = TypeVar("_Result")
 
 
+class Pages(Protocol):
+    """A part of the site."""
+
+    def add_to(self, application: web.Application) -> None: ...
+
+
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; the URL is in `<account.state_dir>/address` when ready.
 
@@ -89,11 +104,23 @@ class Service:
         self._coordinator = Coordinator(settings.chain)
         # Read what may be missing first, so that a service that can't start creates nothing.
         self._enrolment_token = _enrolment_token(settings)
-        account = load_account(settings.account.state_dir)
-        self.address = str(account.address)
-        self._tokens = Tokens(settings.account.state_dir)
-        self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
+        folder = settings.account.state_dir
+        passphrase = _passphrase(settings)
+        operator = load_account(folder)
+        self.address = str(operator.address)
+        self.accounts = Accounts(folder, operator, settings.chain.operator_org_id, passphrase)
+        self.queues = Queues(self._coordinator, folder, self.accounts.key_of)
+        self.queues.open_journals(self.accounts.all())
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
+        self._site = Site(
+            settings,
+            self.accounts,
+            self.queues,
+            self._coordinator,
+            self._in_thread,
+            self._source,
+        )
+        self._pages = self._make_pages() if self.accounts.has_people else ()
         self._gate: Gate | None = None
         self._requests = Quota(_RPC_PER_SECOND, _RPC_BURST)
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
@@ -115,17 +142,34 @@ class Service:
         application.router.add_post("/api/submit-winner", self.submit_winner)
         application.router.add_post("/api/enrol", self.enrol)
         application.router.add_get("/api/swarm", self.swarm)
+        if self._pages:
+            application[webguard.FORMS] = True
+        for pages in self._pages:
+            pages.add_to(application)
         if self._settings.account.rpc_proxy:
             application.router.add_post("/rpc", self.rpc)
         application.cleanup_ctx.append(self._resources)
         return application
+
+    def _make_pages(self) -> tuple[Pages, ...]:
+        """Return the pages where people sign in and see their accounts."""
+        site, has_openid = self._site, self._settings.account.oidc_issuer is not None
+        return (
+            site,
+            SignInPages(site, has_openid, has_passkeys=True),
+            AccountPages(site),
+            HostPages(site),
+            DeviceFlow(site),
+            Passkeys(site),
+            *((OpenId(site),) if has_openid else ()),
+        )
 
     def started(self, url: str) -> None:
         log.info(
             "account service up url=%s account=%s org_id=%s",
             url,
             self.address,
-            self._settings.chain.org_id,
+            self._settings.chain.operator_org_id,
         )
 
     async def tend(self) -> None:
@@ -133,7 +177,7 @@ class Service:
         outage = Outage(log)
         while True:
             try:
-                num_waiting = await asyncio.to_thread(self._sender.tend)
+                num_waiting = await asyncio.to_thread(self.queues.tend)
                 systemd.progress(f"{num_waiting} transactions pending")
                 outage.end("transactions are sent again")
             except WorkerError as error:
@@ -148,29 +192,34 @@ class Service:
         org_id = request.query.get("orgId")
         if not org_id:
             raise Refused(400, "orgId: missing")
-        return web.Response(
-            text="activated" if org_id == self._settings.chain.org_id else "pending"
-        )
+        account = await self._in_thread(lambda: self.accounts.by_org(org_id))
+        is_active = account is not None and account.suspended_at is None
+        return web.Response(text="activated" if is_active else "pending")
 
     async def register_peer(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, request_bodies.Registration)
+        account, body = await self._authorized(request, request_bodies.Registration)
         proof = _decoded_proof(body.proof)
         return await self._send(
-            lambda: peer_proof.registration(self._coordinator, body.peer_id, proof), body.peer_id
+            account,
+            lambda: peer_proof.registration(self._coordinator, body.peer_id, proof),
+            body.peer_id,
         )
 
     async def submit_reward(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, request_bodies.SubmitReward)
+        account, body = await self._authorized(request, request_bodies.SubmitReward)
         return await self._send(
+            account,
             lambda: self._coordinator.submit_reward(
                 body.round_number, body.stage_number, body.reward, body.peer_id, body.groups_digest
             ),
             body.peer_id,
+            body.round_number,
         )
 
     async def submit_winner(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, request_bodies.SubmitWinner)
+        account, body = await self._authorized(request, request_bodies.SubmitWinner)
         return await self._send(
+            account,
             lambda: self._coordinator.submit_winners(body.round_number, body.winners, body.peer_id),
             body.peer_id,
         )
@@ -180,7 +229,8 @@ class Service:
     async def enrol(self, request: web.Request) -> web.Response:
         """Issue a token to a peer with the fleet's enrolment token and a signature by its key."""
         body = request_bodies.parse(request_bodies.Enrol, await _read(request))
-        if self._enrolment_token is None:
+        is_invited = body.token.startswith(INVITATION) and self.accounts.has_people
+        if self._enrolment_token is None and not is_invited:
             raise Refused(
                 403,
                 "EnrolmentClosed",
@@ -190,12 +240,7 @@ class Service:
             raise Refused(
                 429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
             )
-        token, expected = body.token.encode(), self._enrolment_token.encode()
-        if not hmac.compare_digest(token, expected):
-            self._count_guess(request)
-            raise Refused(
-                403, "EnrolmentTokenWrong", "not the token that the account service was given"
-            )
+        await self._check_enrolment_token(request, body.token, is_invited)
         signed = ENROL_PREFIX + body.peer_id.encode()
         public_key = _decoded("publicKey", body.public_key)
         signature = _decoded("signature", body.signature)
@@ -204,17 +249,47 @@ class Service:
         )
         if not is_signed:
             raise Refused(403, "SignatureWrong", f"not signed by the key of {body.peer_id}")
+        token = await self._in_thread(lambda: self._link(body, is_invited))
         log.info("peer enrolled peer_id=%s", body.peer_id)
-        return web.json_response({"token": self._tokens.issue(body.peer_id)})
+        return web.json_response({"token": token})
+
+    async def _check_enrolment_token(
+        self, request: web.Request, token: str, is_invited: bool
+    ) -> None:
+        """Raise Refused, and count a guess, for a wrong enrolment token or invitation."""
+        if is_invited:
+            try:
+                await self._in_thread(lambda: self._site.invitations.find(digest(token)))
+            except Refused:
+                self._count_guess(request)
+                raise
+            return
+        expected = (self._enrolment_token or "").encode()
+        if not hmac.compare_digest(token.encode(), expected):
+            self._count_guess(request)
+            raise Refused(
+                403, "EnrolmentTokenWrong", "not the token that the account service was given"
+            )
+
+    def _link(self, body: request_bodies.Enrol, is_invited: bool) -> str:
+        """Link the node to the invitation's account, or to the fleet's; return its token."""
+        if is_invited:
+            return self._site.invitations.enrol(body.token, body.peer_id)
+        return self.accounts.link(self.accounts.operator, body.peer_id)
 
     async def swarm(self, request: web.Request) -> web.Response:
+        """Describe the chain, and the account of the caller's token, else the operator's."""
+        account = self.accounts.operator
+        if "Authorization" in request.headers:
+            with suppress(Refused):
+                _, account = self._caller(request)
         deployment = await self._in_thread(lambda: self._coordinator.deployment)
         return web.json_response(
             {
                 "chain_id": deployment.chain_id,
                 "contract": deployment.contract,
-                "org_id": self._settings.chain.org_id,
-                "account": self.address,
+                "org_id": account.org_id,
+                "account": account.address,
             }
         )
 
@@ -223,7 +298,7 @@ class Service:
 
         The body is one request, or a batch.
         """
-        peer_id = self._peer_of(request)
+        peer_id, _ = self._caller(request)
         asked = request_bodies.parse_rpc(await _read(request), MAX_BATCH)
         calls = asked if isinstance(asked, list) else [asked]
         if not self._requests.take(peer_id, len(calls)):
@@ -375,15 +450,18 @@ class Service:
         self,
         request: web.Request,
         model: type[_Body],
-    ) -> _Body:
-        """Return the body, if it is for our account and its sender is the peer that it is about."""
+    ) -> tuple[Account, _Body]:
+        """Return the caller's account, and the body if it is about that account and peer."""
         body = request_bodies.parse(model, await _read(request))
-        if body.org_id != self._settings.chain.org_id:
+        if await self._in_thread(lambda: self.accounts.by_org(body.org_id)) is None:
             raise Refused(404, "User not found")
-        peer_id = self._peer_of(request)
+        peer_id, account = self._caller(request)
+        if account.org_id != body.org_id:
+            raise Refused(404, "User not found", f"the token is of account {account.org_id}")
         if peer_id != body.peer_id:
             raise Refused(403, "TokenOfAnotherPeer", f"the token is good for {peer_id} only")
-        return body
+        require_active(account)
+        return account, body
 
     def _source(self, request: web.Request) -> str:
         """Return the address for which wrong tokens are counted.
@@ -405,8 +483,8 @@ class Service:
                 429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
             )
 
-    def _peer_of(self, request: web.Request) -> str:
-        """Return the peer whose token is in the request: Bearer, or the URL's password (Basic)."""
+    def _caller(self, request: web.Request) -> tuple[str, Account]:
+        """Return peer and account of the token: Bearer, or the URL's password (Basic)."""
         token = _token_in(request.headers.get("Authorization", ""))
         if token is None:
             raise Refused(
@@ -414,23 +492,27 @@ class Service:
                 "TokenMissing",
                 "expected the header Authorization: Bearer TOKEN, or http://peer:TOKEN@...",
             )
-        peer_id = self._tokens.peer_of(token)
-        if peer_id is None:
+        caller = self.accounts.caller(token)
+        if caller is None:
             if not self._wrong_tokens.take(self._source(request)):
                 raise Refused(
                     429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
                 )
-            raise Refused(401, "TokenWrong", "not a token of this account service")
-        return peer_id
+            raise Refused(401, "TokenWrong", "not a token of this account service (any more)")
+        return caller
 
     async def _send(
         self,
+        account: Account,
         build: Callable[[], Call],
         peer_id: str,
+        round: int | None = None,
     ) -> web.Response:
         def send() -> str:
             call = build()
-            tx_hash = self._sender.send(call)
+            self.accounts.note_use(peer_id)
+            tx_hash = self.queues.of(account).send(call)
+            self.accounts.note_sent(account, peer_id, call.name, tx_hash, round)
             log.info("sent call=%s peer_id=%s hash=%s", call.name, peer_id, tx_hash)
             return tx_hash
 
@@ -452,7 +534,8 @@ class Service:
             self._sessions: dict[str, aiohttp.ClientSession] = {}
             yield
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
-        self._sender.close()
+        self.queues.close()
+        self.accounts.close()
 
     # ---- failures
 
@@ -537,6 +620,14 @@ def _enrolment_token(settings: Settings) -> str | None:
     if file is None:
         return None
     return read_secret(file, "one line with a token", "account.enrolment_token_file", LINE)
+
+
+def _passphrase(settings: Settings) -> str | None:
+    """Return the passphrase of people's keys; None: people have no accounts here."""
+    file = settings.account.passphrase_file
+    if file is None:
+        return None
+    return read_secret(file, "one line with a passphrase", "account.passphrase_file", LINE)
 
 
 def _token_in(authorization: str) -> str | None:

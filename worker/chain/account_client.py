@@ -41,10 +41,13 @@ log = logging.getLogger(__name__)
 
 ENROL_PREFIX = b"hivewright-enrol/"
 """Begins the message that proves possession of the peer's key at enrolment; the peer id follows."""
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _REGISTER_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
 """Form of the names of the contract's errors; other errors in an answer are text for people."""
+_EXPLAINED = ("PeerOfAnotherAccount", "TooManyNodes", "AccountSuspended", "InvitationInvalid")
+"""Refusals of the account service whose text says what to do."""
 
 
 class Account(Protocol):
@@ -125,11 +128,16 @@ class AccountClient:
         self._url = chain.account_url.rstrip("/")
         self.token_file = chain.account_token_file or StateDir(state_dir).account_token
         self._session = http.open_session()
+        self._org_id = chain.org_id
         self.clock_offset: float | None = None
         """Seconds by which our clock was ahead at the last answer, to a second; None: not known."""
 
     def swarm(self) -> SwarmInfo:
-        answer = self._request("GET", "/api/swarm")
+        """Return what the service says of its chain and, to a node with a token, of its account."""
+        headers = {}
+        if self.token_file.exists():
+            headers["Authorization"] = f"Bearer {self.token()}"
+        answer = self._request("GET", "/api/swarm", headers=headers)
         try:
             return SwarmInfo(
                 chain_id=answer["chain_id"],
@@ -160,7 +168,12 @@ class AccountClient:
                 f"{self._url}/api/enrol: no token in the answer; expected hivewright's account"
                 " service"
             )
+        self.keep_token(str(token))
+
+    def keep_token(self, token: str) -> None:
+        """Write the node's token to its file; it may belong to another account than before."""
         write_whole(self.token_file, f"{token}\n", mode=0o600)
+        self._org_id = self._chain.org_id
 
     def register_peer(
         self,
@@ -210,7 +223,9 @@ class AccountClient:
         body: dict[str, Any],
     ) -> str:
         headers = {"Authorization": f"Bearer {self.token()}"}
-        answer = self._request("POST", path, {"orgId": self._chain.org_id, **body}, headers)
+        if self._org_id is None:
+            self._org_id = self.swarm().org_id
+        answer = self._request("POST", path, {"orgId": self._org_id, **body}, headers)
         tx_hash = answer.get("hash")
         if not isinstance(tx_hash, str) or not re.fullmatch(r"0x[0-9a-fA-F]{64}", tx_hash):
             raise ChainError(
@@ -277,6 +292,8 @@ class AccountClient:
             said += f": {_shown(detail)}"
         if error == "EnrolmentTokenWrong":
             return IdentityError(f"{said}; put that token into chain.enrolment_token_file")
+        if error in _EXPLAINED:
+            return IdentityError(said)
         if status in (401, 403):
             return IdentityError(
                 f"{said}; run `hivewright enrol` with the account service's enrolment token"
@@ -285,7 +302,7 @@ class AccountClient:
             return _contract_refusal(error, said)
         if status == 404:
             return SettingsError(
-                f"{said}; check chain.account_url and chain.org_id ({self._chain.org_id})"
+                f"{said}; check chain.account_url and chain.org_id ({self._org_id})"
             )
         if status == 429 or status >= 500:
             return ChainUnreachable(f"{said}; see the account service's log")
@@ -331,39 +348,39 @@ def enrol(
     """
     with closing(open_account(chain, state_dir)) as account:
         coordinator = Coordinator(settings.chain_of_node(chain, state_dir))
-        ours = account.address()
-
-        def register() -> bool:
-            if isinstance(account, AccountClient):
-                account.token()  # fail early: reading the chain needs it
-            proof = peer_proof.needed(coordinator, identity, ours, move)
-            return _register(account, identity.peer_id, proof)
-
         try:
-            is_sent = register()  # with the present token
+            ours, is_sent = _register(account, coordinator, identity, move)  # by the present token
         except (IdentityError, SecretError, TokenRefused) as error:
             if enrolment_token is None or not isinstance(account, AccountClient):
                 if isinstance(error, SecretError):
                     raise
                 raise IdentityError(str(error)) from None
             account.enrol(identity, enrolment_token)
-            is_sent = register()
+            ours, is_sent = _register(account, coordinator, identity, move)
         return _await_owner(coordinator, identity.peer_id, ours, is_sent)
 
 
 def _register(
     account: Account,
-    peer_id: str,
-    shown: Proof | None,
-) -> bool:
-    """Return whether a registration was sent; False: the peer is registered already."""
+    coordinator: Coordinator,
+    identity: Identity,
+    move: bool,
+) -> tuple[str, bool]:
+    """Return the account's address, and whether a registration was sent.
+
+    If none was, the peer is registered already.
+    """
+    if isinstance(account, AccountClient):
+        account.token()  # fail early: reading the chain needs it
+    ours = account.address()
+    proof = peer_proof.needed(coordinator, identity, ours, move)
     try:
-        account.register_peer(peer_id, shown)
+        account.register_peer(identity.peer_id, proof)
     except ContractRefused as refusal:
         if refusal.name != "PeerIdAlreadyRegistered":
             raise
-        return False
-    return True
+        return ours, False
+    return ours, True
 
 
 def _await_owner(

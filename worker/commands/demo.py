@@ -7,6 +7,7 @@ their records with the chain. It fails, with one line, if they differ.
 
 import argparse
 import json
+import secrets
 import shutil
 import signal
 import time
@@ -117,7 +118,11 @@ class Demo:
         token = folder / "enrolment.token"
         token.write_text(f"demo-{self.seed}-{time.time_ns()}\n")
         token.chmod(0o600)
-        account_file = self._write("account", {"account_port": 0})
+        passphrase = folder / "account.passphrase"
+        passphrase.write_text(f"demo-{secrets.token_hex(16)}\n")
+        passphrase.chmod(0o600)
+        own = {"account_port": 0, "account_passphrase_file": str(passphrase)}
+        account_file = self._write("account", own)
         account = children.start("account", account_file, "account")
         bootnode_file = self._write("bootnode", {"bootnode_host": "127.0.0.1", "bootnode_port": 0})
         bootnode = children.start("bootnode", bootnode_file, "bootnode")
@@ -136,7 +141,7 @@ class Demo:
         dashboard = children.start("dashboard", dashboard_file, "dashboard")
         self._start_workers(children, account_url)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
-        say(console, f"the dashboard is at {page}", "dim")
+        say(console, f"the dashboard is at {page}, accounts are at {account_url}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
 
     def _write_targets(self) -> None:

@@ -43,6 +43,10 @@ MAX_AHEAD_BYTES = 1 << 20
 _SWEEP_SECONDS = 0.5
 _LOG_SECONDS = 60.0
 
+FORMS = web.AppKey("forms", bool)
+"""Whether the application takes forms at paths outside of /api and /rpc."""
+_FORM = "application/x-www-form-urlencoded"
+
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -212,7 +216,7 @@ class Guard:
             return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
         # Unknown paths and methods are answered with 404 or 405 anyway.
         is_served = request.match_info.http_exception is None
-        if request.method == "POST" and is_served and request.content_type != "application/json":
+        if request.method == "POST" and is_served and not _has_expected_body(request):
             shown = printable(request.content_type)[:60]
             return _refused(415, f"Content-Type: got {shown}; expected application/json")
         is_browser = request.headers.get("User-Agent", "").startswith("Mozilla/")
@@ -252,6 +256,12 @@ class Guard:
         return bool(name) and (
             "." not in name or is_local or name in (each.lower() for each in own)
         )
+
+
+def _has_expected_body(request: web.Request) -> bool:
+    """Return whether the body is JSON, or a form at a page that takes forms."""
+    is_page = request.app.get(FORMS, False) and not request.path.startswith(("/api/", "/rpc"))
+    return request.content_type == "application/json" or (is_page and request.content_type == _FORM)
 
 
 async def _add_headers(

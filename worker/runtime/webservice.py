@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -72,7 +73,7 @@ async def _serve(
             family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
             sockets.append(socket.create_server((host, port), family=family, backlog=_BACKLOG))
             port = int(sockets[0].getsockname()[1])
-        end = await webguard.serve(service.application(), sockets, section.names)
+        end = await webguard.serve(service.application(), sockets, _names(section))
         url = _url(section.host, port)
         write_whole(section.state_dir / "address", url + "\n")
         service.started(url)
@@ -86,6 +87,13 @@ async def _serve(
         stopping.cancel()
         if end is not None:
             await end()
+
+
+def _names(section: Account | Dashboard) -> tuple[str, ...]:
+    """Return the names under which browsers may reach the service."""
+    public_url = section.public_url if isinstance(section, Account) else None
+    name = urlsplit(public_url or "").hostname
+    return section.names if name is None else (*section.names, name)
 
 
 def _hosts(host: str) -> tuple[str, ...]:

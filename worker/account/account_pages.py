@@ -1,0 +1,285 @@
+"""The pages of a person's account: nodes, transactions, invitations, settings."""
+
+import json
+import logging
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from aiohttp import web
+from eth_account import Account as EthAccount
+
+from worker.account import invitations
+from worker.account.accounts import MAX_NAME, Account, Node, Transaction
+from worker.account.request_bodies import Refused
+from worker.account.site import Form, Site, Visitor, see, text_of
+from worker.errors import ChainError
+from worker.swarm import identity
+
+log = logging.getLogger(__name__)
+
+_PAGE_ROWS = 50
+_MIN_PASSWORD = 10
+DAY_SECONDS = 24 * 3600.0
+MAX_INVITATION_DAYS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A node as its row shows it. `confirmed`: rewards on the chain; None: no chain answers."""
+
+    node: Node
+    animal_name: str
+    state: str
+    confirmed: float | None
+    num_pending: int
+
+
+class AccountPages:
+    """`/`, `/transactions`, `/settings` and their forms."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def add_to(self, application: web.Application) -> None:
+        site, router = self._site, application.router
+        router.add_get("/", site.signed_in(self.nodes))
+        router.add_get("/transactions", site.signed_in(self.transactions))
+        router.add_get("/settings", site.signed_in(self.settings))
+        for path, handle in (
+            ("/nodes/rename", self.rename),
+            ("/nodes/revoke", self.revoke),
+            ("/nodes/unlink", self.unlink),
+            ("/invitations/create", self.invite),
+            ("/invitations/withdraw", self.withdraw),
+            ("/settings/export", self.export),
+            ("/settings/delete", self.delete),
+        ):
+            router.add_post(path, site.signed_in(handle, is_post=True))
+
+    # ---- reading
+
+    async def nodes(self, request: web.Request, visitor: Visitor) -> web.Response:
+        rows, round, problem = await self._site.in_thread(self._rows, visitor.account)
+        return self._site.page(
+            request,
+            "nodes.html",
+            visitor,
+            rows=rows,
+            round=round,
+            problem=problem,
+            invitation="",
+            invitations=await self._site.in_thread(self._site.invitations.of, visitor.account),
+        )
+
+    async def transactions(self, request: web.Request, visitor: Visitor) -> web.Response:
+        text = request.query.get("page", "0")
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+        rows, pending = await self._site.in_thread(
+            self._transactions, visitor.account, number * _PAGE_ROWS
+        )
+        names = {
+            node.peer_id: node.name
+            for node in await self._site.in_thread(self._site.accounts.nodes_of, visitor.account)
+        }
+        return self._site.page(
+            request,
+            "transactions.html",
+            visitor,
+            rows=rows[:_PAGE_ROWS],
+            pending=pending,
+            names=names,
+            number=number,
+            has_more=len(rows) > _PAGE_ROWS,
+        )
+
+    async def settings(self, request: web.Request, visitor: Visitor) -> web.Response:
+        passkeys = await self._site.in_thread(
+            self._site.accounts.database.execute,
+            "SELECT credential_id, added_at FROM passkeys WHERE account_id = ? ORDER BY added_at",
+            (visitor.account.id,),
+        )
+        return self._site.page(
+            request,
+            "settings.html",
+            visitor,
+            is_fresh=visitor.session.is_fresh,
+            passkeys=[(bytes(key).hex(), added_at) for key, added_at in passkeys],
+            min_password=_MIN_PASSWORD,
+        )
+
+    def _rows(self, account: Account) -> tuple[list[NodeRow], int | None, str]:
+        """Return the nodes, the round, and why the chain is not read ("": it is)."""
+        site = self._site
+        nodes = site.accounts.nodes_of(account)
+        round: int | None = None
+        rewards: list[int] | None = None
+        problem = ""
+        try:
+            round = site.coordinator.current_round()
+            rewards = site.coordinator.total_rewards([node.peer_id for node in nodes])
+        except ChainError as error:
+            log.debug("page without chain error=%s", error)
+            problem = "The chain does not answer right now: rounds and rewards are missing."
+        pending = self._num_pending(account)
+        rows = [
+            NodeRow(
+                node,
+                identity.animal_name(node.peer_id),
+                _state(node, round),
+                None if rewards is None else rewards[place] / 1000,
+                pending[node.peer_id],
+            )
+            for place, node in enumerate(nodes)
+        ]
+        return rows, round, problem
+
+    def _num_pending(self, account: Account) -> Counter[str]:
+        """Return the number of transactions of each peer that the chain has not mined."""
+        waiting = {entry.hash for entry in self._site.queues.waiting(account)}
+        if not waiting:
+            return Counter()
+        newest = self._site.accounts.transactions(account, 1000)
+        return Counter(each.peer_id for each in newest if each.hash in waiting)
+
+    def _transactions(self, account: Account, offset: int) -> tuple[list[Transaction], set[str]]:
+        rows = self._site.accounts.transactions(account, _PAGE_ROWS + 1, offset)
+        return list(rows), {entry.hash for entry in self._site.queues.waiting(account)}
+
+    # ---- nodes
+
+    async def rename(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        name = text_of(form, "name", MAX_NAME)
+        if not name:
+            raise Refused(400, "NameMissing", f"expected a name of 1 to {MAX_NAME} characters")
+        await self._site.in_thread(
+            self._site.accounts.rename, visitor.account, text_of(form, "peer"), name
+        )
+        return see("/")
+
+    async def revoke(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        peer_id = text_of(form, "peer")
+        await self._site.in_thread(self._site.accounts.revoke, visitor.account, peer_id)
+        log.info("token revoked peer_id=%s account=%s", peer_id, visitor.account.address)
+        return see("/")
+
+    async def unlink(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        peer_id = text_of(form, "peer")
+        await self._site.in_thread(self._site.accounts.unlink, visitor.account, peer_id)
+        log.info("node unlinked peer_id=%s account=%s", peer_id, visitor.account.address)
+        return see("/")
+
+    # ---- invitations of the account
+
+    async def invite(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        """Show the secret of a new invitation, once."""
+        num_nodes = number_of(form, "nodes", visitor.account.max_nodes)
+        days = number_of(form, "days", MAX_INVITATION_DAYS)
+        secret = await self._site.in_thread(
+            invitations.create,
+            self._site.accounts.database,
+            num_nodes,
+            time.time() + days * DAY_SECONDS,
+            visitor.account,
+        )
+        rows, round, problem = await self._site.in_thread(self._rows, visitor.account)
+        valid = await self._site.in_thread(self._site.invitations.of, visitor.account)
+        return self._site.page(
+            request,
+            "nodes.html",
+            visitor,
+            rows=rows,
+            round=round,
+            problem=problem,
+            invitation=secret,
+            invitations=valid,
+        )
+
+    async def withdraw(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        await self._site.in_thread(
+            self._site.invitations.withdraw, visitor.account, bytes_of(form, "invitation")
+        )
+        return see("/")
+
+    # ---- the key and the account
+
+    async def export(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        """Answer with the account's key as an encrypted keystore file."""
+        _require_fresh(visitor)
+        password = str(form.get("password", ""))
+        if not _MIN_PASSWORD <= len(password) <= 200:
+            raise Refused(
+                400, "PasswordShort", f"expected a password of {_MIN_PASSWORD} characters or more"
+            )
+        keystore = await self._site.in_thread(self._keystore, visitor.account, password)
+        log.info("key exported account=%s", visitor.account.address)
+        return web.Response(
+            body=keystore,
+            content_type="application/json",
+            headers={
+                "Content-Disposition": f'attachment; filename="{visitor.account.address}.json"'
+            },
+        )
+
+    def _keystore(self, account: Account, password: str) -> bytes:
+        key = self._site.accounts.key_of(account)
+        return json.dumps(EthAccount.encrypt(key.key, password)).encode()
+
+    async def delete(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        account = visitor.account
+        _require_fresh(visitor)
+        if account.is_operator:
+            raise Refused(400, "OperatorStays", "the operator's account can't be deleted")
+        typed = text_of(form, "address")
+        if not secrets.compare_digest(typed.lower().encode(), account.address.lower().encode()):
+            raise Refused(400, "NotConfirmed", f"expected {account.address} to confirm")
+        await self._site.in_thread(self._delete, account)
+        log.info("account deleted account=%s", account.address)
+        return self._site.sign_out(request)
+
+    def _delete(self, account: Account) -> None:
+        self._site.accounts.set_suspended(account.id, True)
+        if self._site.queues.waiting(account):
+            self._site.accounts.set_suspended(account.id, False)
+            raise Refused(
+                409,
+                "TransactionsPending",
+                "transactions of this account are not on the chain yet; try again in a minute",
+            )
+        self._site.accounts.delete(account)
+        self._site.queues.forget(account)
+
+
+def bytes_of(form: Form, name: str) -> bytes:
+    """Return a hexadecimal field. Raises Refused."""
+    try:
+        return bytes.fromhex(text_of(form, name, 2048))
+    except ValueError:
+        raise Refused(400, "FieldInvalid", f"{name}: expected hexadecimal digits") from None
+
+
+def number_of(form: Form, name: str, most: int) -> int:
+    text = text_of(form, name, 9)
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= most:
+        raise Refused(400, "FieldInvalid", f"{name}: expected a number from 1 to {most}")
+    return int(text)
+
+
+def _require_fresh(visitor: Visitor) -> None:
+    if not visitor.session.is_fresh:
+        raise Refused(
+            403, "SignInAgain", "this needs a sign-in within the last five minutes; sign in again"
+        )
+
+
+def _state(node: Node, round: int | None) -> str:
+    if node.revoked_at is not None:
+        return "revoked"
+    if not node.has_access:
+        return "expired"
+    if node.last_round is None:
+        return "linked"
+    if round is None or node.last_round >= round - 2:
+        return "training"
+    return "silent"

@@ -1,0 +1,446 @@
+"""Accounts and their nodes, in the service's database.
+
+The operator's account is that of the fleet: its key is in `account.key`, and its nodes' tokens are
+HMACs (vault.py). Other accounts belong to people: their keys are encrypted in the database, and
+their nodes' tokens are random, stored as hashes, and expire when they are not used.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eth_account import Account as EthAccount
+from eth_account.signers.local import LocalAccount
+
+from worker.account.migrations import MIGRATIONS
+from worker.account.request_bodies import Refused
+from worker.account.sealing import Seal, load_seal
+from worker.account.vault import Tokens
+from worker.chain.database import Database
+from worker.errors import SecretError
+from worker.swarm import identity
+
+DATABASE_FILE = "accounts.db"
+OPERATOR_ID = 1
+TOKEN_SECONDS = 90 * 24 * 3600.0
+"""A node's token expires when it was not used for this long."""
+MAX_NAME = 40
+_TOUCH_SECONDS = 60.0
+"""How often the use of a token is written down."""
+_KEPT_TRANSACTIONS = 1000
+"""Newest transactions that an account's page can show."""
+
+_SELECT_ACCOUNTS = (
+    "SELECT id, org_id, address, email, max_nodes, created_at, suspended_at FROM accounts WHERE "
+)
+_SELECT_NODES = (
+    "SELECT peer_id, account_id, name, linked_at, seen_at, last_round, token_expires_at, revoked_at"
+    " FROM nodes WHERE "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account. Times are Unix seconds. `email` None: nobody has signed in to it."""
+
+    id: int
+    org_id: str
+    address: str
+    email: str | None
+    max_nodes: int
+    created_at: float
+    suspended_at: float | None
+
+    @property
+    def is_operator(self) -> bool:
+        return self.id == OPERATOR_ID
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that is linked to an account. Times are Unix seconds, None: never."""
+
+    peer_id: str
+    account_id: int
+    name: str
+    linked_at: float
+    seen_at: float | None
+    last_round: int | None
+    token_expires_at: float | None
+    revoked_at: float | None
+
+    @property
+    def has_access(self) -> bool:
+        """Whether a token of the node can be valid."""
+        expires_at = self.token_expires_at
+        return self.revoked_at is None and (expires_at is None or expires_at > time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A transaction that was sent for a node."""
+
+    peer_id: str
+    call: str
+    hash: str
+    sent_at: float
+
+
+class Accounts:
+    """The accounts in `folder`. Thread-safe; other processes may use the file too."""
+
+    def __init__(
+        self,
+        folder: Path,
+        operator: LocalAccount,
+        org_id: str,
+        passphrase: str | None,
+    ) -> None:
+        """Open the database, and take the operator's account over from versions without one.
+
+        `passphrase` None: people have no accounts here. Raises SecretError if it is another one
+        than before, ResourceError if the file can't be used.
+        """
+        self.database = Database(folder / DATABASE_FILE, "", "FULL")
+        self.database.migrate(MIGRATIONS)
+        (folder / DATABASE_FILE).chmod(0o600)
+        # What pages show of transactions and use need not survive a power cut, and comes often.
+        self._history = Database(folder / DATABASE_FILE, "", "NORMAL")
+        self._operator_key = operator
+        self._operator_tokens = Tokens(folder)
+        self._seal: Seal | None = None
+        if passphrase is not None:
+            self._seal = load_seal(self.database, passphrase)
+        self._keep_operator(str(operator.address), org_id)
+
+    @property
+    def has_people(self) -> bool:
+        """Whether people can have accounts."""
+        return self._seal is not None
+
+    def close(self) -> None:
+        self.database.close()
+        self._history.close()
+
+    # ---- accounts
+
+    @property
+    def operator(self) -> Account:
+        return self.by_id(OPERATOR_ID)
+
+    def by_id(self, account_id: int) -> Account:
+        found = self._find("id = ?", account_id)
+        if found is None:
+            raise Refused(404, "AccountGone", "the account was deleted")
+        return found
+
+    def by_org(self, org_id: str) -> Account | None:
+        return self._find("org_id = ?", org_id)
+
+    def by_email(self, email: str) -> Account | None:
+        return self._find("email = ?", email)
+
+    def all(self) -> list[Account]:
+        """Return all accounts that are not deleted, the operator's first."""
+        return self._select("deleted_at IS NULL ORDER BY id")
+
+    def create(
+        self,
+        email: str | None,
+        max_nodes: int,
+        run: Callable[..., Any] | None = None,
+    ) -> Account:
+        """Create an account with a key of its own; `run`: of a transaction that it is part of."""
+        if self._seal is None:
+            raise Refused(403, "AccountsClosed", "account.passphrase_file is not set at the host")
+        key: LocalAccount = EthAccount.create()
+        address = str(key.address)
+        values = (
+            f"account-{secrets.token_hex(6)}",
+            address,
+            self._seal.close(bytes(key.key), address),
+            email,
+            max_nodes,
+            time.time(),
+        )
+        (run or self.database.execute)(
+            "INSERT INTO accounts (org_id, address, sealed_key, email, max_nodes, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        rows = (run or self.database.execute)(_SELECT_ACCOUNTS + "address = ?", (address,))
+        return Account(*rows[0])
+
+    def key_of(self, account: Account) -> LocalAccount:
+        """Return the account's key. Raises SecretError if it can't be decrypted."""
+        if account.is_operator:
+            return self._operator_key
+        rows = self.database.execute(
+            "SELECT sealed_key FROM accounts WHERE id = ? AND sealed_key NOT NULL", (account.id,)
+        )
+        if self._seal is None or not rows:
+            raise SecretError(
+                f"account {account.address}: no key to decrypt; expected account.passphrase_file,"
+                " and an account that is not deleted"
+            )
+        key: LocalAccount = EthAccount.from_key(self._seal.open(rows[0][0], account.address))
+        return key
+
+    def set_suspended(self, account_id: int, is_suspended: bool) -> None:
+        """Suspend an account, or end its suspension. The operator's can't be suspended."""
+        self.database.execute(
+            "UPDATE accounts SET suspended_at = ? WHERE id = ? AND id != ?",
+            (time.time() if is_suspended else None, account_id, OPERATOR_ID),
+        )
+
+    def set_max_nodes(self, account_id: int, max_nodes: int) -> None:
+        self.database.execute(
+            "UPDATE accounts SET max_nodes = ? WHERE id = ?", (max_nodes, account_id)
+        )
+
+    def delete(self, account: Account) -> None:
+        """Delete a person's account with its key, nodes, sessions and passkeys.
+
+        Its address stays in the database without the person, so that its row on the chain has a
+        name. The caller ensures that nothing is pending.
+        """
+        with self.database.transaction() as run:
+            run(
+                "UPDATE accounts SET sealed_key = NULL, email = NULL, deleted_at = ? WHERE id = ?",
+                (time.time(), account.id),
+            )
+            for table in ("nodes", "transactions", "sessions", "passkeys", "devices"):
+                run(f"DELETE FROM {table} WHERE account_id = ?", (account.id,))  # noqa: S608
+            run("DELETE FROM invitations WHERE account_id = ?", (account.id,))
+
+    def _keep_operator(self, address: str, org_id: str) -> None:
+        with self.database.transaction() as run:
+            run(
+                "INSERT INTO accounts (id, org_id, address, max_nodes, created_at) VALUES"
+                " (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET org_id = excluded.org_id,"
+                " address = excluded.address",
+                (OPERATOR_ID, org_id, address, 2**31, time.time()),
+            )
+
+    def _find(self, condition: str, value: object) -> Account | None:
+        found = self._select(f"{condition} AND deleted_at IS NULL", value)
+        return found[0] if found else None
+
+    def _select(self, condition: str, *values: object) -> list[Account]:
+        rows = self.database.execute(_SELECT_ACCOUNTS + condition, values)
+        return [Account(*row) for row in rows]
+
+    # ---- nodes and their tokens
+
+    def nodes_of(self, account: Account) -> list[Node]:
+        rows = self.database.execute(
+            _SELECT_NODES + "account_id = ? ORDER BY linked_at", (account.id,)
+        )
+        return [Node(*row) for row in rows]
+
+    def node(self, peer_id: str) -> Node | None:
+        rows = self.database.execute(_SELECT_NODES + "peer_id = ?", (peer_id,))
+        return Node(*rows[0]) if rows else None
+
+    def numbers_of_nodes(self) -> dict[int, int]:
+        """Return the number of nodes of each account that has any, by the account's id."""
+        return dict(
+            self.database.execute("SELECT account_id, count(*) FROM nodes GROUP BY account_id")
+        )
+
+    def link(self, account: Account, peer_id: str, name: str = "") -> str:
+        """Link the node to the account, and return its token; an earlier one is no longer valid.
+
+        Raises Refused if it is linked to another account, if the account has as many nodes as it
+        may, or is suspended.
+        """
+        token = f"hwn_{secrets.token_urlsafe(32)}"
+        expires_at: float | None = time.time() + TOKEN_SECONDS
+        token_hash: bytes | None = digest(token)
+        if account.is_operator:
+            token = self._operator_tokens.issue(peer_id)
+            token_hash = expires_at = None
+        with self.database.transaction() as run:
+            problem = _problem(run, account, peer_id)
+            if problem is not None:
+                raise problem
+            run(
+                "INSERT INTO nodes (peer_id, account_id, name, linked_at, token_hash,"
+                " token_expires_at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (peer_id) DO UPDATE SET"
+                " token_hash = excluded.token_hash, token_expires_at = excluded.token_expires_at,"
+                " revoked_at = NULL",
+                (
+                    peer_id,
+                    account.id,
+                    name or identity.animal_name(peer_id),
+                    time.time(),
+                    token_hash,
+                    expires_at,
+                ),
+            )
+        return token
+
+    def find_problem(self, account: Account, peer_id: str) -> Refused | None:
+        """Return why the account can't link the node, with what to do; None: it can."""
+        return _problem(self.database.execute, account, peer_id)
+
+    def unlink(self, account: Account, peer_id: str) -> None:
+        """Remove the node from the account, which lets another account link it."""
+        self._change(account, peer_id, "DELETE FROM nodes")
+
+    def revoke(self, account: Account, peer_id: str) -> None:
+        """Make the node's token invalid; it stays linked, and can sign in again."""
+        self._change(
+            account, peer_id, "UPDATE nodes SET revoked_at = ?, token_hash = NULL", time.time()
+        )
+
+    def rename(self, account: Account, peer_id: str, name: str) -> None:
+        self._change(account, peer_id, "UPDATE nodes SET name = ?", name)
+
+    def _change(
+        self,
+        account: Account,
+        peer_id: str,
+        statement: str,
+        *values: object,
+    ) -> None:
+        changed = self.database.execute(
+            f"{statement} WHERE peer_id = ? AND account_id = ? RETURNING 1",
+            (*values, peer_id, account.id),
+        )
+        if not changed:
+            raise Refused(404, "NodeUnknown", "the account has no such node")
+
+    def caller(self, token: str) -> tuple[str, Account] | None:
+        """Return the peer and account of a token; None if it is not valid (any more).
+
+        An HMAC of the operator's is valid unless the node was revoked, or moved to a person.
+        """
+        peer_id = self._operator_tokens.peer_of(token)
+        if peer_id is not None:
+            node = self.node(peer_id)
+            if node is None or (node.account_id == OPERATOR_ID and node.revoked_at is None):
+                return peer_id, self.operator
+            return None
+        rows = self.database.execute(_SELECT_NODES + "token_hash = ?", (digest(token),))
+        node = Node(*rows[0]) if rows else None
+        if node is None or not node.has_access:
+            return None
+        return node.peer_id, self.by_id(node.account_id)
+
+    def note_use(self, peer_id: str) -> None:
+        """Write down that the node's token was used now, which also keeps it valid.
+
+        A node of the operator's from before this database gets its row here.
+        """
+        now = time.time()
+        node = self.node(peer_id)
+        if node is None:
+            self.link(self.operator, peer_id)
+        elif node.seen_at is not None and now - node.seen_at < _TOUCH_SECONDS:
+            return
+        self._history.execute(
+            "UPDATE nodes SET seen_at = ?, token_expires_at = iif(token_hash IS NULL, NULL, ?)"
+            " WHERE peer_id = ?",
+            (now, now + TOKEN_SECONDS, peer_id),
+        )
+
+    # ---- transactions
+
+    def note_sent(
+        self,
+        account: Account,
+        peer_id: str,
+        call: str,
+        tx_hash: str,
+        round: int | None,
+    ) -> None:
+        """Remember a transaction for the account's page."""
+        with self._history.transaction() as run:
+            rows = run(
+                "INSERT INTO transactions (account_id, peer_id, call, hash, sent_at) VALUES"
+                " (?, ?, ?, ?, ?) RETURNING id",
+                (account.id, peer_id, call, tx_hash, time.time()),
+            )
+            if rows[0][0] % 100 == 0:
+                run(
+                    "DELETE FROM transactions WHERE account_id = ? AND id <= (SELECT id FROM"
+                    " transactions WHERE account_id = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    (account.id, account.id, _KEPT_TRANSACTIONS),
+                )
+            if round is not None:
+                run(
+                    "UPDATE nodes SET last_round = max(?, ifnull(last_round, 0)) WHERE peer_id = ?",
+                    (round, peer_id),
+                )
+
+    def transactions(
+        self,
+        account: Account,
+        most: int,
+        offset: int = 0,
+    ) -> Sequence[Transaction]:
+        """Return at most that many transactions of the account, newest first."""
+        rows = self.database.execute(
+            "SELECT peer_id, call, hash, sent_at FROM transactions WHERE account_id = ? ORDER BY id"
+            " DESC LIMIT ? OFFSET ?",
+            (account.id, most, offset),
+        )
+        return [Transaction(*row) for row in rows]
+
+
+def digest(secret: str) -> bytes:
+    """Return what is stored of a random secret: only its owner can show the secret itself."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _problem(
+    run: Callable[..., list[tuple[Any, ...]]],
+    account: Account,
+    peer_id: str,
+) -> Refused | None:
+    """Return why the account can't link the node; `run` runs a statement."""
+    if account.suspended_at is not None:
+        return _suspended(account)
+    rows = run("SELECT account_id FROM nodes WHERE peer_id = ?", (peer_id,))
+    if rows and rows[0][0] != account.id:
+        holders = run("SELECT address FROM accounts WHERE id = ?", rows[0])
+        return peer_taken(peer_id, holders[0][0], account.address)
+    ((count,),) = run("SELECT count(*) FROM nodes WHERE account_id = ?", (account.id,))
+    if not rows and count >= account.max_nodes:
+        return Refused(
+            403,
+            "TooManyNodes",
+            f"account {account.address} has {count} nodes, as many as it may; unlink one, or ask"
+            " the host for more",
+        )
+    return None
+
+
+def require_active(account: Account) -> None:
+    if account.suspended_at is not None:
+        raise _suspended(account)
+
+
+def _suspended(account: Account) -> Refused:
+    return Refused(
+        403, "AccountSuspended", f"the host suspended account {account.address}; ask the host"
+    )
+
+
+def peer_taken(
+    peer_id: str,
+    holder: str,
+    ours: str,
+) -> Refused:
+    """Return the refusal of a node that belongs to another account; it names both."""
+    return Refused(
+        409,
+        "PeerOfAnotherAccount",
+        f"node {peer_id} belongs to account {holder}, and this is account {ours}; sign in as its"
+        " owner and unlink it, then run `hivewright login URL --move`; or use a new key",
+    )

@@ -1,0 +1,172 @@
+"""Sessions of browsers, and sign-ins that are not complete, in the service's database.
+
+Cookies are random; only their hashes are stored. A sign-in belongs to the browser that began it:
+its code has a few guesses, and guesses elsewhere do not use them up.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from worker.account.accounts import digest
+from worker.account.request_bodies import Refused
+from worker.chain.database import Database
+
+SESSION_SECONDS = 14 * 24 * 3600.0
+FRESH_SECONDS = 300.0
+"""Time after a sign-in in which a person may export the key or delete the account."""
+SIGN_IN_SECONDS = 900.0
+MAX_GUESSES = 5
+CODE_DIGITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser that is signed in. `csrf` is in its forms; `fresh_at`: of its sign-in."""
+
+    hash: bytes
+    account_id: int
+    fresh_at: float
+    csrf: str
+
+    @property
+    def is_fresh(self) -> bool:
+        return time.time() - self.fresh_at < FRESH_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """A sign-in that is not complete; `data` is what its way in keeps."""
+
+    hash: bytes
+    email: str | None
+    data: dict[str, Any]
+
+
+class Sessions:
+    """The sessions and sign-ins in the database. Thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ---- sessions
+
+    def start(self, account_id: int) -> str:
+        """Return the cookie of a new session."""
+        cookie = secrets.token_urlsafe(32)
+        now = time.time()
+        self._database.execute(
+            "INSERT INTO sessions VALUES (?, ?, ?, ?)",
+            (digest(cookie), account_id, now, now + SESSION_SECONDS),
+        )
+        return cookie
+
+    def find(self, cookie: str) -> Session | None:
+        """Return the session of a cookie; None if there is none (any more)."""
+        rows = self._database.execute(
+            "SELECT hash, account_id, fresh_at FROM sessions WHERE hash = ? AND expires_at > ?",
+            (digest(cookie), time.time()),
+        )
+        csrf = hmac.new(cookie.encode(), b"csrf", hashlib.sha256).hexdigest()
+        if not rows:
+            return None
+        key, account_id, fresh_at = rows[0]
+        return Session(key, account_id, fresh_at, csrf)
+
+    def end(self, session: Session) -> None:
+        self._database.execute("DELETE FROM sessions WHERE hash = ?", (session.hash,))
+
+    def end_all(self, account_id: int) -> None:
+        """End all sessions of the account, wherever they are."""
+        self._database.execute("DELETE FROM sessions WHERE account_id = ?", (account_id,))
+
+    # ---- sign-ins
+
+    def begin(
+        self,
+        data: dict[str, Any],
+        email: str | None = None,
+        code: str | None = None,
+    ) -> str:
+        """Return the cookie of a new sign-in; `code`: what its browser will have to show."""
+        self.forget_old()
+        cookie = secrets.token_urlsafe(32)
+        self._database.execute(
+            "INSERT INTO sign_ins (hash, email, code_hash, data, expires_at) VALUES"
+            " (?, ?, ?, ?, ?)",
+            (
+                digest(cookie),
+                email,
+                None if code is None else digest(code),
+                json.dumps(data),
+                time.time() + SIGN_IN_SECONDS,
+            ),
+        )
+        return cookie
+
+    def sign_in(self, cookie: str) -> SignIn:
+        """Return the sign-in of a cookie. Raises Refused if there is none (any more)."""
+        rows = self._database.execute(
+            "SELECT hash, email, data FROM sign_ins WHERE hash = ? AND expires_at > ?",
+            (digest(cookie), time.time()),
+        )
+        if not rows:
+            raise _sign_in_over()
+        key, email, data = rows[0]
+        return SignIn(key, email, json.loads(data))
+
+    def complete(self, sign_in: SignIn) -> None:
+        """End a sign-in, which can be completed once. Raises Refused if it was."""
+        if not self._database.execute(
+            "DELETE FROM sign_ins WHERE hash = ? RETURNING 1", (sign_in.hash,)
+        ):
+            raise _sign_in_over()
+
+    def guess(self, sign_in: SignIn, code: str) -> bool:
+        """Return whether the code is right, and count the guess before that is known.
+
+        Raises Refused after too many guesses, whatever the code.
+        """
+        rows = self._database.execute(
+            "UPDATE sign_ins SET guesses = guesses + 1 WHERE hash = ? RETURNING guesses, code_hash",
+            (sign_in.hash,),
+        )
+        if not rows:
+            raise _sign_in_over()
+        guesses, code_hash = rows[0]
+        if guesses > MAX_GUESSES:
+            raise Refused(
+                429, "TooManyGuesses", f"{MAX_GUESSES} wrong codes; begin the sign-in again"
+            )
+        return code_hash is not None and hmac.compare_digest(code_hash, digest(code))
+
+    def set_code(self, email: str, code: str) -> int:
+        """Set the code of the e-mail's open sign-ins, and return their number."""
+        rows = self._database.execute(
+            "UPDATE sign_ins SET code_hash = ?, guesses = 0 WHERE email = ? AND expires_at > ?"
+            " RETURNING 1",
+            (digest(code), email, time.time()),
+        )
+        return len(rows)
+
+    def forget_old(self) -> None:
+        """Remove what has expired."""
+        now = (time.time(),)
+        self._database.execute("DELETE FROM sign_ins WHERE expires_at < ?", now)
+        self._database.execute("DELETE FROM sessions WHERE expires_at < ?", now)
+        self._database.execute("DELETE FROM devices WHERE expires_at < ?", now)
+
+
+def new_code() -> str:
+    """Return a random code that people can type."""
+    return f"{secrets.randbelow(10**CODE_DIGITS):0{CODE_DIGITS}d}"
+
+
+def _sign_in_over() -> Refused:
+    return Refused(
+        400, "SignInOver", "this sign-in is over, or began in another browser; begin it again"
+    )

@@ -1,0 +1,187 @@
+"""Signing in: by e-mail with a code, and by the headers of `tailscale serve`; signing out."""
+
+import asyncio
+from pathlib import Path
+
+from aiohttp import web
+
+from worker.account.accounts import digest
+from worker.account.mail import Mailer, MailRefused, normalized
+from worker.account.request_bodies import Refused
+from worker.account.sessions import new_code
+from worker.account.site import Form, Site, Visitor, see, text_of
+from worker.chain.quotas import Quota
+from worker.errors import WorkerError
+from worker.log import printable
+from worker.runtime import webguard
+
+_MAILS_PER_SECOND, _MAILS_BURST = 10 / 3600, 5.0
+"""Codes that one address can have sent to an e-mail address."""
+_MAILS_OF_ALL_PER_SECOND, _MAILS_OF_ALL_BURST = 60 / 3600, 60.0
+"""Codes sent to one e-mail address, whoever asks: others can't keep its owner out for long."""
+_LOGIN, _ROOT = "Tailscale-User-Login", 0
+_SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+
+
+class SignInPages:
+    """`/sign-in` and below."""
+
+    def __init__(self, site: Site, has_openid: bool, has_passkeys: bool) -> None:
+        self._site = site
+        self._has_openid = has_openid
+        self._has_passkeys = has_passkeys
+        section = site.settings
+        self._mailer = None if section.smtp_host is None else Mailer(section)
+        self._mails = Quota(_MAILS_PER_SECOND, _MAILS_BURST)
+        self._mails_of_all = Quota(_MAILS_OF_ALL_PER_SECOND, _MAILS_OF_ALL_BURST)
+
+    def add_to(self, application: web.Application) -> None:
+        site, router = self._site, application.router
+        router.add_get("/sign-in", site.handler(self.show))
+        router.add_post("/sign-in/email", site.handler(self.email))
+        router.add_get("/sign-in/code", site.handler(self.show_code))
+        router.add_post("/sign-in/code", site.handler(self.code))
+        router.add_post("/sign-in/tailscale", site.handler(self.tailscale))
+        router.add_post("/sign-out", site.signed_in(self.sign_out, is_post=True))
+
+    async def show(self, request: web.Request) -> web.Response:
+        site = self._site
+        site.require_private(request)
+        return site.page(
+            request,
+            "sign_in.html",
+            following=request.query.get("next", ""),
+            code=request.query.get("code", "")[:20],
+            tailscale_login=self._tailscale_login(request),
+            openid_name=site.settings.oidc_name if self._has_openid else None,
+            has_passkeys=self._has_passkeys,
+            needs_invitation=site.settings.sign_up == "invitation",
+        )
+
+    async def email(self, request: web.Request) -> web.Response:
+        site = self._site
+        site.require_private(request)
+        form = await site.form(request)
+        email = normalized(text_of(form, "email"))
+        data = await self._asked(request, form)
+        site.count_begun(request)
+        code = None
+        if self._mailer is not None:
+            code = new_code()
+            await self._send(request, self._mailer, email, code)
+        cookie = await site.in_thread(site.sessions.begin, data, email, code)
+        response = see("/sign-in/code")
+        site.begin(request, response, cookie)
+        return response
+
+    async def show_code(self, request: web.Request) -> web.Response:
+        sign_in = await self._site.in_thread(
+            self._site.sessions.sign_in, self._site.sign_in_cookie(request)
+        )
+        return self._site.page(
+            request, "code.html", email=sign_in.email, is_mailed=self._mailer is not None, wrong=""
+        )
+
+    async def code(self, request: web.Request) -> web.Response:
+        site = self._site
+        form = await site.form(request)
+        sign_in = await site.in_thread(site.sessions.sign_in, site.sign_in_cookie(request))
+        code = text_of(form, "code", 40).replace(" ", "")
+        if sign_in.email is None:
+            raise Refused(400, "SignInOver", "this sign-in has no code; begin it again")
+        if not await site.in_thread(site.sessions.guess, sign_in, code):
+            return site.page(
+                request,
+                "code.html",
+                status=403,
+                email=sign_in.email,
+                is_mailed=self._mailer is not None,
+                wrong="That is not the code.",
+            )
+        await site.in_thread(site.sessions.complete, sign_in)
+        account = await site.in_thread(
+            site.account_for, sign_in.email, sign_in.data.get("invitation")
+        )
+        return await site.let_in(request, account, sign_in.data, "email")
+
+    async def tailscale(self, request: web.Request) -> web.Response:
+        site = self._site
+        site.require_private(request)
+        form = await site.form(request)
+        login = self._tailscale_login(request)
+        if login is None:
+            raise Refused(403, "TailscaleMissing", "this request did not come by `tailscale serve`")
+        data = await self._asked(request, form)
+        account = await site.in_thread(site.account_for, login, data.get("invitation"))
+        return await site.let_in(request, account, data, "tailscale")
+
+    async def sign_out(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+        if form.get("everywhere"):
+            await self._site.in_thread(self._site.sessions.end_all, visitor.account.id)
+        else:
+            await self._site.in_thread(self._site.sessions.end, visitor.session)
+        return self._site.sign_out(request)
+
+    async def _asked(self, request: web.Request, form: Form) -> dict[str, str]:
+        """Return what the sign-in keeps: where it leads, and its invitation if that is valid."""
+        site = self._site
+        data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
+        secret = text_of(form, "invitation")
+        if secret:
+            site.require_guesses(request)
+            try:
+                await site.in_thread(site.invitations.find, digest(secret))
+            except Refused:
+                site.count_guess(request)
+                raise
+            data["invitation"] = digest(secret).hex()
+        return data
+
+    async def _send(self, request: web.Request, mailer: Mailer, email: str, code: str) -> None:
+        source = f"{email} {self._site.source(request)}"
+        if not self._mails.take(source) or not self._mails_of_all.take(email):
+            raise Refused(
+                429,
+                "TooManyMails",
+                f"{email} was sent many codes; wait, sign in another way, or ask the host for a"
+                " code",
+            )
+        try:
+            await self._site.in_thread(mailer.send_code, email, code, self._site.address(request))
+        except MailRefused as error:
+            raise WorkerError(f"the code could not be sent: {error}") from None
+
+    def _tailscale_login(self, request: web.Request) -> str | None:
+        """Return the e-mail that `tailscale serve` names, if it made this connection.
+
+        Other processes of this machine can send the header, too, but not as root.
+        """
+        login = request.headers.get(_LOGIN)
+        is_tailscale = self._site.settings.tailscale_login and login is not None
+        if not is_tailscale or not webguard.is_loopback(str(request.remote)):
+            return None
+        if request.transport is None or _owner_of(request.transport) != _ROOT:
+            return None
+        try:
+            return normalized(printable(str(login)))
+        except Refused:
+            return None  # a tagged machine, or a name that is not an e-mail address
+
+
+def _owner_of(transport: asyncio.BaseTransport) -> int | None:
+    """Return the user id at the other end of a connection on this machine; None: not known."""
+    peer = transport.get_extra_info("peername")
+    own = transport.get_extra_info("sockname")
+    for file in _SOCKETS:
+        for line in file.read_text().splitlines()[1:]:
+            fields = line.split()
+            ports = [int(place.rpartition(":")[2], 16) for place in fields[1:3]]
+            if ports == [peer[1], own[1]] and _is_loopback_hex(fields[1]):
+                return int(fields[7])
+    return None
+
+
+def _is_loopback_hex(place: str) -> bool:
+    """Return whether an address of /proc/net/tcp is loopback's: words in the machine's order."""
+    address = place.partition(":")[0]
+    return address[-2:] == "7F" if len(address) == 8 else address.endswith(("01000000", "7F"))

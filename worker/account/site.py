@@ -1,0 +1,375 @@
+"""The common part of the pages: templates, sessions, forms, and errors as pages.
+
+Pages need no JavaScript, and nothing from other servers. Every form has the session's token and
+must come from a page of ours.
+"""
+
+import functools
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import jinja2
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from multidict import MultiDictProxy
+
+from worker.account.accounts import Account, Accounts
+from worker.account.invitations import Invitations
+from worker.account.queues import Queues
+from worker.account.request_bodies import Refused
+from worker.account.sessions import Session, Sessions
+from worker.chain.coordinator import Coordinator
+from worker.chain.quotas import Quota
+from worker.errors import WorkerError
+from worker.log import printable
+from worker.runtime import webguard
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent / "page"
+_FILES = {
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src"
+        " 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    # With no-referrer, browsers would send `Origin: null` with our own forms.
+    "Referrer-Policy": "same-origin",
+}
+_SESSION, _SIGN_IN = "hivewright_session", "hivewright_sign_in"
+_SESSION_SECONDS, _SIGN_IN_SECONDS = 14 * 24 * 3600, 900
+_BEGUN_PER_SECOND, _BEGUN_BURST = 1 / 30, 20.0
+"""Sign-ins that one address may begin."""
+_GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 30, 10.0
+"""Wrong codes and invitations from one address."""
+
+_P = ParamSpec("_P")
+_Result = TypeVar("_Result")
+Form = MultiDictProxy[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A person who is signed in."""
+
+    account: Account
+    session: Session
+
+
+class Site:
+    """What the pages share. The functions that wait for disk or chain run in threads."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        accounts: Accounts,
+        queues: Queues,
+        coordinator: Coordinator,
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        source: Callable[[web.Request], str],
+    ) -> None:
+        self.settings = settings.account
+        self.accounts = accounts
+        self.queues = queues
+        self.coordinator = coordinator
+        self.sessions = Sessions(accounts.database)
+        self.invitations = Invitations(accounts)
+        self.source = source
+        self._in_thread = in_thread
+        self._begun = Quota(_BEGUN_PER_SECOND, _BEGUN_BURST)
+        self.guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
+        self._networks = [ipaddress.ip_network(each) for each in self.settings.trusted_networks]
+        self._sparingly = webguard.Sparingly()
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_FOLDER),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters["day"] = _day
+
+    def add_to(self, application: web.Application) -> None:
+        for path, (name, content_type) in _FILES.items():
+            application.router.add_get(path, _serving((_FOLDER / name).read_bytes(), content_type))
+
+    async def in_thread(
+        self,
+        function: Callable[_P, _Result],
+        *arguments: _P.args,
+        **named: _P.kwargs,
+    ) -> _Result:
+        result: _Result = await self._in_thread(functools.partial(function, *arguments, **named))
+        return result
+
+    # ---- answers
+
+    def page(
+        self,
+        request: web.Request,
+        template: str,
+        visitor: Visitor | None = None,
+        status: int = 200,
+        **content: Any,
+    ) -> web.Response:
+        """Return a page; every text in it is escaped."""
+        text = self._templates.get_template(template).render(
+            account=visitor and visitor.account,
+            csrf=visitor.session.csrf if visitor else "",
+            is_host=visitor is not None and visitor.account.is_operator,
+            dashboard_url=self.settings.dashboard_url,
+            path=request.path,
+            **content,
+        )
+        return web.Response(text=text, content_type="text/html", status=status, headers=HEADERS)
+
+    def error(self, request: web.Request, status: int, text: str) -> web.Response:
+        headers = {"Retry-After": "30"} if status == 429 else {}
+        response = self.page(request, "error.html", status=status, text=text)
+        response.headers.update(headers)
+        return response
+
+    def handler(self, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
+        """Return the handler of a page: it answers errors with pages."""
+
+        @functools.wraps(handle)
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                return await handle(request)
+            except Refused as refused:
+                self._sparingly.warn(
+                    refused.error,
+                    f"refused path={request.path} status={refused.status} {refused.error}"
+                    f" from={request.remote}",
+                )
+                return self.error(request, refused.status, refused.detail or refused.error)
+            except web.HTTPException:
+                raise
+            except WorkerError as error:
+                self._sparingly.warn(type(error).__name__, f"page failed error={error}")
+                return self.error(request, 503, f"This does not work right now: {error}")
+
+        return answer
+
+    def signed_in(
+        self,
+        handle: Callable[Concatenate[web.Request, Visitor, ...], Awaitable[web.StreamResponse]],
+        is_post: bool = False,
+    ) -> Handler:
+        """Return the handler of a page for people who are signed in; others sign in first.
+
+        With `is_post` it is a form of ours, whose fields the handler gets too.
+        """
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            visitor = await self.visitor(request)
+            if visitor is None:
+                following = "?next=device" if request.path == "/device" else ""
+                raise web.HTTPSeeOther(f"/sign-in{following}")
+            if not is_post:
+                return await handle(request, visitor)
+            form = await self.form(request)
+            shown = str(form.get("csrf", ""))
+            if not hmac.compare_digest(shown.encode(), visitor.session.csrf.encode()):
+                raise Refused(403, "FormOld", "this form is of another session; load it again")
+            return await handle(request, visitor, form)
+
+        return self.handler(answer)
+
+    # ---- requests
+
+    async def visitor(self, request: web.Request) -> Visitor | None:
+        cookie = request.cookies.get(self._cookie(request, _SESSION))
+        session = None if cookie is None else await self.in_thread(self.sessions.find, cookie)
+        if session is None:
+            return None
+        try:
+            account = await self.in_thread(self.accounts.by_id, session.account_id)
+        except Refused:
+            return None
+        return Visitor(account, session)
+
+    async def form(self, request: web.Request) -> Form:
+        """Return the fields of a form that a page of ours sent."""
+        if request.headers.get("Origin") is None:
+            raise Refused(403, "OriginMissing", "expected a form of this page: no Origin header")
+        if request.content_type != "application/x-www-form-urlencoded":
+            raise Refused(415, "FormExpected", "expected a form of this page")
+        return await request.post()
+
+    def require_private(self, request: web.Request) -> None:
+        """Refuse to sign people in over a connection that others can read."""
+        if not (self.is_https(request) or self._is_private(request)):
+            raise Refused(
+                403,
+                "HttpsNeeded",
+                "signing in needs HTTPS, this machine, or a VPN (account.trusted_networks): others"
+                " could read this connection. Open the page by its https:// address, or through"
+                " `ssh -L 3000:localhost:3000 HOST` as http://localhost:3000",
+            )
+
+    def is_https(self, request: web.Request) -> bool:
+        """Return whether the browser uses HTTPS, to a proxy on this machine."""
+        is_forwarded = self.settings.behind_proxy and webguard.is_loopback(str(request.remote))
+        return is_forwarded and request.headers.get("X-Forwarded-Proto") == "https"
+
+    def _is_private(self, request: web.Request) -> bool:
+        source = self.source(request).removeprefix("forwarded ")
+        if webguard.is_loopback(source):
+            return True
+        try:
+            address = ipaddress.ip_address(str(request.remote))
+            if self.settings.behind_proxy and address.is_loopback:
+                forwarded = request.headers.get("X-Forwarded-For", "").rpartition(",")[2]
+                address = ipaddress.ip_address(forwarded.strip())
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+    def address(self, request: web.Request) -> str:
+        """Return the page's own address, without a slash at its end."""
+        if self.settings.public_url is not None:
+            return self.settings.public_url.rstrip("/")
+        return f"{'https' if self.is_https(request) else 'http'}://{request.host}"
+
+    def count_begun(self, request: web.Request) -> None:
+        """Count a sign-in, or another thing that is stored for anybody who asks."""
+        if not self._begun.take(self.source(request)):
+            raise Refused(
+                429, "TooManySignIns", "too many sign-ins from this address; wait half a minute"
+            )
+
+    def count_guess(self, request: web.Request) -> None:
+        """Count a wrong code or invitation, after which a right one has to wait as well."""
+        self.guesses.take(self.source(request))
+
+    def require_guesses(self, request: web.Request) -> None:
+        if self.guesses.left(self.source(request)) < 1:
+            raise Refused(
+                429, "TooManyGuesses", "wrong codes came from this address; wait half a minute"
+            )
+
+    # ---- cookies
+
+    def _cookie(self, request: web.Request, name: str) -> str:
+        return f"__Host-{name}" if self.is_https(request) else name
+
+    def set_cookie(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        name: str,
+        value: str,
+        seconds: int,
+    ) -> None:
+        """Set a cookie for this server alone.
+
+        It is not `Secure` only on a VPN without HTTPS, where browsers would not send it back.
+        """
+        is_local = webguard.is_loopback(self.source(request).removeprefix("forwarded "))
+        response.set_cookie(
+            self._cookie(request, name),
+            value,
+            max_age=seconds,
+            httponly=True,
+            secure=self.is_https(request) or is_local,
+            samesite="Lax",
+            path="/",
+        )
+
+    def sign_in_cookie(self, request: web.Request) -> str:
+        return request.cookies.get(self._cookie(request, _SIGN_IN), "")
+
+    def begin(self, request: web.Request, response: web.StreamResponse, cookie: str) -> None:
+        """Let the browser keep the sign-in that it began."""
+        self.set_cookie(request, response, _SIGN_IN, cookie, _SIGN_IN_SECONDS)
+
+    async def let_in(
+        self,
+        request: web.Request,
+        account: Account,
+        data: dict[str, Any],
+        way: str,
+    ) -> web.Response:
+        """Start a session, never the one that the browser had, and go on to where it was headed."""
+        former = await self.visitor(request)
+        if former is not None:
+            await self.in_thread(self.sessions.end, former.session)
+        cookie = await self.in_thread(self.sessions.start, account.id)
+        log.info("signed in account=%s way=%s", account.address, way)
+        places = {"device": "/device", "key": "/settings"}
+        place = places.get(str(data.get("next")), "/")
+        if place == "/device" and data.get("code"):
+            place += f"?code={data['code']}"
+        response = web.Response(status=303, headers={"Location": place})
+        self.set_cookie(request, response, _SESSION, cookie, _SESSION_SECONDS)
+        response.del_cookie(self._cookie(request, _SIGN_IN), path="/")
+        return response
+
+    def sign_out(self, request: web.Request) -> web.Response:
+        response = web.Response(status=303, headers={"Location": "/sign-in"})
+        response.del_cookie(self._cookie(request, _SESSION), path="/")
+        return response
+
+    def account_for(self, email: str, invitation: str | None) -> Account:
+        """Return the account of a verified e-mail address, which is created at the first sign-in.
+
+        `invitation`: hexadecimal hash of the invitation's secret. Raises Refused.
+        """
+        if email in {each.lower() for each in self.settings.operators}:
+            return self.accounts.operator
+        if invitation:
+            return self.invitations.accept(bytes.fromhex(invitation), email)
+        account = self.accounts.by_email(email)
+        if account is not None:
+            return account
+        if self.settings.sign_up == "invitation":
+            raise Refused(
+                403,
+                "InvitationNeeded",
+                f"{email} has no account here yet, and a new one needs an invitation of the host",
+            )
+        return self.accounts.create(email, self.settings.max_nodes)
+
+
+def see(place: str) -> web.Response:
+    """Return the answer to a form: the browser goes on to a page of ours."""
+    return web.Response(status=303, headers={"Location": place})
+
+
+def text_of(form: Form, name: str, most: int = 200) -> str:
+    """Return a field of a form. Raises Refused if it is too long or can't be shown."""
+    text = str(form.get(name, "")).strip()
+    if len(text) > most or not text.isprintable():
+        raise Refused(400, "FieldInvalid", f"{name}: expected at most {most} printable characters")
+    return text
+
+
+def _serving(body: bytes, content_type: str) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(
+            body=body,
+            content_type=content_type,
+            charset="utf-8",
+            headers={**HEADERS, "Cache-Control": "max-age=300"},
+        )
+
+    return answer
+
+
+def _day(seconds: float | None) -> str:
+    """Return a time in UTC; a dash for None."""
+    if seconds is None:
+        return "–"
+    return printable(time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)))

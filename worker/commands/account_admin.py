@@ -1,0 +1,79 @@
+"""`hivewright account code` and `account invite`: for the host, next to a running service."""
+
+import argparse
+import os
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from worker.account import invitations
+from worker.account.accounts import DATABASE_FILE
+from worker.account.mail import normalized
+from worker.account.request_bodies import Refused
+from worker.account.sessions import SIGN_IN_SECONDS, Sessions, new_code
+from worker.chain.database import Database
+from worker.errors import ResourceError, SettingsError
+from worker.settings import Settings
+
+
+def code(settings: Settings, options: argparse.Namespace) -> None:
+    """Print a new code for the open sign-ins of an e-mail address.
+
+    Raises SettingsError if nobody waits at the page with it.
+    """
+    try:
+        email = normalized(options.email)
+    except Refused as refused:
+        raise SettingsError(f"EMAIL: got {options.email!r}; {refused.detail}") from None
+    with closing(_database(settings)) as database:
+        code = new_code()
+        if not Sessions(database).set_code(email, code):
+            raise SettingsError(
+                f"EMAIL: nobody waits at the sign-in page with {email}; expected that it was typed"
+                f" there within the last {SIGN_IN_SECONDS / 60:g} minutes"
+            )
+    print(f"{code}  (for {email}, valid until the sign-in is {SIGN_IN_SECONDS / 60:g} minutes old)")
+
+
+def invite(settings: Settings, options: argparse.Namespace) -> None:
+    """Print an invitation. Raises SettingsError for a day that is over, or is no date."""
+    try:
+        last_day = datetime.strptime(options.until, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise SettingsError(
+            f"--until: got {options.until!r}; expected a date such as 2027-01-31"
+        ) from None
+    end = last_day + timedelta(days=1)
+    if end <= datetime.now(UTC):
+        raise SettingsError(f"--until: got {options.until}, which is over; expected a day to come")
+    with closing(_database(settings)) as database:
+        secret = invitations.create(database, options.nodes, end.timestamp())
+    print(f"link   {_address(settings)}/sign-in#invitation={secret}")
+    print(f"token  {secret}")
+
+
+def _database(settings: Settings) -> Database:
+    """Open the service's database, as the user whose file it is.
+
+    Root would otherwise leave files there that the service can't open.
+    """
+    file = settings.account.state_dir / DATABASE_FILE
+    try:
+        owner = file.stat()
+    except OSError as error:
+        raise ResourceError(
+            f"{file}: {error.strerror}; expected the database of an account service (the settings"
+            " file of `hivewright account`, on its machine)"
+        ) from None
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+    return Database(file, "", "FULL")
+
+
+def _address(settings: Settings) -> str:
+    if settings.account.public_url is not None:
+        return settings.account.public_url.rstrip("/")
+    file: Path = settings.account.state_dir / "address"
+    return file.read_text().strip()
