@@ -45,7 +45,7 @@ class Running:
         ).model_copy(update=changes)
 
     def token_of(self, peer_id: str) -> str:
-        return self.service._tokens.issue(peer_id)
+        return self.service.accounts._operator_tokens.issue(peer_id)
 
     def enrolled(self, node: Identity, folder: Path, **changes: object) -> AccountClient:
         client = AccountClient(self.node_chain(**changes), folder)

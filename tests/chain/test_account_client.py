@@ -284,8 +284,9 @@ def test_odd_answers_become_errors_of_ours(node, tmp_path, status, body, error, 
     thread = threading.Thread(target=server.handle_request, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
+    chain = settings.Chain(account_url=url, org_id="hivewright")
     with pytest.raises(error, match=message) as caught:
-        AccountClient(settings.Chain(account_url=url), tmp_path).register_peer(node.peer_id)
+        AccountClient(chain, tmp_path).register_peer(node.peer_id)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
     thread.join(10)

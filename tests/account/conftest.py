@@ -1,0 +1,29 @@
+"""Fixtures of tests/chain for a real chain, and an account service where people have accounts."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.account.hosting import hosted
+from tests.chain.conftest import Chain, anvil_binary, chain, rpc_url
+from worker import settings
+
+# As pytest does for the tests next to them.
+sys.path.insert(0, str(Path(__file__).parents[1] / "chain"))
+
+from account_service import Running, serving
+
+__all__ = ["anvil_binary", "chain", "rpc_url"]
+
+
+@pytest.fixture
+def host(chain: Chain, tmp_path: Path) -> settings.Settings:
+    return hosted(chain.settings, tmp_path / "account")
+
+
+@pytest.fixture
+def service(host: settings.Settings) -> Iterator[Running]:
+    with serving(host) as running:
+        yield running

@@ -1,0 +1,155 @@
+import argparse
+import base64
+import re
+import threading
+
+import pytest
+import requests
+from account_service import some_identity
+
+from tests.account.browser import texts
+from tests.account.people import ADA, BOB, signed_in
+from worker import settings
+from worker.account import device_flow
+from worker.chain.account_client import ENROL_PREFIX
+from worker.chain.device_login import DeviceLogin
+from worker.commands import login
+from worker.errors import IdentityError
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch) -> None:
+    monkeypatch.setattr(device_flow, "_POLL_SECONDS", 1)
+
+
+@pytest.fixture
+def node(tmp_path_factory):
+    return some_identity(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def ada(service):
+    visitor = signed_in(service)
+    visitor.account = service.service.accounts.by_email(ADA)
+    return visitor
+
+
+def begun(service, node, name: str = "", move: bool = False):
+    return DeviceLogin(service.url, service.node_chain()).begin(node, name, move)
+
+
+def ask(service, device_code: str) -> tuple[int, dict]:
+    body = {"grant_type": device_flow.DEVICE_GRANT, "device_code": device_code}
+    answer = requests.post(service.url + "/oauth/token", data=body, timeout=20)
+    return answer.status_code, answer.json()
+
+
+def test_node_without_a_browser_signs_in_and_is_enrolled(
+    chain, service, ada, tmp_path, capsys
+) -> None:
+    raw = {"node": {"state_dir": str(tmp_path / "node"), "name": "gpu-0"}}
+    parsed = settings.parse(raw, "test")
+    options = argparse.Namespace(url=service.url, move=False)
+    thread = threading.Thread(target=login.run, args=(parsed, options), daemon=True)
+    thread.start()
+    said = ""
+    while "waiting" not in said:
+        thread.join(0.2)
+        said += capsys.readouterr().out
+    code = re.search(r"\b[A-Z]{4}-[A-Z]{4}\b", said)[0]
+    assert f"{service.url}/device" in said
+    page = texts(ada.submit("/device", on="/device", code=code.lower().replace("-", " ")))
+    assert "gpu-0" in page
+    assert ada.account.address in page
+    done = ada.submit("/device/allow", on="/device", code=code, answer="allow")
+    assert "Allowed" in texts(done)
+    thread.join(60)
+    assert not thread.is_alive()
+    (node,) = service.service.accounts.nodes_of(ada.account)
+    assert chain.peers_of(ada.account.address) == [node.peer_id]
+    assert "enrolled" in capsys.readouterr().out
+
+
+def test_answers_are_those_of_the_standard(service, node, ada) -> None:
+    """RFC 8628: pending, too often, refused, over."""
+    waiting = begun(service, node)
+    assert ask(service, waiting.device_code)[1]["error"] == "authorization_pending"
+    assert ask(service, "unknown")[1]["error"] == "expired_token"
+    wrong = requests.post(service.url + "/oauth/token", data={"grant_type": "x"}, timeout=20)
+    assert wrong.json()["error"] == "unsupported_grant_type"
+    ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="deny")
+    assert ask(service, waiting.device_code)[1]["error"] == "access_denied"
+
+
+def test_asking_too_often_is_slowed_down(service, node, monkeypatch) -> None:
+    monkeypatch.setattr(device_flow, "_POLL_SECONDS", 60)
+    waiting = begun(service, node)
+    assert ask(service, waiting.device_code)[1]["error"] == "authorization_pending"
+    assert ask(service, waiting.device_code)[1]["error"] == "slow_down"
+
+
+def test_token_is_given_once(service, node, ada) -> None:
+    waiting = begun(service, node)
+    ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="allow")
+    status, answer = ask(service, waiting.device_code)
+    assert status == 200
+    assert service.service.accounts.caller(answer["access_token"])[0] == node.peer_id
+    assert ask(service, waiting.device_code)[1]["error"] == "expired_token"
+
+
+def test_node_proves_its_key(service, node) -> None:
+    other = node.sign(ENROL_PREFIX + b"QmOther")
+    form = {
+        "peer_id": node.peer_id,
+        "public_key": base64.b64encode(node.public_key).decode(),
+        "signature": base64.b64encode(other).decode(),
+    }
+    answer = requests.post(service.url + "/oauth/device_authorization", data=form, timeout=20)
+    assert (answer.status_code, answer.json()["error"]) == (403, "access_denied")
+    empty = requests.post(service.url + "/oauth/device_authorization", data={}, timeout=20)
+    assert empty.json()["error"] == "invalid_request"
+
+
+def test_refusal_ends_the_command(service, node, ada) -> None:
+    device = DeviceLogin(service.url, service.node_chain())
+    waiting = device.begin(node, "", move=False)
+    ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="deny")
+    with pytest.raises(IdentityError, match="the person refused"):
+        device.wait(waiting)
+
+
+def test_guesses_of_a_terminals_code_are_limited(service, node, ada) -> None:
+    waiting = begun(service, node)
+    csrf = ada.csrf("/device")
+    statuses = {ada.post("/device", csrf=csrf, code="BBBB-BBBB").status_code for _ in range(15)}
+    assert statuses == {400, 429}
+    assert ask(service, waiting.device_code)[1]["error"] == "authorization_pending"
+
+
+def test_node_of_another_account_is_not_linked(service, node, ada) -> None:
+    accounts = service.service.accounts
+    bob = accounts.create(BOB, 3)
+    accounts.link(bob, node.peer_id)
+    waiting = begun(service, node)
+    page = texts(ada.submit("/device", on="/device", code=waiting.user_code))
+    assert bob.address in page
+    assert ada.account.address in page
+    assert "unlink it" in page
+    answer = ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="allow")
+    assert answer.status_code == 409
+    accounts.unlink(bob, node.peer_id)
+    ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="allow")
+    assert ask(service, waiting.device_code)[0] == 200
+
+
+def test_node_that_another_account_registered_on_the_chain_is_refused(
+    chain, service, node, ada
+) -> None:
+    holder = chain.new_account(node.peer_id)
+    waiting = begun(service, node)
+    page = texts(ada.submit("/device", on="/device", code=waiting.user_code))
+    assert holder.address in page
+    moving = begun(service, node, move=True)
+    page = texts(ada.submit("/device", on="/device", code=moving.user_code))
+    assert "It brings what it earned" in page
+    assert holder.address not in page

@@ -1,0 +1,344 @@
+import re
+import socket
+import time
+
+import pytest
+import requests
+from account_service import serving
+from aiosmtpd.controller import Controller
+
+from tests.account.browser import FORM, Visitor, texts
+from tests.account.hosting import hosted
+from tests.account.people import ADA, BOB, code_of, signed_in
+from worker.account import sessions, sign_in_pages
+
+
+class Mailbox:
+    """The handler of a real SMTP server."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[list[str], str]] = []
+
+    async def handle_DATA(self, server, session, envelope) -> str:
+        self.messages.append((envelope.rcpt_tos, envelope.content.decode()))
+        return "250 OK"
+
+    def code(self) -> str:
+        return re.search(r"^(\d{8})\r?$", self.messages[-1][1], re.MULTILINE)[1]
+
+
+@pytest.fixture
+def mailbox():
+    box = Mailbox()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        box.port = free.getsockname()[1]
+    controller = Controller(box, hostname="127.0.0.1", port=box.port)
+    controller.start()
+    yield box
+    controller.stop()
+
+
+@pytest.fixture
+def mailing(chain, tmp_path, mailbox):
+    parsed = hosted(
+        chain.settings,
+        tmp_path / "account",
+        smtp_host="127.0.0.1",
+        smtp_port=mailbox.port,
+        smtp_security="none",
+        smtp_from="swarm@example.org",
+    )
+    with serving(parsed) as running:
+        yield running
+
+
+# ---- by e-mail
+
+
+def test_code_by_mail_signs_in_to_the_same_account_each_time(mailing, mailbox) -> None:
+    addresses = []
+    for email in (ADA, " ADA@Example.org "):
+        visitor = Visitor(mailing.url)
+        assert "was sent to" in texts(visitor.begin(email))
+        assert mailbox.messages[-1][0] == [ADA]
+        assert "My nodes" in texts(visitor.answer(mailbox.code()))
+        addresses.append(re.search("0x[0-9a-fA-F]{40}", visitor.get("/").text)[0])
+    assert addresses[0] == addresses[1]
+    assert mailing.service.accounts.by_email(ADA).address == addresses[0]
+
+
+def test_without_a_mail_server_the_host_gives_the_code(service) -> None:
+    visitor = Visitor(service.url)
+    assert f"hivewright account code {ADA}" in texts(visitor.begin(ADA))
+    assert not visitor.is_signed_in
+    assert "not the code" in texts(visitor.answer("00000000"))
+    visitor.answer(code_of(service, ADA))
+    assert visitor.is_signed_in
+
+
+def test_code_is_good_once_and_in_its_own_browser_only(mailing, mailbox) -> None:
+    visitor = Visitor(mailing.url)
+    visitor.begin(ADA)
+    code = mailbox.code()
+    thief = Visitor(mailing.url)
+    thief.begin(ADA)
+    assert "not the code" in texts(thief.answer(code))
+    visitor.answer(code)
+    assert visitor.is_signed_in
+    visitor.post("/sign-out", csrf=visitor.csrf("/"))
+    assert "begin it again" in texts(visitor.answer(code))
+    assert not visitor.is_signed_in
+
+
+def test_code_expires(service, monkeypatch) -> None:
+    visitor = Visitor(service.url)
+    visitor.begin(ADA)
+    code = code_of(service, ADA)
+    now = time.time()
+    monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.SIGN_IN_SECONDS + 1)
+    assert visitor.answer(code).status_code == 400
+
+
+def test_guesses_get_nowhere_and_the_owner_gets_in_meanwhile(mailing, mailbox) -> None:
+    owner = Visitor(mailing.url)
+    owner.begin(ADA)
+    code = mailbox.code()
+    thief = Visitor(mailing.url)
+    thief.begin(ADA)
+    statuses = [thief.answer(f"{guess:08}").status_code for guess in range(20)]
+    assert statuses == [403] * 5 + [429] * 15
+    thief.answer(mailbox.code())
+    assert not thief.is_signed_in
+    owner.answer(code)
+    assert owner.is_signed_in
+
+
+def test_sign_ins_from_one_address_are_limited(service) -> None:
+    statuses = {
+        Visitor(service.url).begin(f"x{number}@example.org").status_code for number in range(25)
+    }
+    assert statuses == {200, 429}
+
+
+def test_mails_to_one_address_are_limited(mailing, mailbox) -> None:
+    statuses = [Visitor(mailing.url).begin(ADA).status_code for _ in range(8)]
+    assert statuses == [200] * 5 + [429] * 3
+    assert len(mailbox.messages) == 5
+
+
+def test_mail_server_that_is_down_is_said(chain, tmp_path) -> None:
+    parsed = hosted(chain.settings, tmp_path / "account", smtp_host="127.0.0.1", smtp_port=1)
+    with serving(parsed) as running:
+        answer = Visitor(running.url).begin(ADA)
+        assert answer.status_code == 503
+        assert "could not be sent" in texts(answer)
+
+
+@pytest.mark.parametrize("email", ["", "ada", "a@b@c", "ada@example.org\nBcc: x@y", "x" * 300])
+def test_bad_address_is_refused(mailing, mailbox, email) -> None:
+    answer = Visitor(mailing.url).begin(email)
+    assert answer.status_code == 400
+    assert mailbox.messages == []
+
+
+# ---- sessions
+
+
+def test_session_is_new_after_each_sign_in(service) -> None:
+    """A cookie that somebody put into the browser before is worth nothing."""
+    visitor = Visitor(service.url)
+    visitor.cookies["hivewright_session"] = "fixed"
+    visitor.begin(ADA)
+    visitor.answer(code_of(service, ADA))
+    first = visitor.cookies["hivewright_session"]
+    assert first not in (None, "fixed")
+    visitor.begin(ADA)
+    visitor.answer(code_of(service, ADA))
+    old = Visitor(service.url)
+    old.cookies["hivewright_session"] = first
+    assert not old.is_signed_in
+
+
+def test_cookie_is_for_this_server_and_no_script(service) -> None:
+    visitor = Visitor(service.url)
+    visitor.begin(ADA)
+    code = code_of(service, ADA)
+    header = visitor.post("/sign-in/code", follow=False, code=code).headers["Set-Cookie"]
+    for part in ("HttpOnly", "Secure", "SameSite=Lax", "Path=/"):
+        assert part in header
+    assert "Domain" not in header
+
+
+def test_sign_out_everywhere_ends_all_sessions(service) -> None:
+    here, there = signed_in(service), signed_in(service)
+    bob = signed_in(service, BOB)
+    here.submit("/sign-out", everywhere="yes")
+    assert not here.is_signed_in
+    assert not there.is_signed_in
+    assert bob.is_signed_in
+
+
+def test_session_of_a_deleted_account_is_over(service) -> None:
+    visitor = signed_in(service)
+    service.service.accounts.delete(service.service.accounts.by_email(ADA))
+    assert not visitor.is_signed_in
+
+
+def test_only_hashes_of_cookies_and_codes_are_stored(service) -> None:
+    visitor = signed_in(service)
+    cookie = visitor.cookies["hivewright_session"]
+    folder = service.service._settings.account.state_dir
+    stored = b"".join(file.read_bytes() for file in folder.glob("accounts.db*"))
+    assert cookie.encode() not in stored
+    assert b"12345678" not in stored
+
+
+# ---- requests of others
+
+
+def test_form_of_another_site_or_session_is_refused(service) -> None:
+    visitor, other = signed_in(service), signed_in(service, BOB)
+    own, form = visitor.csrf("/"), {"Content-Type": FORM}
+    foreign = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    cases = [
+        ({"csrf": own}, foreign),
+        ({"csrf": own}, {}),
+        ({"csrf": own}, {"Origin": "null"}),
+        ({"csrf": other.csrf("/")}, {"Origin": service.url}),
+        ({"csrf": ""}, {"Origin": service.url}),
+        ({}, {"Origin": service.url}),
+    ]
+    for fields, headers in cases:
+        answer = visitor.send("POST", "/sign-out", fields=fields, **headers, **form)
+        assert answer.status_code == 403, (fields, headers)
+    assert visitor.is_signed_in
+
+
+def test_page_under_a_foreign_name_is_refused(service) -> None:
+    """A name that somebody points to us, to use the visitor's browser."""
+    answer = requests.get(
+        service.url + "/sign-in",
+        headers={"Host": "evil.example", "User-Agent": "Mozilla/5.0"},
+        timeout=20,
+    )
+    assert answer.status_code == 421
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/", "/page.js", "/nothing", "/api/swarm"])
+def test_every_answer_has_the_security_headers(service, path) -> None:
+    headers = requests.get(service.url + path, timeout=20).headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] in ("same-origin", "no-referrer")
+
+
+def test_no_page_refers_to_another_server(service) -> None:
+    visitor = signed_in(service)
+    for path in ("/", "/transactions", "/settings", "/device", "/page.css", "/page.js"):
+        assert "http" not in visitor.get(path).text
+
+
+def test_oversize_form_is_refused(service) -> None:
+    answer = Visitor(service.url).post("/sign-in/email", email="x" * 1_000_000)
+    assert answer.status_code == 413
+
+
+def test_what_people_type_is_escaped(service) -> None:
+    visitor = signed_in(service)
+    account = service.service.accounts.by_email(ADA)
+    service.service.accounts.link(account, "QmAda1", "plain")
+    visitor.submit("/nodes/rename", peer="QmAda1", name="<script>alert(1)</script>")
+    page = visitor.get("/").text
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+# ---- from elsewhere
+
+
+def behind_tailscale(chain, tmp_path, **changes):
+    changes = {"behind_proxy": True, "tailscale_login": True} | changes
+    return hosted(chain.settings, tmp_path / "account", **changes)
+
+
+PROXY = {"X-Forwarded-For": "100.64.0.9", "X-Forwarded-Proto": "https"}
+
+
+def test_tailscale_signs_in_the_person_that_it_names(chain, tmp_path) -> None:
+    with serving(behind_tailscale(chain, tmp_path)) as running:
+        visitor = Visitor(running.url, **PROXY, **{"Tailscale-User-Login": ADA})
+        assert f"Continue as {ADA}" in texts(visitor.get("/sign-in"))
+        answer = visitor.post("/sign-in/tailscale", follow=False)
+        assert answer.headers["Set-Cookie"].startswith("__Host-hivewright_session=")
+        assert running.service.accounts.by_email(ADA) is not None
+
+
+@pytest.mark.parametrize("who", ["not root", "not set", "no name", "a machine"])
+def test_tailscale_header_of_somebody_else_is_not_believed(
+    chain, tmp_path, monkeypatch, who
+) -> None:
+    parsed = behind_tailscale(
+        chain, tmp_path, **({"tailscale_login": False} if who == "not set" else {})
+    )
+    if who == "not root":
+        monkeypatch.setattr(sign_in_pages, "_owner_of", lambda transport: 998)
+    names = {"no name": {}, "a machine": {"Tailscale-User-Login": "tagged-devices"}}
+    with serving(parsed) as running:
+        visitor = Visitor(running.url, **PROXY, **names.get(who, {"Tailscale-User-Login": ADA}))
+        assert "Continue as" not in texts(visitor.get("/sign-in"))
+        assert visitor.post("/sign-in/tailscale").status_code == 403
+        assert running.service.accounts.by_email(ADA) is None
+
+
+@pytest.mark.parametrize(
+    ("client", "scheme", "status"),
+    [
+        ("203.0.113.7", "http", 403),
+        ("203.0.113.7", "https", 200),
+        ("100.64.0.9", "http", 200),
+        ("192.168.1.7", "http", 403),
+    ],
+)
+def test_signing_in_needs_a_private_connection(chain, tmp_path, client, scheme, status) -> None:
+    with serving(hosted(chain.settings, tmp_path / "account", behind_proxy=True)) as running:
+        visitor = Visitor(running.url, **{"X-Forwarded-For": client, "X-Forwarded-Proto": scheme})
+        answer = visitor.get("/sign-in")
+        assert answer.status_code == status
+        assert ("needs HTTPS" in texts(answer)) == (status == 403)
+
+
+# ---- invitations
+
+
+def test_new_account_needs_an_invitation_where_the_host_says_so(chain, tmp_path) -> None:
+    from worker.account import invitations
+
+    parsed = hosted(chain.settings, tmp_path / "account", sign_up="invitation")
+    with serving(parsed) as running:
+        visitor = Visitor(running.url)
+        visitor.begin(ADA)
+        answer = visitor.answer(code_of(running, ADA))
+        assert "needs an invitation" in texts(answer)
+        database = running.service.accounts.database
+        secret = invitations.create(database, 3, time.time() + 60)
+        assert visitor.begin(ADA, invitation="hwi_wrong").status_code == 403
+        visitor.begin(ADA, invitation=secret)
+        visitor.answer(code_of(running, ADA))
+        assert visitor.is_signed_in
+        assert running.service.accounts.by_email(ADA).max_nodes == 3
+        bob = Visitor(running.url)
+        bob.begin(BOB, invitation=secret)
+        assert "somebody else" in texts(bob.answer(code_of(running, BOB)))
+        assert not bob.is_signed_in
+
+
+def test_service_without_a_passphrase_has_no_pages(chain, tmp_path) -> None:
+    parsed = hosted(chain.settings, tmp_path / "account", passphrase_file=None)
+    with serving(parsed) as running:
+        assert requests.get(running.url + "/sign-in", timeout=20).status_code == 404
+        assert requests.get(running.url + "/api/swarm", timeout=20).status_code == 200
