@@ -6,7 +6,7 @@ from pyinfra import host
 from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
-from deploys import host_files, node_identity, paths, units
+from deploys import account_secrets, host_files, node_identity, paths, units
 from deploys.facts import ConfiguredServices
 from deploys.inventory import scrape_targets
 from deploys.inventory.host_plan import Planned
@@ -39,14 +39,15 @@ def configure_coordinator(plan: Planned) -> None:
     for service in host.loop(COORDINATOR_SERVICES):
         own = units.install_unit(service.unit, plan.host.deployment.watchdog_seconds)
         read = settings[service.role]
+        given = account_secrets.install(plan, service)
         secrets = token if ENROLMENT_TOKEN in service.credentials else ""
         units.running(
             name=f"Run the {service.name}",
             unit=service.unit,
             digest=node_identity.with_token(
-                units.digest(plan.commit, own.text, read.text), secrets
+                units.digest(plan.commit, own.text, read.text, *given.digests), secrets
             ),
-            has_new_files=own.is_new or read.is_new,
+            has_new_files=own.is_new or read.is_new or given.is_new,
             _timeout=units.RESTART_SECONDS,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyinfra.context import ctx_host
 from pyinfra.facts.files import Directory
 
-from deploys import locks, paths, system, units
+from deploys import account_secrets, locks, paths, system, units
 from deploys.facts import (
     ChosenModels,
     ConfiguredServices,
@@ -37,7 +37,7 @@ from deploys.paths import (
 )
 from deploys.pyinfra_ext import fact_cache
 from deploys.pyinfra_ext.fact_cache import Question
-from deploys.services import COORDINATOR_UNITS, GPU_UNIT, enrol_unit, units_of
+from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, GPU_UNIT, enrol_unit, units_of
 from deploys.tailscale.join import TailnetOfHost
 
 
@@ -80,6 +80,8 @@ def _questions(plan: Planned) -> Iterator[Question]:
             yield FileContent, {"path": str(slot.hub_token_file)}
         if slot.identity is not None:
             yield FileContent, {"path": str(slot.settings.node.state_dir / KEY_FILE)}
+    for key in plan.host.account_secrets:
+        yield FileContent, {"path": str(account_secrets.file_of(key))}
     for unit in (
         *(COORDINATOR_UNITS if plan.host.services else ()),
         *(slot.unit for slot in plan.host.slots),
@@ -93,6 +95,8 @@ def _unit_files(plan: Planned) -> Iterator[Path]:
         yield UNITS / name
     if any(slot.needs_device_files for slot in plan.host.slots):
         yield UNITS / GPU_UNIT
+    if plan.host.services:
+        yield UNITS / f"{ACCOUNT_UNIT}.d" / units.DROP_IN
     for slot in plan.host.slots:
         for unit in (slot.unit, enrol_unit(slot.number)):
             yield UNITS / f"{unit}.d" / units.DROP_IN

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import locks, paths, units
+from deploys import account_secrets, locks, paths, units
 from deploys.facts import PastDeploys, SystemdVersion
 from deploys.inventory import secret_files
 from deploys.inventory.host_plan import Planned
 from deploys.inventory.secret_files import HUB_TOKEN
 from deploys.paths import CONFIGURATION, CURRENT, DEPLOYED, PREVIOUS, RETIRED, STATE, WHOLE
-from deploys.services import COORDINATOR_UNITS, units_of
+from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, units_of
 
 
 def digest(plan: Planned) -> str:
@@ -34,6 +34,13 @@ def digest(plan: Planned) -> str:
     files |= {
         str(there): secret_files.token("hub_token_file", here) for there, here in tokens.items()
     }
+    secrets = plan.host.account_secrets
+    files |= {
+        str(account_secrets.file_of(key)): secret_files.token(key, here)
+        for key, here in secrets.items()
+    }
+    if text := account_secrets.drop_in_text(secrets):
+        files[ACCOUNT_UNIT] = files.get(ACCOUNT_UNIT, "") + text
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
 
 

@@ -98,6 +98,7 @@ COORDINATOR_SERVICES = (
         is_backed_up=False,
     ),
 )
+ACCOUNT_UNIT = "hivewright-account.service"
 COORDINATOR_UNITS = tuple(service.unit for service in COORDINATOR_SERVICES)
 # Services with settings and folders of their own, by name.
 COORDINATOR_ROLES = {

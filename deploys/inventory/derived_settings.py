@@ -3,12 +3,13 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from deploys.inventory.addresses import bootnode_announce
 from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
 from deploys.inventory.schema import Deployment, pick
-from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.inventory.secret_files import ACCOUNT_SECRETS, HUB_TOKEN
 from deploys.inventory.slots import SlotOptions
 from deploys.paths import ANVIL, MODELS, credential, state_dir
 from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
@@ -110,7 +111,10 @@ def service_settings(
     extra: dict[str, dict[str, Any]] = {
         "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
         "bootnode": dict(bootnode_announce(entry.data)),
-        "account": _proxy_settings(entry, deployment),
+        "account": {
+            **_proxy_settings(entry, deployment),
+            **{key: credential("account", ACCOUNT_SECRETS[key]) for key in account_secrets(entry)},
+        },
     }
     services = {}
     for role, service in COORDINATOR_ROLES.items():
@@ -125,6 +129,14 @@ def service_settings(
     return services
 
 
+def account_secrets(entry: HostEntry) -> dict[str, Path]:
+    """Return the local files with secrets of the account service, by key."""
+    if COORDINATORS not in entry.groups:
+        return {}
+    found = {key: entry.data.get(key) for key in ACCOUNT_SECRETS}
+    return {key: Path(file) for key, file in found.items() if isinstance(file, str)}
+
+
 def _proxy_settings(
     entry: HostEntry,
     deployment: Deployment,
@@ -134,4 +146,7 @@ def _proxy_settings(
     served = {*deployment.tailscale_serve.values(), *deployment.tailscale_serve_http.values()}
     if not deployment.tailscale or port not in served:
         return {}
-    return {"account_behind_proxy": entry.data.get("account_behind_proxy", True)}
+    return {
+        key: entry.data.get(key, True)
+        for key in ("account_behind_proxy", "account_tailscale_login")
+    }

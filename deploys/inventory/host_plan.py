@@ -35,6 +35,7 @@ class HostPlan:
 
     `services`: settings of the coordinator's roles, empty on other hosts. `has_auto_slots`: the
     number of slots depends on the host's GPUs; `slots` then contains the first one.
+    `account_secrets`: local files with secrets of the account service, by key of the inventory.
     """
 
     name: str
@@ -42,6 +43,7 @@ class HostPlan:
     slots: tuple[Slot, ...]
     services: Mapping[str, Settings]
     has_auto_slots: bool = False
+    account_secrets: Mapping[str, Path] = field(default_factory=dict)
 
     def on(self, gpus: Gpus) -> "HostPlan":
         """Assign GPUs to slots.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import SettingsError
-from worker.runtime.files import read_secret
+from worker.runtime.files import LINE, WORD, read_secret
 
 HUB_TOKEN = "hub.token"  # noqa: S105 - a file name
 # Keys whose URLs are on command lines of hosts -> what to do instead of writing a password into
@@ -33,6 +33,21 @@ TOKENS = {
         "a file on this side with one word, a Hugging Face token that may read the model"
     ),
 }
+# The same for secrets of the account service, each given to it as the credential named here.
+ACCOUNT_SECRETS = {
+    "account_passphrase_file": "account.passphrase",
+    "account_smtp_password_file": "smtp.password",
+    "account_oidc_client_secret_file": "oidc.secret",
+}
+TOKENS |= {
+    "account_passphrase_file": (
+        "a file on this side with one line, the passphrase that encrypts people's keys; keep a copy"
+        " with the backups"
+    ),
+    "account_smtp_password_file": "a file on this side with one line, the mail server's password",
+    "account_oidc_client_secret_file": "a file on this side with one word, the client secret",
+}
+_LINES = ("account_passphrase_file", "account_smtp_password_file")
 # What keys and tokens look like, which are put where the name of their file should be.
 _KEYS = re.compile(r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|.*-----BEGIN .*", re.DOTALL)
 ITSELF = (
@@ -44,7 +59,7 @@ def token(key: str, file: Path) -> str:
     """Return the token in a file that `key` names. Raises SettingsError without its content."""
     if is_secret(str(file)):
         raise SettingsError(f"{ITSELF}; expected {TOKENS[key]}")
-    return read_secret(file, TOKENS[key])
+    return read_secret(file, TOKENS[key], form=LINE if key in _LINES else WORD)
 
 
 def is_secret(name: str) -> bool:

@@ -16,7 +16,12 @@ from pydantic import ValidationError
 from deploys import mesh
 from deploys.inventory import key_files, secret_files
 from deploys.inventory.addresses import is_reachable
-from deploys.inventory.derived_settings import hint, section_of, service_settings
+from deploys.inventory.derived_settings import (
+    account_secrets,
+    hint,
+    section_of,
+    service_settings,
+)
 from deploys.inventory.host_plan import COORDINATORS, WORKERS, HostEntry, HostPlan, clashes
 from deploys.inventory.schema import AUTO, Deployment, pick, problems_of
 from deploys.inventory.slot_checks import SET_BY_DEPLOY, make_slots, wrong_number, wrong_values
@@ -183,7 +188,8 @@ def _plan(
     services = service_settings(entry, deployment)
     mistakes.add(entry.name, *clashes(slots, services))
     is_auto = bool(slots) and deployment.slots == AUTO
-    return HostPlan(entry.name, deployment, tuple(slots), services, is_auto)
+    secrets = account_secrets(entry)
+    return HostPlan(entry.name, deployment, tuple(slots), services, is_auto, secrets)
 
 
 def _wrong_settings(entry: HostEntry) -> list[str]:
