@@ -106,7 +106,8 @@ def test_node_proves_its_key(service, node) -> None:
     }
     answer = requests.post(service.url + "/oauth/device_authorization", data=form, timeout=20)
     assert (answer.status_code, answer.json()["error"]) == (403, "access_denied")
-    empty = requests.post(service.url + "/oauth/device_authorization", data={}, timeout=20)
+    form = {"peer_id": "not one"}
+    empty = requests.post(service.url + "/oauth/device_authorization", data=form, timeout=20)
     assert empty.json()["error"] == "invalid_request"
 
 

@@ -48,6 +48,7 @@ _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
 """Form of the names of the contract's errors; other errors in an answer are text for people."""
 _EXPLAINED = ("PeerOfAnotherAccount", "TooManyNodes", "AccountSuspended", "InvitationInvalid")
 """Refusals of the account service whose text says what to do."""
+_MAX_EXPLANATION = 500
 
 
 class Account(Protocol):
@@ -293,7 +294,7 @@ class AccountClient:
         if error == "EnrolmentTokenWrong":
             return IdentityError(f"{said}; put that token into chain.enrolment_token_file")
         if error in _EXPLAINED:
-            return IdentityError(said)
+            return IdentityError(f"{url}: {error}: {printable(str(detail))[:_MAX_EXPLANATION]}")
         if status in (401, 403):
             return IdentityError(
                 f"{said}; run `hivewright enrol` with the account service's enrolment token"
