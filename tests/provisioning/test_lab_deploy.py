@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deploys.fleet import pyinfra_process
 from lab.lab import REPOSITORY_URL, Lab
@@ -239,6 +240,26 @@ def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
         assert "connected" in rows[name]
     assert "h1/keeper" in rows
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_best_model_of_the_fleet_comes_home(fleet: Lab, tmp_path: Path) -> None:
+    """Its weights are those of a checkpoint of the fleet, or their average."""
+    wait_for_rounds(fleet.host(2), fleet.host(3), more=1)
+    output = tmp_path / "model"
+    done = fleet.operator(
+        "hivewright", "fleet", "harvest", INVENTORY, "--limit", "workers", "--tasks", "4",
+        "--seconds", "60", "--output", output, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("h2/0", "h3/0"):
+        assert f"{name}: held-out reward" in done.stdout
+    assert "## Harvest" in (output / "README.md").read_text()
+    AutoTokenizer.from_pretrained(output)
+    model = AutoModelForCausalLM.from_pretrained(output)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    for host in (fleet.host(2), fleet.host(3)):
+        assert not host.ssh("ls -d /var/tmp/hivewright-harvest-*", check=False).stdout
+        assert not list((host.root / "var/lib/hivewright/worker-0").glob(".harvest-*"))
 
 
 def test_killed_worker_trains_again_within_a_minute_as_itself(fleet: Lab) -> None:
