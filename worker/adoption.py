@@ -94,16 +94,24 @@ class Adoption:
         if now - self._offered_at < OFFER_SECONDS or self.swarm.is_sending_weights:
             return
         self._offered_at = now
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob("own-*.safetensors"):
-            old.unlink()
-        # A hard link: the file outlives the checkpoint and takes no space.
-        file = self._folder / f"own-{rounds_trained:08d}.safetensors"
-        os.link(weights, file)
-        offered = weight_exchange.describe(self.model, file, rounds_trained)
+        try:
+            offered = self._keep(weights, rounds_trained)
+        except OSError as error:
+            log.warning("weights not offered file=%s reason=%s", weights, error)
+            return
         if offered is not None:
             self.swarm.offer_weights(offered)
             self.counts["offered"] += 1
+
+    def _keep(self, weights: Path, rounds_trained: int) -> weight_exchange.Offered | None:
+        """Return the offer of a file that outlives its checkpoint. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for old in self._folder.glob("own-*.safetensors"):
+            old.unlink()
+        # A hard link, which takes no space.
+        file = self._folder / f"own-{rounds_trained:08d}.safetensors"
+        os.link(weights, file)
+        return weight_exchange.describe(self.model, file, rounds_trained)
 
     def after_round(self, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> bool:
         """See a round's groups; return whether weights that had arrived were taken."""

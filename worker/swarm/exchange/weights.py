@@ -35,6 +35,8 @@ PIECE_SECONDS = 30.0
 """For a piece to arrive, and for our peer to read one: 35 KB/s at least."""
 MIN_BYTES_PER_SECOND = 64 << 10
 """Of a whole transfer; a peer that sends more slowly is given up."""
+MAX_PARTS_KEPT = 2
+"""Files of transfers that broke off, besides the present one."""
 MAX_ATTEMPTS = 3
 """Streams of one transfer that may bring nothing."""
 
@@ -157,6 +159,7 @@ class Fetching:
         offer = await self._look(peer_id)
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"{offer.digest.hex()[:32]}.part"
+        await asyncio.to_thread(self._sweep, file)
         num_done = await asyncio.to_thread(self._resume, offer, file)
         async with asyncio.timeout(PIECE_SECONDS + offer.num_bytes / MIN_BYTES_PER_SECOND):
             await self._complete(peer_id, offer, file, num_done)
@@ -177,6 +180,13 @@ class Fetching:
                     raise
                 log.debug("weights broke off peer=%s piece=%d: %r", peer_id, num_done, error)
                 await asyncio.sleep(ANSWER_TIMEOUT_SECONDS * num_failed)
+
+    def _sweep(self, wanted: Path) -> None:
+        """Remove all but the newest parts of other transfers, so that the disk does not fill."""
+        others = [path for path in self._folder.glob("*.part") if path != wanted]
+        others.sort(key=lambda path: path.stat().st_mtime)
+        for old in others[:-MAX_PARTS_KEPT]:
+            old.unlink()
 
     async def _look(self, peer_id: str) -> Offer:
         request = WeightRequest(self._context.member().sealed, self._model)
