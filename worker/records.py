@@ -8,6 +8,28 @@ lie about either (docs/decisions/0001).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+MAX_PARTS = 256
+"""Of a round."""
+MAX_PART_TASKS = 256
+"""Of a part: it has the indices from `part * MAX_PART_TASKS` on. The first part may have more if
+the node trains alone; peers take no more."""
+
+
+class Place(NamedTuple):
+    """A part of a round; ordered by time.
+
+    Part 0 is answered, exchanged and rewarded once in each round. The parts after it are what a
+    node answers while the round is still open; they earn nothing (docs/decisions/0033).
+    """
+
+    round: int
+    part: int
+
+    def after(self) -> "Place":
+        """Return the first place that is later."""
+        return Place(self.round, self.part + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +136,15 @@ class ScoredGroup:
 class Collected:
     """The result of a round's exchange.
 
-    `rejected` counts dropped groups by reason; `heard` lists the peers that answered.
-    `seconds_waiting`: time spent waiting for peers; the rest of the exchange is scoring.
+    `rejected` counts dropped groups by reason; `heard` lists the peers that answered. `behind`:
+    number of groups by how many rounds older than the current one they are. `seconds_waiting`: time
+    spent waiting for peers; the rest of the exchange is scoring.
     """
 
     groups: tuple[ScoredGroup, ...] = ()
     heard: tuple[str, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
+    behind: dict[int, int] = field(default_factory=dict, compare=False)
     # A measurement, which is never the same twice: results are compared without it.
     seconds_waiting: float = field(default=0.0, compare=False)
 
@@ -198,6 +222,12 @@ def round_seed(peer_id: str, round: int) -> int:
     groups.
     """
     return derived_seed(f"{peer_id}/{round}")
+
+
+def part_seed(peer_id: str, place: Place) -> int:
+    """Return the seed of a peer's sampling in a part of a round; its tasks have `round_seed`."""
+    seed = round_seed(peer_id, place.round)
+    return derived_seed(f"{seed}/part/{place.part}") if place.part else seed
 
 
 def derived_seed(text: str) -> int:

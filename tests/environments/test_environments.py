@@ -63,6 +63,23 @@ def test_a_module_with_a_source_is_an_environment():
         ]
 
 
+@pytest.mark.usefixtures("with_doubling")
+def test_parts_of_a_round_have_tasks_of_their_own_that_do_not_depend_on_each_other():
+    mix = load("doubling-numbers/small", "gcd")
+    parts = [mix.sample(7, 9, part) for part in (0, 1, 255)]
+    assert [[task.index for task in tasks] for tasks in parts] == [
+        list(range(first, first + 9)) for first in (0, 256, 65280)
+    ]
+    assert mix.sample(7, 3, 1) == parts[1][:3]
+    families = [[task.family for task in tasks] for tasks in parts]
+    assert families[0] != families[1]
+    for tasks in parts:
+        for task in tasks:
+            assert mix.question(task)
+    with pytest.raises(SettingsError, match="got 257; expected at most 256"):
+        mix.sample(7, 257, 1)
+
+
 @pytest.mark.parametrize("name", ["poetry", "answers", "", "code.sandbox"])
 def test_any_other_name_is_a_settings_error(name):
     message = (

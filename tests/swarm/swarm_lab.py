@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from worker import settings
-from worker.records import Collected, Group, Task, round_seed
+from worker.records import Collected, Group, Place, Task, round_seed
 from worker.swarm import identity
 from worker.swarm.context import SwarmContext
 from worker.swarm.exchange.verify import Verifier
 from worker.swarm.network import Network
+from worker.swarm.protocol import messages
 from worker.swarm.requests import AskHandler
 from worker.swarm.swarm import Swarm
 
@@ -33,13 +34,18 @@ class Sums:
         return [1.0 if c == str(task.seed + task.index) else 0.0 for c in completions]
 
 
-def make_groups(peer_id: str, round: int, count: int = 9) -> list[Group]:
+def make_groups(peer_id: str, round: int, count: int = 9, part: int = 0) -> list[Group]:
     """Return the groups that an honest peer publishes."""
-    seed = round_seed(peer_id, round)
+    seed, first = round_seed(peer_id, round), part * 256
     return [
         Group(Task("sum", "x", seed, i), (str(seed + i), "no idea", "", "\u00e9" * 100))
-        for i in range(count)
+        for i in range(first, first + count)
     ]
+
+
+def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> bytes:
+    """Return a request for the groups of `round`."""
+    return messages.encode_ask(messages.Ask(round, Place(round, 0), patience, member, owner))
 
 
 def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:

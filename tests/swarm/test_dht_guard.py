@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from swarm_lab import Lab, make_groups, wait_until
+from swarm_lab import Lab, encode_ask, make_groups, wait_until
 
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
@@ -60,7 +60,7 @@ def newer(frame: bytes) -> bytes:
         ("version", newer(messages.encode_frame(Kind.HELLO, b""))),
         ("malformed", b"GET / HTTP/1.1\r\n\r\n"),
         ("malformed", messages.encode_frame(Kind.HELLO, b"no record")),
-        ("malformed", messages.encode_ask(1, 5, b"")),
+        ("malformed", encode_ask(1, 5, b"")),
         ("malformed", messages.encode_frame(Kind.GROUPS, b"")),
         ("malformed", messages.encode_frame(Kind.ASK, b"\x93" * 2000)),
         ("too-large", messages.encode_frame(Kind.ASK, b"x" * 10_000_000)),
@@ -80,12 +80,12 @@ def test_newer_version_is_named_on_both_sides(
 ) -> None:
     server._context.peers._versions.clear()
     with pytest.raises(
-        Refused, match="version 4; this node speaks 3, upgrade the older of the two"
+        Refused, match="version 5; this node speaks 4, upgrade the older of the two"
     ):
         ask(outsider, server, newer(messages.encode_frame(Kind.HELLO, b"")))
-    assert server.status().other_versions == {"exchange 4": 1}
+    assert server.status().other_versions == {"exchange 5": 1}
     assert (
-        f"peer={outsider.context.identity.peer_id} theirs=4 ours=3: upgrade the older of the two"
+        f"peer={outsider.context.identity.peer_id} theirs=5 ours=4: upgrade the older of the two"
         in caplog.text
     )
     assert server.status().requests_refused["version"] > 0
@@ -94,7 +94,7 @@ def test_newer_version_is_named_on_both_sides(
 def test_record_of_somebody_else_is_refused(server: Swarm, outsider: Network) -> None:
     theirs = server._context.member().sealed
     with pytest.raises(Refused, match="another peer as its own") as caught:
-        ask(outsider, server, messages.encode_ask(1, 5, theirs))
+        ask(outsider, server, encode_ask(1, 5, theirs))
     assert caught.value.reason == "sender"
 
 
@@ -102,7 +102,7 @@ def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(
     module_lab: Lab, server: Swarm
 ) -> None:
     asker = bring_outsider(module_lab, "asker", environments=("sums 1",))
-    kind, payload = ask(asker, server, messages.encode_ask(1, 5, asker.context.member().sealed))
+    kind, payload = ask(asker, server, encode_ask(1, 5, asker.context.member().sealed))
     assert kind is Kind.GROUPS
     limits = server._verifier.limits
     assert len(messages.open_groups(payload, server.status().peer_id, 1, limits)) == 9

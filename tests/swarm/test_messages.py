@@ -16,10 +16,11 @@ import zstandard
 from hivemind.dht.validation import DHTRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from swarm_lab import encode_ask
 
 from benchmarks.swarm_nodes import prose, write_groups, write_related_groups
 from worker.errors import BadRecord
-from worker.records import Group, Task, round_seed
+from worker.records import Group, Place, Task, round_seed
 from worker.settings import Swarm
 from worker.swarm import identity
 from worker.swarm.discovery import dht, peer_cache
@@ -107,9 +108,10 @@ def test_member_with_the_longest_addresses_is_read(me: identity.Identity) -> Non
 
 
 def test_ask_and_peers_survive_the_way(me: identity.Identity) -> None:
-    kind, payload = read(messages.encode_ask(5, 60, b"record"))
-    assert (kind, messages.decode_ask(payload)) == (Kind.ASK, messages.Ask(5, 60, b"record"))
-    kind, payload = read(messages.encode_ask(5, 60, b"record", me.peer_id))
+    kind, payload = read(encode_ask(5, 60, b"record"))
+    asked = messages.Ask(5, Place(5, 0), 60, b"record")
+    assert (kind, messages.decode_ask(payload)) == (Kind.ASK, asked)
+    kind, payload = read(encode_ask(5, 60, b"record", me.peer_id))
     assert messages.decode_ask(payload).owner == me.peer_id
     kind, payload = read(messages.encode_elsewhere([b"a"] * 20))
     assert (kind, messages.decode_peers(payload)) == (Kind.ELSEWHERE, [b"a"] * messages.MAX_HOLDERS)
@@ -188,6 +190,26 @@ def test_groups_that_name_another_sender_are_refused(
     with pytest.raises(BadRecord) as caught:
         messages.open_groups(stolen, me.peer_id, 3, LIMITS)
     assert caught.value.reason == "sender"
+
+
+def test_further_part_is_never_taken_for_the_part_that_earns(me: identity.Identity) -> None:
+    sealed = messages.seal_groups(me, 3, GROUPS, part=2)
+    served = messages.open_served(sealed, me.peer_id, LIMITS)
+    assert (served.place, served.groups) == (Place(3, 2), GROUPS)
+    with pytest.raises(BadRecord, match="part 2 of the round; expected 0") as caught:
+        messages.open_groups(sealed, me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "round"
+    for fields in ([3, []], [3, [], 0], [3, [], 256]):
+        body = zstandard.compress(msgpack.packb([me.peer_id, *fields]))
+        with pytest.raises(BadRecord) as caught:
+            messages.open_served(seal(me, body, b"hivewright/part/4\n"), me.peer_id, LIMITS)
+        assert caught.value.reason == "malformed"
+
+
+def test_request_covers_what_is_newer_than_the_oldest_and_of_no_later_round() -> None:
+    ask = messages.Ask(7, Place(5, 3), 0, b"")
+    covered = [p for p in map(Place, (5, 5, 6, 7, 8), (2, 3, 0, 9, 0)) if ask.covers(p)]
+    assert covered == [(5, 3), (6, 0), (7, 9)]
 
 
 def test_member_record_is_no_groups_message(me: identity.Identity) -> None:
@@ -320,9 +342,7 @@ def test_message_that_goes_on_after_its_end_is_malformed(me: identity.Identity) 
     for decode in (
         lambda: messages.open_member(member + b"\x90"),
         lambda: messages.open_member(seal(me, body + b"\x90", b"hivewright/member/3\n")),
-        lambda: messages.decode_ask(
-            messages.encode_ask(3, 9, member)[messages.HEADER_BYTES :] + b"\x90"
-        ),
+        lambda: messages.decode_ask(encode_ask(3, 9, member)[messages.HEADER_BYTES :] + b"\x90"),
         lambda: messages.decode_peers(
             messages.encode_peers([member])[messages.HEADER_BYTES :] + b"\x90"
         ),
@@ -354,7 +374,7 @@ def test_largest_messages_are_read(me: identity.Identity) -> None:
     record = bytes(messages.MAX_MEMBER_BYTES)
     for frame in (
         messages.encode_frame(Kind.HELLO, record),
-        messages.encode_ask(2**63 - 1, messages.MAX_PATIENCE_SECONDS, record, "Q" * 64),
+        encode_ask(2**63 - 1, messages.MAX_PATIENCE_SECONDS, record, "Q" * 64),
         messages.encode_peers([record] * messages.MAX_PEERS),
         messages.encode_elsewhere([record] * messages.MAX_HOLDERS),
         messages.encode_audit("00" * 32),
@@ -472,9 +492,9 @@ def test_member_record_of_another_peer_is_refused(
 
 def test_newer_version_is_refused_with_both_versions_named() -> None:
     newer = bytearray(messages.encode_frame(Kind.HELLO, b""))
-    newer[2] = 4
+    newer[2] = 5
     with pytest.raises(
-        BadRecord, match="version 4; this node speaks 3, upgrade the older of the two"
+        BadRecord, match="version 5; this node speaks 4, upgrade the older of the two"
     ) as caught:
         read(bytes(newer))
     assert caught.value.reason == "version"
@@ -516,7 +536,7 @@ def check_all(data: bytes, peer_id: str) -> None:
 def test_random_bytes_are_refused(me: identity.Identity, num_inputs: int) -> None:
     def check(data: bytes) -> None:
         check_all(data, me.peer_id)
-        check_all(b"hw\x03" + data, me.peer_id)
+        check_all(b"hw\x04" + data, me.peer_id)
 
     fuzz(num_inputs, check, data=st.binary(max_size=300))
 
@@ -529,8 +549,8 @@ def sealed_messages(me: identity.Identity) -> list[bytes]:
     return [
         member,
         messages.seal_groups(me, 3, GROUPS),
-        messages.encode_ask(3, 9, member),
-        messages.encode_ask(3, 9, member, me.peer_id)[8:],
+        encode_ask(3, 9, member),
+        encode_ask(3, 9, member, me.peer_id)[8:],
         messages.encode_peers([member, member])[8:],
         messages.encode_refusal("full", "ask somebody else"),
     ]

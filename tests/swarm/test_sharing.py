@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from swarm_lab import Lab, make_groups, wait_until
+from swarm_lab import Lab, encode_ask, make_groups, wait_until
 
+from worker.records import Place
 from worker.swarm import identity
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
@@ -34,7 +35,7 @@ def make_full(lab: Lab, owner: Swarm) -> None:
 
     async def ask() -> None:
         async with network.connections.stream(name_of(owner), owner._context.addresses) as stream:
-            await stream.send(messages.encode_ask(9, 60, network.context.member().sealed))
+            await stream.send(encode_ask(9, 60, network.context.member().sealed))
             await stream.receive(100)
             await stream.wait_closed()
 
@@ -103,7 +104,7 @@ def ask_raw(outsider: Network, owner: Swarm, round: int) -> Kind | str:
             outsider.connections.stream(name_of(owner), owner._context.addresses) as stream,
             asyncio.timeout(10),
         ):
-            await stream.send(messages.encode_ask(round, 0, outsider.context.member().sealed))
+            await stream.send(encode_ask(round, 0, outsider.context.member().sealed))
             try:
                 return (await stream.receive(messages.MAX_FRAME_BYTES))[0]
             except messages.Refused as refusal:
@@ -121,7 +122,7 @@ def test_greedy_peer_has_one_place_among_the_askers(lab: Lab) -> None:
 
     async def ask() -> None:
         async with greedy.connections.stream(name_of(owner), owner._context.addresses) as stream:
-            await stream.send(messages.encode_ask(9, 60, greedy.context.member().sealed))
+            await stream.send(encode_ask(9, 60, greedy.context.member().sealed))
             await stream.receive(100)
             await stream.wait_closed()
             ended.append("replaced")
@@ -163,7 +164,7 @@ def test_own_request_that_is_not_answered_leaves_the_peers_own_standing(lab: Lab
 
     async def ask() -> Kind:
         async with slow.connections.stream(name_of(owner), owner._context.addresses) as stream:
-            await stream.send(messages.encode_ask(2, 60, slow.context.member().sealed))
+            await stream.send(encode_ask(2, 60, slow.context.member().sealed))
             while (await stream.receive(messages.MAX_FRAME_BYTES))[0] is Kind.WAIT:
                 pass
             return Kind.GROUPS
@@ -210,8 +211,8 @@ def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab
         "they know each other",
     )
     owner.publish(1, make_groups(name_of(owner), 1))
-    wait_until(lambda: 1 in owner._serving._ours, 5, "they are served")
-    owner._serving._ours[1].holders.append(liar.context.identity.peer_id)
+    wait_until(lambda: (1, 0) in owner._serving._ours, 5, "they are served")
+    owner._serving._ours[Place(1, 0)].holders.append(liar.context.identity.peer_id)
     make_full(lab, owner)
     collected = asker.collect(1, 18)
     assert {g.peer_id for g in collected.groups} == {

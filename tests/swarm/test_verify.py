@@ -82,6 +82,15 @@ def test_scores_that_are_none_are_refused(scores: list[float]) -> None:
     assert caught.value.reason == "score"
 
 
+def test_further_parts_have_indices_of_their_own() -> None:
+    of_part = replace(GOOD, task=replace(GOOD.task, index=2 * 256 + 3), completions=("a", "b"))
+    assert verifier().verify(PEER, ROUND, of_part, part=2).rewards == (0.0, 0.0)
+    for part in (0, 1, 3):
+        with pytest.raises(BadRecord) as caught:
+            verifier().verify(PEER, ROUND, of_part, part=part)
+        assert caught.value.reason == "index"
+
+
 def test_one_bad_group_does_not_spoil_the_others() -> None:
     bad = replace(GOOD, task=replace(GOOD.task, seed=5))
     other = replace(GOOD, task=replace(GOOD.task, index=2))

@@ -48,7 +48,7 @@ REPORT_VERSION = 1
 NOT_DRAWN = "not drawn"
 MAX_FINDINGS = 20_000
 # Peers may have larger limits than this node collects with; the wire format bounds both.
-_MAX_GROUPS, _MAX_COMPLETIONS, _MAX_COMPLETION_BYTES = 1024, 256, 1 << 20
+_MAX_GROUPS, _MAX_COMPLETIONS, _MAX_COMPLETION_BYTES = messages.MAX_GROUPS, 256, 1 << 20
 _SCORING_SECONDS = 60.0
 """Time limit for scoring the groups of one reward."""
 

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from worker import settings
 from worker.environments.source import Config, Recipe, Source
 from worker.errors import BadRecord, SettingsError, TrainingError
-from worker.records import ScoredGroup, Task, derived_seed
+from worker.records import MAX_PART_TASKS, MAX_PARTS, ScoredGroup, Task, derived_seed
 
 log = logging.getLogger(__name__)
 
-MAX_INDEX = 1 << 16
+MAX_INDEX = MAX_PARTS * MAX_PART_TASKS
 """Tasks of one seed: far above any round, and a bound for the recipes of untrusted peers."""
 RISE_AFTER = 10
 """Groups at a level before it may rise. With the default mix a family has about one group a round.
@@ -168,16 +168,21 @@ class Mix:
         self,
         seed: int,
         count: int,
+        part: int = 0,
     ) -> list[Task]:
-        """Return the first `count` tasks of `seed`.
+        """Return the first `count` tasks of `seed` in a part of a round (records.Place).
 
-        The family of each is drawn by weight; families that teach more are drawn more often.
+        The family of each is drawn by weight; families that teach more are drawn more often. The
+        tasks of a part do not depend on whether other parts were drawn.
         """
-        if not 0 <= count <= MAX_INDEX:
-            raise SettingsError(f"tasks_per_round: got {count}; expected at most {MAX_INDEX}")
+        most = MAX_PART_TASKS if part else MAX_INDEX
+        if not 0 <= count <= most:
+            raise SettingsError(f"tasks_per_round: got {count}; expected at most {most}")
         weights = [self._weight(entry) for entry in self._entries]
-        drawn = random.Random(f"families/{seed}").choices(self._entries, weights=weights, k=count)
-        return [Task(*self._now(entry), seed, index) for index, entry in enumerate(drawn)]
+        name = f"families/{seed}/{part}" if part else f"families/{seed}"
+        drawn = random.Random(name).choices(self._entries, weights=weights, k=count)
+        first = part * MAX_PART_TASKS
+        return [Task(*self._now(entry), seed, first + i) for i, entry in enumerate(drawn)]
 
     def question(self, task: Task) -> str:
         source, recipe = self._find(task)

@@ -90,8 +90,9 @@ class Environment(Protocol):
         self,
         seed: int,
         count: int,
+        part: int = 0,
     ) -> list[Task]:
-        """Return the `count` tasks of `seed`.
+        """Return the `count` tasks of `seed` in a part of a round (records.Place).
 
         They are the same on every machine with the same mix at the same levels.
         """

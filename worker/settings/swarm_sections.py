@@ -62,6 +62,9 @@ class Swarm(Section):
     with; auto: only if `only_peers` names them, such as the fleet's own."""
     collect_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Time to wait for the drawn peers' groups once our own are served, in seconds."""
+    max_rounds_behind: Annotated[int, Field(ge=0, le=100)] = 2
+    """Learn from groups of peers that are at most this many rounds older or newer than our own
+    round, so that nobody waits for a slow peer."""
     keep_rounds: Annotated[int, Field(gt=0, le=1000)] = 3
     """Number of rounds of which our groups are served to peers."""
     audit_rounds: Annotated[int, Field(gt=0, le=100_000)] = 64

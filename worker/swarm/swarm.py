@@ -1,26 +1,29 @@
 """The exchange of groups: ours are served to peers, peers' are requested, verified and scored.
 
-Each round a node draws a few peers at random and holds a standing request with each; the cost does
-not depend on the size of the swarm. The receiver chooses whom it asks, so nobody can push anything
-into it. Having no peers is a state (`training-alone`), never an error.
+For each round or part of one, a node draws a few peers at random and holds a standing request with
+each; the cost does not depend on the size of the swarm. The receiver chooses whom it asks, so
+nobody can push anything into it. Having no peers is a state (`training-alone`), never an error.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cachetools import FIFOCache
+
 from worker import settings
 from worker.errors import SwarmError
-from worker.records import Collected, Group
+from worker.records import Collected, Group, Place
 from worker.runtime.state_dir import StateDir
 from worker.swarm.context import SwarmContext
+from worker.swarm.discovery.peer_table import MAX_PEERS_KNOWN
 from worker.swarm.event_loop import Unanswered
 from worker.swarm.exchange.archive import Archive
-from worker.swarm.exchange.collector import Collecting, Scoring
+from worker.swarm.exchange.collector import Collecting, Scoring, Span
 from worker.swarm.exchange.server import Serving
 from worker.swarm.exchange.verify import Verifier
 from worker.swarm.exchange.weights import (
@@ -32,6 +35,7 @@ from worker.swarm.exchange.weights import (
 )
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import groups_digest
 from worker.swarm.status import State, SwarmStatus, Tally
 
 log = logging.getLogger(__name__)
@@ -46,7 +50,7 @@ MAX_ROUNDS_UNANSWERED = 5
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The groups that we serve for a round.
+    """The groups that we serve for a part of a round.
 
     `groups` are those that peers and auditors get, `digest` (hexadecimal) is of their signed
     record.
@@ -91,6 +95,10 @@ class Swarm:
             self._weight_serving.answer,
         )
         self._scoring = Scoring(verifier)
+        self._used: FIFOCache[str, Place] = FIFOCache(MAX_PEERS_KNOWN)
+        self._used_when_taken: dict[str, Place] = {}
+        self._open: Collecting | None = None
+        self._running: asyncio.Task[None] | None = None  # of `_open`
         self._heard: tuple[str, ...] = ()
         self._is_behind = False
         self._num_unanswered = 0  # rounds in a row
@@ -119,19 +127,53 @@ class Swarm:
         self,
         round: int,
         groups: Sequence[Group],
+        part: int = 0,
     ) -> Published:
-        """Serve our groups of `round`, the most useful first, from now on.
+        """Serve our groups of a part of `round`, the most useful first, from now on.
 
         Groups that peers would refuse, and those that do not fit into one message, are left out
-        with a warning. On return they are on the disk, for auditors. Raises ResourceError if they
-        can't be written.
+        with a warning. On return those of part 0, which earn, are on the disk for auditors. Raises
+        ResourceError if they can't be written.
         """
-        offered = self._acceptable(round, groups)
-        sealed = messages.seal_groups(self._context.identity, round, offered)
-        published = Published(self._archive.put(round, sealed), tuple(offered))
+        offered = self._acceptable(round, groups, part)
+        sealed = messages.seal_groups(self._context.identity, round, offered, part)
+        digest = groups_digest(sealed) if part else self._archive.put(round, sealed)
         frame = messages.encode_frame(messages.Kind.GROUPS, sealed)
-        self._network.post(self._serving.put, round, frame, len(offered))
-        return published
+        self._network.post(self._serving.put, Place(round, part), frame, len(offered))
+        return Published(digest, tuple(offered))
+
+    def ask(self, round: int, want: int) -> None:
+        """Ask peers for their newest groups that we have not used, and return at once.
+
+        They may be up to `max_rounds_behind` rounds older or newer than `round`. The requests stay
+        open for collect_timeout_seconds or until `want` groups are valid; `take` returns what came.
+        """
+        if want <= 0 or self._swarm.peers_per_round == 0:
+            self._network.post(self._end_unasked)
+        else:
+            self._network.post(self._ask_on, round, want)
+
+    def take(self, round: int) -> Collected:
+        """Return the groups that came since the last call, without waiting for more.
+
+        Fails as `collect` does if the event loop does not answer.
+        """
+        try:
+            collected = self._network.call(self._take(round), LOOP_PATIENCE_SECONDS)
+        except Unanswered as error:
+            self._go_without(round, error)
+            return Collected()
+        self._num_unanswered = 0
+        return collected
+
+    @property
+    def used(self) -> dict[str, Place]:
+        """The newest place of each peer that we have used, at the last `take`."""
+        return self._used_when_taken
+
+    def resume(self, used: Mapping[str, Place]) -> None:
+        """Set what was used before a restart; call it before `start`."""
+        self._used.update(used)
 
     def collect(self, round: int, want: int) -> Collected:
         """Request and verify groups of `round` from peers drawn at random.
@@ -250,13 +292,14 @@ class Swarm:
         self,
         round: int,
         groups: Sequence[Group],
+        part: int,
     ) -> list[Group]:
         """Return the groups that peers accept, as many as fit, in the given order."""
         limits, size = self._verifier.limits, 0
         kept: list[Group] = []
         refused = Counter[str]()
         for group in groups:
-            reason = messages.find_excess(group, limits)
+            reason = messages.find_excess(group, limits, part)
             group_bytes = messages.size_of(group)
             if reason is None and (
                 len(kept) == limits.num_groups or size + group_bytes > messages.MAX_SERVED_BYTES
@@ -289,47 +332,96 @@ class Swarm:
         self._log_state()
 
     async def _collect(self, round: int, want: int) -> Collected:
-        started, context = time.monotonic(), self._context
-        if not context.is_up and context.num_restarts:
-            await _wait_for(
-                context.link_up,
-                min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds),
-            )
-        collecting = Collecting(
-            context,
+        started = time.monotonic()
+        collecting = self._make_collecting(round, Span(round, round), want)
+        await self._run(collecting)
+        waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
+        # Its time is up: requests that are still open were not answered.
+        is_silent = not any(map(self._context.peers.is_open, collecting.heard))
+        collected = collecting.take(waited)
+        self._is_behind = not collected.groups
+        self._note(round, collecting, collected, is_silent)
+        return collected
+
+    def _ask_on(self, round: int, want: int) -> None:
+        behind = self._swarm.max_rounds_behind
+        span = Span(max(0, round - behind), round + behind, self._used)
+        if self._open is None:
+            self._open = self._make_collecting(round, span, want, stays=True)
+        else:
+            deadline = time.monotonic() + self._swarm.collect_timeout_seconds
+            self._open.renew(round, span, want, deadline)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run(self._open))
+
+    async def _take(self, round: int) -> Collected:
+        if self._open is None or self._running is None:
+            return Collected()
+        if self._running.done():
+            self._running.result()
+        is_silent, collected = self._open.is_silent, self._open.take()
+        self._used_when_taken = dict(self._used)
+        self._is_behind = not collected.groups and (self._is_behind or is_silent)
+        self._note(round, self._open, collected, is_silent)
+        return collected
+
+    def _make_collecting(
+        self,
+        round: int,
+        span: Span,
+        want: int,
+        stays: bool = False,
+    ) -> Collecting:
+        return Collecting(
+            self._context,
             self._network.connections,
             self._serving,
             self._scoring,
             self._tally,
             round,
+            span,
             want,
-            deadline=started + self._swarm.collect_timeout_seconds,
+            deadline=time.monotonic() + self._swarm.collect_timeout_seconds,
             num_peers=self._swarm.peers_per_round,
+            stays=stays,
         )
+
+    async def _run(self, collecting: Collecting) -> None:
+        """Collect, after a daemon that is being restarted is up, or after some seconds."""
+        if not self._context.is_up and self._context.num_restarts:
+            await _wait_for(
+                self._context.link_up,
+                min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds),
+            )
         await collecting.run()
-        waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
-        self._heard = tuple(sorted(collecting.heard))
-        if not any(map(context.peers.is_open, self._heard)):
+
+    def _note(
+        self,
+        round: int,
+        collecting: Collecting,
+        collected: Collected,
+        is_silent: bool,
+    ) -> None:
+        """Update the state of the swarm part, and log what came."""
+        context = self._context
+        self._heard = collected.heard
+        if is_silent:
             context.fall_silent()
-        self._is_behind = not collecting.groups
         self._log_state()
         log.info(
-            "groups collected round=%d asked=%d heard=%d groups=%d rejected=%d seconds=%.1f"
+            "groups collected round=%d asked=%d heard=%d groups=%d rejected=%d waiting=%.1f"
             " state=%s newest_group_seconds=%s bytes_in=%d bytes_out=%d",
             round,
             len(collecting.drawn),
             len(self._heard),
-            len(collecting.groups),
-            collecting.rejected.total(),
-            time.monotonic() - started,
+            len(collected.groups),
+            sum(collected.rejected.values()),
+            collected.seconds_waiting,
             self._state(),
             self._tally.newest_group_seconds,
             context.traffic["in"],
             context.traffic["out"],
         )
-        # Sorted: the training data must not depend on which peer was faster.
-        groups = sorted(collecting.groups, key=lambda g: (g.peer_id or "", g.task.index))
-        return Collected(tuple(groups), self._heard, dict(collecting.rejected), waited)
 
     def _log_state(self) -> None:
         state = self._state()

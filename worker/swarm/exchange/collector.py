@@ -1,22 +1,27 @@
-"""One round's requests: draw peers at random, ask them, verify answers, replace failed peers."""
+"""The requests of a node: draw peers at random, ask them, verify answers, replace failed peers.
+
+A round that waits for its peers (`run` to its end) asks for the groups of that round alone. A node
+that does not wait keeps its requests open while it works: it takes what has come (`take`), and asks
+on (`renew`), for whatever is the newest that a peer has and that it has not used yet.
+"""
 
 import asyncio
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from worker.errors import BadRecord
-from worker.records import ScoredGroup
+from worker.records import Collected, Place, ScoredGroup
 from worker.swarm.context import SwarmContext
 from worker.swarm.exchange.server import Serving
 from worker.swarm.exchange.verify import INNOCENT, Verifier
 from worker.swarm.protocol import messages
-from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
+from worker.swarm.protocol.messages import Ask, Kind, OtherVersion, Refused
 from worker.swarm.status import Tally
 from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.streams import UNREACHABLE
@@ -39,9 +44,28 @@ CLOSED = frozenset({"not-allowed", "environment", "version"})
 
 
 @dataclass
+class Span:
+    """The groups to ask for: of rounds `first` to `last`, and later than those already used.
+
+    `used`: the newest place that was used, by owner.
+    """
+
+    first: int
+    last: int
+    used: MutableMapping[str, Place] = field(default_factory=dict)
+
+    def oldest(self, owner: str) -> Place:
+        """Return the earliest place of `owner` that is of use."""
+        used, oldest = self.used.get(owner), Place(self.first, 0)
+        # A place beyond the last round is of before the chain was restored from an older state.
+        return oldest if used is None or used.round > self.last else max(oldest, used.after())
+
+
+@dataclass
 class Checked:
     """The result of one answer, filled by a thread; a partial result counts, too."""
 
+    place: Place | None = None  # until it is decoded
     num_groups: int = 1  # until it is decoded
     scored: list[ScoredGroup] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
@@ -59,38 +83,36 @@ class Scoring:
         self,
         sealed: bytes,
         peer_id: str,
-        round: int,
+        ask: Ask,
         deadline: float,
     ) -> Checked:
-        """Return the valid and the invalid groups of an answer.
+        """Return the valid and the invalid groups of an answer to `ask`.
 
         It takes at most half of the time that is left until `deadline` (monotonic), or OWN_SECONDS
         of it. Groups that are not scored by then are invalid: "slow-to-score" if the sender had
-        that time, else "late". Raises BadRecord if `sealed` does not contain groups.
+        that time, else "late". Raises BadRecord if `sealed` does not contain groups that were
+        asked for.
         """
         async with self._turn:
             started, filling = time.monotonic(), Checked()
             left = deadline - started - TO_END_SECONDS
             seconds = max(left / 2, min(left, OWN_SECONDS))
             work = asyncio.get_running_loop().run_in_executor(
-                self._pool, self._work, filling, sealed, peer_id, round, started + seconds
+                self._pool, self._work, filling, sealed, peer_id, ask, started + seconds
             )
             try:
                 async with asyncio.timeout(seconds):
                     await work
             except TimeoutError:
-                log.debug(
-                    "no more time to score groups of peer=%s round=%d seconds=%.1f",
-                    peer_id,
-                    round,
-                    seconds,
-                )
+                log.debug("no more time to score groups of peer=%s seconds=%.1f", peer_id, seconds)
             finally:
                 if work.cancelled():
                     # The thread ends after its current group; the next sender gets a new one.
                     self.close()
                     self._pool = self._make_pool()
-        checked = Checked(filling.num_groups, list(filling.scored), list(filling.bad))
+        checked = Checked(
+            filling.place, filling.num_groups, list(filling.scored), list(filling.bad)
+        )
         if num_left := checked.num_groups - len(checked.scored) - len(checked.bad):
             error = BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
             if seconds < OWN_SECONDS:
@@ -106,12 +128,19 @@ class Scoring:
         filling: Checked,
         sealed: bytes,
         peer_id: str,
-        round: int,
+        ask: Ask,
         until: float,
     ) -> None:
-        groups = messages.open_groups(sealed, peer_id, round, self._verifier.limits)
-        filling.num_groups = len(groups)
-        for result in self._verifier.verify_each(peer_id, round, groups):
+        served = messages.open_served(sealed, peer_id, self._verifier.limits)
+        place, groups = served.place, served.groups
+        if not ask.covers(place):
+            raise BadRecord(
+                "round",
+                f"groups are of part {place.part} of round {place.round}; asked for were those of"
+                f" rounds {ask.oldest.round} to {ask.round}, from part {ask.oldest.part} on",
+            )
+        filling.place, filling.num_groups = place, len(groups)
+        for result in self._verifier.verify_each(peer_id, place.round, groups, place.part):
             if isinstance(result, BadRecord):
                 filling.bad.append(result)
             else:
@@ -126,9 +155,11 @@ class Scoring:
 
 @dataclass
 class Collecting:
-    """One round's requests; call `run` once.
+    """The requests of a round; `run` again only after `renew`.
 
-    `want`: groups, `deadline`: monotonic seconds, `num_peers`: k.
+    `round`: ours; `want`: groups, `deadline`: monotonic seconds, `num_peers`: k. `stays`: `run`
+    goes on though nobody is left to ask, for peers that become known. `behind`: number of groups by
+    how many rounds older than ours they are.
     """
 
     context: SwarmContext
@@ -137,13 +168,16 @@ class Collecting:
     scoring: Scoring
     tally: Tally
     round: int
+    span: Span
     want: int
     deadline: float
     num_peers: int
+    stays: bool = False
     groups: list[ScoredGroup] = field(default_factory=list)
     heard: set[str] = field(default_factory=set)
     drawn: set[str] = field(default_factory=set)
     rejected: "Counter[str]" = field(default_factory=Counter)
+    behind: "Counter[int]" = field(default_factory=Counter)
     seconds_scoring: float = 0.0
     _judging_since: float = 0.0
     _num_judging: int = 0
@@ -154,16 +188,48 @@ class Collecting:
     _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._plan()
+
+    def _plan(self) -> None:
         now = time.monotonic()
         self._all_at = now + LOOK_EVERY_SECONDS
         self._hedge_at = (now + self.deadline) / 2
+
+    @property
+    def is_silent(self) -> bool:
+        """Return whether nobody was reached since the last `take`, as far as is known by now."""
+        is_known = not self._tasks or bool(self._gone)
+        return is_known and not any(map(self.context.peers.is_open, self.heard))
+
+    def take(self, seconds_waiting: float = 0.0) -> Collected:
+        """Return what came since the last call; the open requests stay.
+
+        `heard` has all peers that answered, among them those that said that we shall wait.
+        """
+        # Sorted: the training data must not depend on which peer was faster.
+        groups = sorted(self.groups, key=lambda g: (g.peer_id or "", g.task.index))
+        heard = tuple(sorted(self.heard))
+        rejected, behind = dict(self.rejected), dict(self.behind)
+        self.groups, self.heard = [], self.heard.intersection(self._tasks.values())
+        self.rejected, self.behind = Counter(), Counter()
+        return Collected(tuple(groups), heard, rejected, behind, seconds_waiting)
+
+    def renew(self, round: int, span: Span, want: int, deadline: float) -> None:
+        """Ask on: peers that have answered may be drawn again, for what is new by now."""
+        self.round, self.span, self.want, self.deadline = round, span, want, deadline
+        self.drawn = set(self._tasks.values())
+        self._gone, self._answered = [], 0
+        self._plan()
 
     async def run(self) -> None:
         try:
             while len(self.groups) < self.want and (left := self.deadline - time.monotonic()) > 0:
                 self._draw()
                 if not self._tasks:
-                    return
+                    if not self.stays:
+                        return
+                    await asyncio.sleep(min(left, LOOK_EVERY_SECONDS))
+                    continue
                 done, _ = await asyncio.wait(
                     self._tasks,
                     timeout=min(left, LOOK_EVERY_SECONDS),
@@ -172,10 +238,11 @@ class Collecting:
                 for task in done:
                     self._settle(task, self._tasks.pop(task))
         finally:
-            for task in self._tasks:
+            open_tasks, self._tasks = list(self._tasks), {}
+            for task in open_tasks:
                 task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            if open_tasks:
+                await asyncio.wait(open_tasks)
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
@@ -239,9 +306,10 @@ class Collecting:
         They come from itself or, when it is full, from the holders that it names.
         """
         await asyncio.sleep(pause_seconds)
-        kind, payload = await self._request(peer_id)
+        ask = self._make_ask(peer_id)
+        kind, payload = await self._request(peer_id, ask)
         if kind is Kind.GROUPS:
-            return await self._check(peer_id, peer_id, payload)
+            return await self._check(peer_id, peer_id, ask, payload)
         if kind is Kind.ELSEWHERE:
             named = messages.decode_peers(payload)[: messages.MAX_HOLDERS]
             holders = [self.context.learn(sealed, sender="").peer_id for sealed in named]
@@ -266,12 +334,13 @@ class Collecting:
             ):
                 continue
             try:
-                kind, payload = await self._request(holder, owner)
+                ask = self._make_ask(owner, is_owner=False)
+                kind, payload = await self._request(holder, ask)
                 if kind is not Kind.GROUPS:
                     raise BadRecord(
                         "malformed", f"answer to a request for held groups is {kind.name}"
                     )
-                if num_held := await self._check(owner, holder, payload):
+                if num_held := await self._check(owner, holder, ask, payload):
                     return num_held
             except BadRecord as error:
                 self._blame(holder, [error])
@@ -279,18 +348,21 @@ class Collecting:
                 log.debug("groups not held peer=%s owner=%s reason=%r", holder, owner, error)
         raise Refused("full: nobody else has these groups")
 
-    async def _request(
-        self,
-        peer_id: str,
-        owner: str = "",
-    ) -> tuple[Kind, bytes]:
-        """Return the answer to a standing request for the groups of `owner`.
-
-        If `owner` is empty, they are the peer's own.
-        """
+    def _make_ask(self, owner: str, is_owner: bool = True) -> Ask:
+        """Return a request for groups of `owner`, to itself or to another peer that has them."""
         patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
+        return Ask(
+            self.span.last,
+            self.span.oldest(owner),
+            patience,
+            self.context.member().sealed,
+            "" if is_owner else owner,
+        )
+
+    async def _request(self, peer_id: str, ask: Ask) -> tuple[Kind, bytes]:
+        """Return the answer to a standing request."""
         async with self.connections.stream(peer_id) as stream:
-            request = messages.encode_ask(self.round, patience, self.context.member().sealed, owner)
+            request = messages.encode_ask(ask)
             try:
                 # Once its answer begins, a peer on a slow line has the rest of the round for it.
                 kind, payload = await stream.ask(request, messages.MAX_FRAME_BYTES)
@@ -311,15 +383,21 @@ class Collecting:
         self,
         owner: str,
         sender: str,
+        ask: Ask,
         sealed: bytes,
     ) -> int:
-        """Return the number of valid groups.
+        """Return the number of valid groups, 0 if they were used already.
 
         A peer that relays invalid groups is blamed: it should have verified them.
         """
         with self._judging():
-            checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
+            checked = await self.scoring.open_and_verify(sealed, owner, ask, self.deadline)
         scored, bad = checked.scored, checked.bad
+        if checked.place is not None and scored:
+            if checked.place < self.span.oldest(owner):
+                return 0  # they came from another peer meanwhile, or our round moved on
+            self.span.used[owner] = checked.place
+            self.behind[max(0, self.round - checked.place.round)] += len(scored)
         self.tally.take_in(checked.num_groups, len(scored))
         self.groups += scored
         num_judged = checked.num_groups - sum(error.reason == "late" for error in bad)
@@ -327,8 +405,8 @@ class Collecting:
             self.context.peers.rate(owner, sum(g.has_signal for g in scored) / max(1, num_judged))
         if bad:
             self._blame(sender, bad)
-        elif scored:
-            self.serving.hold(self.round, owner, sealed)
+        elif scored and checked.place is not None:
+            self.serving.hold(checked.place, owner, sealed)
         if scored and INNOCENT.issuperset(error.reason for error in bad):
             self.context.peers.absolve(sender)
         return len(scored)

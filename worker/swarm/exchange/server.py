@@ -1,4 +1,6 @@
-"""Serve groups to the peers that ask for a round: ours, and verified ones of other peers.
+"""Serve groups to the peers that ask for them: ours, and verified ones of other peers.
+
+A peer gets the newest groups of those that it asks for, at once if there are any.
 
 A node that many ask at once serves a bounded number of them and names other holders of its groups
 to the rest. Groups are signed by their owner, so it does not matter which peer relays them.
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 
 from cachetools import FIFOCache
 
+from worker.records import Place
 from worker.swarm.context import SwarmContext
 from worker.swarm.exchange.archive import Archive
 from worker.swarm.protocol import messages
@@ -34,7 +37,7 @@ MAX_SERVED_REMEMBERED = 4096
 
 @dataclass
 class _Published:
-    """Our groups of one round as a frame, and the peers that got them last."""
+    """Our groups of a part of a round as a frame, and the peers that got them last."""
 
     frame: bytes
     num_groups: int
@@ -54,41 +57,50 @@ class Serving:
         self._swarm = context.swarm
         self._tally = tally
         self._archive = archive
-        self._ours: dict[int, _Published] = {}
-        self._held: dict[tuple[int, str], bytes] = {}  # round, owner -> GROUPS frame
+        self._ours: dict[Place, _Published] = {}
+        self._held: dict[tuple[Place, str], bytes] = {}  # place, owner -> GROUPS frame
         self._published = asyncio.Event()
         self._asking: dict[str, asyncio.Task[None]] = {}  # the askers, one request each
-        # By round, owner and asker.
-        self._num_served: FIFOCache[tuple[int, str, str], int] = FIFOCache(MAX_SERVED_REMEMBERED)
+        # By place, owner and asker.
+        self._num_served: FIFOCache[tuple[Place, str, str], int] = FIFOCache(MAX_SERVED_REMEMBERED)
 
     def put(
         self,
-        round: int,
+        place: Place,
         frame: bytes,
         num_groups: int,
     ) -> None:
-        """Serve our groups of `round`; those of the oldest rounds are dropped."""
-        self._ours[round] = _Published(frame, num_groups)
-        for old in sorted(self._ours)[: -self._swarm.keep_rounds]:
-            del self._ours[old]
+        """Serve our groups of a part of a round.
+
+        Those of the oldest rounds are dropped, and those of all further parts but the newest.
+        """
+        self._ours[place] = _Published(frame, num_groups)
+        newest = max(self._ours)
+        first = sorted({place.round for place in self._ours})[-self._swarm.keep_rounds :][0]
+        for old in list(self._ours):
+            if old.round < first or (old.part and old != newest):
+                del self._ours[old]
         oldest = min(self._ours)
         self._held = {key: frame for key, frame in self._held.items() if key[0] >= oldest}
         for key in [key for key in self._num_served if key[0] < oldest]:
             del self._num_served[key]
-        self._context.newest_round = max(self._ours)
+        self._context.newest_round = newest.round
         self._published.set()
         self._published = asyncio.Event()
 
     def hold(
         self,
-        round: int,
+        place: Place,
         owner: str,
         sealed: bytes,
     ) -> None:
         """Keep another peer's valid groups for peers that can't get them from their owner."""
+        for other, name in list(self._held):
+            if name == owner and other.part and other < place:
+                del self._held[other, name]
         num_bytes = sum(map(len, self._held.values()))
         if num_bytes + len(sealed) <= MAX_BYTES_HELD:
-            self._held[round, owner] = messages.encode_frame(messages.Kind.GROUPS, sealed)
+            self._held[place, owner] = messages.encode_frame(messages.Kind.GROUPS, sealed)
 
     async def answer(
         self,
@@ -105,15 +117,10 @@ class Serving:
             ours = ", ".join(context.own_record.environments)
             explanation = f"this node has {ours}, the asker does not; upgrade the older of the two"
             await context.refuse(peer_id, stream, "environment", explanation)
-        elif self._num_served.get((ask.round, owner, peer_id), 0) >= MAX_TIMES_SERVED:
-            explanation = (
-                f"you were given these groups of round {ask.round} {MAX_TIMES_SERVED} times"
-            )
-            await context.refuse(peer_id, stream, "flood", explanation)
         elif owner != context.identity.peer_id:
             await self._hand_on(peer_id, ask, stream)
         elif peer_id not in self._asking and len(self._asking) >= self._swarm.max_askers:
-            await self._send_elsewhere(peer_id, ask.round, stream)
+            await self._send_elsewhere(peer_id, ask, stream)
         else:
             with self._asked_by(peer_id):
                 await self._answer_in_time(peer_id, ask, stream)
@@ -137,25 +144,56 @@ class Serving:
     ) -> None:
         patience = min(ask.patience, self._swarm.collect_timeout_seconds)
         async with asyncio.timeout(patience + 2 * ANSWER_TIMEOUT_SECONDS):
-            if 0 <= self._context.newest_round < ask.round - MAX_ROUNDS_AHEAD:
-                await stream.refuse(
-                    "not-ready", f"round {ask.round} is far ahead of {self._context.newest_round}"
+            if 0 <= self._context.newest_round < ask.oldest.round - MAX_ROUNDS_AHEAD:
+                explanation = (
+                    f"round {ask.oldest.round} is far ahead of {self._context.newest_round}"
                 )
+                await stream.refuse("not-ready", explanation)
                 return
-            if ask.round > self._context.newest_round:
+            if self._may_come(ask):
                 await stream.send(messages.encode_frame(messages.Kind.WAIT, b""))
-                if not await self._wait_for_groups(ask.round, patience, stream):
+                if not await self._wait_for_groups(ask, patience, stream):
                     return
-            published = self._ours.get(ask.round)
-            if published is None:
+            place = self._find(ask)
+            if place is None:
                 reason = "skipped" if ask.round < self._context.newest_round else "not-ready"
                 await stream.refuse(reason, f"no groups of round {ask.round} here")
                 return
-            await stream.send(published.frame)
-            self._note_served(ask.round, self._context.identity.peer_id, peer_id)
-            published.holders.append(peer_id)
-            self._tally.groups["offered"] += published.num_groups
-            log.debug("groups served peer=%s round=%d", peer_id, ask.round)
+            published = self._ours[place]
+            me = self._context.identity.peer_id
+            if await self._serve(peer_id, me, place, published.frame, stream):
+                published.holders.append(peer_id)
+                self._tally.groups["offered"] += published.num_groups
+
+    def _find(self, ask: messages.Ask) -> Place | None:
+        """Return the newest place of ours that is asked for, None if there is none (yet)."""
+        return max(filter(ask.covers, self._ours), default=None)
+
+    def _may_come(self, ask: messages.Ask) -> bool:
+        """Return whether there is nothing yet that is asked for, and may be later."""
+        return self._find(ask) is None and self._context.newest_round <= ask.round
+
+    async def _serve(
+        self,
+        peer_id: str,
+        owner: str,
+        place: Place,
+        frame: bytes,
+        stream: Stream,
+    ) -> bool:
+        """Send groups; return False if the peer was given them too often and is refused."""
+        key = place, owner, peer_id
+        num_served = self._num_served.get(key, 0)
+        if num_served >= MAX_TIMES_SERVED:
+            explanation = (
+                f"you were given these groups of round {place.round} {MAX_TIMES_SERVED} times"
+            )
+            await self._context.refuse(peer_id, stream, "flood", explanation)
+            return False
+        await stream.send(frame)
+        self._num_served[key] = num_served + 1
+        log.debug("groups served peer=%s round=%d part=%d", peer_id, *place)
+        return True
 
     async def _hand_on(
         self,
@@ -163,26 +201,27 @@ class Serving:
         ask: messages.Ask,
         stream: Stream,
     ) -> None:
-        frame = self._held.get((ask.round, ask.owner))
+        held = [place for place, owner in self._held if owner == ask.owner and ask.covers(place)]
         async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
-            if frame is None:
+            if not held:
                 await stream.refuse(
                     "not-held", f"no groups of {ask.owner} in round {ask.round} here"
                 )
-            else:
-                await stream.send(frame)
-                self._note_served(ask.round, ask.owner, peer_id)
+                return
+            frame = self._held[max(held), ask.owner]
+            if await self._serve(peer_id, ask.owner, max(held), frame, stream):
                 self._tally.groups["handed-on"] += 1
 
     async def _send_elsewhere(
         self,
         peer_id: str,
-        round: int,
+        ask: messages.Ask,
         stream: Stream,
     ) -> None:
-        """Name the peers that got our groups of this round last, since we are full."""
-        published, context = self._ours.get(round), self._context
-        newest_first = dict.fromkeys(reversed(published.holders)) if published else {}
+        """Name the peers that got our groups last, since we are full."""
+        place, context = self._find(ask), self._context
+        holders = self._ours[place].holders if place is not None else ()
+        newest_first = dict.fromkeys(reversed(holders))
         records = []
         for holder in newest_first:
             record = context.peers.record(holder)
@@ -195,15 +234,6 @@ class Serving:
         context.refused["elsewhere"] += 1
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
             await stream.send(messages.encode_elsewhere(records))
-
-    def _note_served(
-        self,
-        round: int,
-        owner: str,
-        asker: str,
-    ) -> None:
-        key = round, owner, asker
-        self._num_served[key] = self._num_served.get(key, 0) + 1
 
     @contextlib.contextmanager
     def _asked_by(self, peer_id: str) -> Iterator[None]:
@@ -222,15 +252,15 @@ class Serving:
 
     async def _wait_for_groups(
         self,
-        round: int,
+        ask: messages.Ask,
         patience: float,
         stream: Stream,
     ) -> bool:
-        """Wait until the groups of `round` are ready or time is up; False if the asker left."""
+        """Wait until the groups are ready, or too late, or time is up; False if the asker left."""
         deadline = time.monotonic() + patience
         gone = asyncio.create_task(stream.wait_closed())
         try:
-            while round > self._context.newest_round and (left := deadline - time.monotonic()) > 0:
+            while self._may_come(ask) and (left := deadline - time.monotonic()) > 0:
                 published = asyncio.create_task(self._published.wait())
                 try:
                     await asyncio.wait(

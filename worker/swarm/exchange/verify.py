@@ -11,7 +11,7 @@ from typing import Protocol
 
 from worker import settings
 from worker.errors import BadRecord
-from worker.records import Group, Rollout, ScoredGroup, Task, round_seed
+from worker.records import MAX_PART_TASKS, Group, Rollout, ScoredGroup, Task, round_seed
 from worker.swarm.protocol.messages import Limits, hash_families
 
 INNOCENT = frozenset({"version", "unknown-task", "late"})
@@ -69,6 +69,7 @@ class Verifier:
         peer_id: str,
         round: int,
         group: Group,
+        part: int = 0,
     ) -> ScoredGroup:
         """Return the group with our own question and rewards. Raises BadRecord if it is invalid."""
         task, limits = group.task, self.limits
@@ -77,9 +78,11 @@ class Verifier:
             raise BadRecord(
                 "seed", f"task seed {task.seed} of {peer_id} in round {round}; expected {seed}"
             )
-        if not 0 <= task.index < limits.num_groups:
+        first = part * MAX_PART_TASKS
+        if not first <= task.index < first + limits.num_groups:
             raise BadRecord(
-                "index", f"task index {task.index}; expected 0 to {limits.num_groups - 1}"
+                "index",
+                f"task index {task.index}; expected {first} to {first + limits.num_groups - 1}",
             )
         if not MIN_COMPLETIONS <= len(group.completions) <= limits.num_completions:
             raise BadRecord(
@@ -108,6 +111,7 @@ class Verifier:
         peer_id: str,
         round: int,
         groups: Sequence[Group],
+        part: int = 0,
     ) -> Iterator[ScoredGroup | BadRecord]:
         """Yield each group if it is valid, or the error. A task that comes twice counts once."""
         seen = Counter[Task]()
@@ -118,7 +122,7 @@ class Verifier:
                     raise BadRecord(
                         "duplicate", f"task {group.task.family} {group.task.index} came twice"
                     )
-                scored = self.verify(peer_id, round, group)
+                scored = self.verify(peer_id, round, group, part)
             except BadRecord as error:
                 yield error
             else:

@@ -3,7 +3,7 @@
 A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header
 and refusals keep their form in every version, so that nodes of different versions can still report
 why they don't understand each other. Two payloads are signed with the sender's libp2p key, and so
-can be relayed by others: a member's record and a round's groups.
+can be relayed by others: a member's record and the groups of a part of a round.
 
 Every decoder raises BadRecord, and only that, for any input; its memory is bounded by the limits
 below.
@@ -22,12 +22,13 @@ import zstandard
 
 from worker.errors import BadRecord
 from worker.multiaddr import is_address, is_peer_id
-from worker.records import Group, Task
+from worker.records import MAX_PART_TASKS, MAX_PARTS, Group, Place, Task
 from worker.swarm.identity import Identity, verify
 from worker.swarm.protocol.codec import Schema, at_most, binary, record, whole
 
-VERSION = 3
-"""3: a member's record names its task families, and peers may relay each other's groups."""
+VERSION = 4
+"""4: a request names a span of groups, and a round has parts; 3: a member's record names its task
+families, and peers may relay each other's groups."""
 MAX_MEMBER_BYTES = 3584
 MAX_ADDRESSES = 8
 MAX_PEERS = 16
@@ -44,8 +45,8 @@ ZSTD_LEVEL = 9
 
 Level 19 would save 4 % more and take 10 ms.
 """
-MAX_GROUPS = 256
-"""Of a peer in a round; no setting allows more."""
+MAX_GROUPS = MAX_PART_TASKS
+"""Of a peer in a part of a round; no setting allows more."""
 MAX_COMPLETIONS = 256
 """Of a group; no setting allows more."""
 MAX_FRAME_BYTES = 2 << 20
@@ -72,6 +73,8 @@ HEADER_BYTES = _HEADER.size
 _MAGIC = b"hw"
 _MEMBER_DOMAIN = b"hivewright/member/3\n"
 _GROUPS_DOMAIN = b"hivewright/groups/3\n"
+# Of the further parts of a round, which earn nothing: no audit takes them for the first one.
+_PART_DOMAIN = b"hivewright/part/4\n"
 _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 
 # What is signed: the key, the signature, and the signed bytes.
@@ -80,12 +83,16 @@ _SEALED = Schema(record(binary(MAX_KEY_BYTES), binary(MAX_KEY_BYTES), bytes))
 _TEXTS = at_most(str, MAX_LISTED)
 _NUMBERS = whole(-1), whole(1), whole(0), whole(0)
 _MEMBER = Schema(record(str, _TEXTS, *_NUMBERS, _TEXTS, binary(MAX_FAMILIES * FAMILY_BYTES)))
-_ASK = Schema(record(whole(0), whole(0, MAX_PATIENCE_SECONDS), binary(MAX_MEMBER_BYTES), str))
+_PLACE = record(whole(0), whole(0, MAX_PARTS))
+_ASK = Schema(
+    record(whole(0), _PLACE, whole(0, MAX_PATIENCE_SECONDS), binary(MAX_MEMBER_BYTES), str)
+)
 _RECORDS = Schema(at_most(binary(MAX_MEMBER_BYTES), MAX_PEERS))
 # Family, digest of its configuration, seed, index, completions.
 _GROUP = record(str, str, whole(0), whole(0), at_most(str, MAX_COMPLETIONS))
-# Peer id, round, groups.
+# Peer id, round, groups; and of a further part its number.
 _GROUPS = Schema(record(str, whole(0), at_most(_GROUP, MAX_GROUPS)))
+_PART = Schema(record(str, whole(0), at_most(_GROUP, MAX_GROUPS), whole(1, MAX_PARTS - 1)))
 
 
 class Kind(enum.IntEnum):
@@ -96,7 +103,7 @@ class Kind(enum.IntEnum):
     PEERS = 2
     """Records of members that the sender heard itself."""
     ASK = 3
-    """For the groups of a round; answered by WAIT, repeatedly, then by GROUPS or REFUSAL."""
+    """For the newest groups of a span; answered by WAIT, repeatedly, then by GROUPS or REFUSAL."""
     WAIT = 4
     """The groups are not ready; they follow in this stream."""
     GROUPS = 5
@@ -152,16 +159,29 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A standing request for the groups of `round`; the asker waits `patience` seconds.
+    """A standing request for a peer's newest groups; the asker waits `patience` seconds.
 
-    `member`: its own record, sealed. `owner`: the peer whose groups are wanted; empty: the peer
-    that is asked.
+    They are of no later round than `round`, and of no earlier place than `oldest`. `member`: the
+    asker's own record, sealed. `owner`: the peer whose groups are wanted; empty: the peer that is
+    asked.
     """
 
     round: int
+    oldest: Place
     patience: int
     member: bytes
     owner: str = ""
+
+    def covers(self, place: Place) -> bool:
+        return self.oldest <= place and place.round <= self.round
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The groups of one part of a round, as their owner signed them."""
+
+    place: Place
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,20 +330,16 @@ def is_genuine(member: Member) -> bool:
     return verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature)
 
 
-def encode_ask(
-    round: int,
-    patience: int,
-    member: bytes,
-    owner: str = "",
-) -> bytes:
-    return encode_frame(Kind.ASK, msgpack.packb([round, patience, member, owner]))
+def encode_ask(ask: Ask) -> bytes:
+    fields = [ask.round, ask.oldest, ask.patience, ask.member, ask.owner]
+    return encode_frame(Kind.ASK, msgpack.packb(fields))
 
 
 def decode_ask(payload: bytes) -> Ask:
-    round, patience, member, owner = _ASK.decode(payload)
+    round, oldest, patience, member, owner = _ASK.decode(payload)
     if owner and not is_peer_id(owner):
         raise BadRecord("malformed", "not a peer id")
-    return Ask(round, patience, member, owner)
+    return Ask(round, Place(*oldest), patience, member, owner)
 
 
 def groups_digest(sealed: bytes) -> str:
@@ -369,9 +385,9 @@ def size_of(group: Group) -> int:
     return sum(len(c.encode()) + 64 for c in group.completions) + 256
 
 
-def find_excess(group: Group, limits: Limits) -> str | None:
+def find_excess(group: Group, limits: Limits, part: int = 0) -> str | None:
     """Return the reason why no peer with these limits would accept a group; None: they would."""
-    if group.task.index >= limits.num_groups:
+    if group.task.index - part * MAX_PART_TASKS >= limits.num_groups:
         return "index"
     if len(group.completions) > limits.num_completions:
         return "too many answers"
@@ -385,6 +401,7 @@ def seal_groups(
     identity: Identity,
     round: int,
     groups: Sequence[Group],
+    part: int = 0,
 ) -> bytes:
     """Pack, compress and sign our groups of a round, which must be within the peers' limits."""
     rows = []
@@ -392,10 +409,9 @@ def seal_groups(
         task = group.task
         recipe = [task.family, task.config_digest, task.seed, task.index]
         rows.append([*recipe, list(group.completions)])
-    body = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(
-        msgpack.packb([identity.peer_id, round, rows])
-    )
-    return _seal(identity, _GROUPS_DOMAIN, body)
+    fields = [identity.peer_id, round, rows, *([part] if part else [])]
+    body = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(msgpack.packb(fields))
+    return _seal(identity, _PART_DOMAIN if part else _GROUPS_DOMAIN, body)
 
 
 def open_groups(
@@ -404,23 +420,38 @@ def open_groups(
     round: int,
     limits: Limits,
 ) -> tuple[Group, ...]:
-    """Verify and decode the groups of `peer_id` in `round`.
+    """Return the groups of the first part of `round`, the one that earns. See `open_served`."""
+    served = open_served(sealed, peer_id, limits)
+    if served.place.part:
+        raise BadRecord("round", f"groups are of part {served.place.part} of the round; expected 0")
+    if served.place.round != round:
+        raise BadRecord(
+            "round", f"groups are of round {served.place.round}; round {round} was asked for"
+        )
+    return served.groups
+
+
+def open_served(sealed: bytes, peer_id: str, limits: Limits) -> Served:
+    """Verify and decode groups of `peer_id`.
 
     The signature is verified before anything is decompressed. A group that is over the limits of
     one group is decoded nevertheless: that is not a reason to drop the others, and the verifier
     (verify.py) drops and counts it.
     """
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
-    if not verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):
+    if verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):
+        sender, round, rows = _GROUPS.decode(_decompress(body))
+        place = Place(round, 0)
+    elif verify(peer_id, public_key, _PART_DOMAIN + body, signature):
+        sender, round, rows, part = _PART.decode(_decompress(body))
+        place = Place(round, part)
+    else:
         raise BadRecord("signature", f"groups are not signed by {peer_id}")
-    sender, sent_round, rows = _GROUPS.decode(_decompress(body))
     if sender != peer_id:
         raise BadRecord("sender", f"groups are of another peer than {peer_id}")
-    if sent_round != round:
-        raise BadRecord("round", f"groups are of round {sent_round}; round {round} was asked for")
     if len(rows) > limits.num_groups:
         raise BadRecord("too-large", f"{len(rows)} groups; at most {limits.num_groups} are read")
-    return tuple(map(_read_group, rows))
+    return Served(place, tuple(map(_read_group, rows)))
 
 
 def _read_group(row: tuple[str, str, int, int, list[str]]) -> Group:
