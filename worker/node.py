@@ -1,9 +1,14 @@
 """Round loop: answer, share, learn, earn. The only module that knows all the parts.
 
-The order of the writes at the end of a round makes a crash harmless: first the ledger (fsync), then
-the checkpoint, then the history. A node that dies before the checkpoint repeats the round with the
+A round has parts. The first one is shared and rewarded. While the chain's round is still open, the
+node goes on with further parts: more tasks of its sequence, and the groups of peers that have come.
+It never waits for a peer (docs/decisions/0033). A node without a chain waits for the peers of each
+round, as it has no other common clock, and its rounds have one part.
+
+The order of the writes at the end of a part makes a crash harmless: first the ledger (fsync), then
+the checkpoint, then the history. A node that dies before the checkpoint repeats the part with the
 same weights and seeds, publishes the same groups, and finds its reward already in the ledger. A
-node that dies after the checkpoint restores the round's history line from it.
+node that dies after the checkpoint restores the part's history line from it.
 """
 
 import logging
@@ -13,9 +18,11 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from worker import (
     __version__,
@@ -37,8 +44,18 @@ from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
 from worker.policy import device, lora, model_sizing
 from worker.policy.answer_length import AnswerLength
-from worker.records import Collected, Group, ScoredGroup, StepMetrics, milli_reward, round_seed
-from worker.rounds import ChainClock, Clock, LocalClock, Tick
+from worker.records import (
+    MAX_PART_TASKS,
+    Collected,
+    Group,
+    Place,
+    ScoredGroup,
+    StepMetrics,
+    milli_reward,
+    part_seed,
+    round_seed,
+)
+from worker.rounds import ChainClock, Clock, LocalClock, Pace, Tick
 from worker.runtime import host, systemd
 from worker.runtime.processes import exit_on_signals
 from worker.runtime.state_dir import StateDir
@@ -74,6 +91,23 @@ _MAJORITY = 0.5
 EVAL_TASKS = 24
 """Number of held-out tasks per family and level, if `node.eval_seconds` allows that many."""
 WARN_AFTER_ROUNDS = 16  # rounds in a row without a signal; a power of two
+
+
+@dataclass(frozen=True, slots=True)
+class _Further:
+    """What a checkpoint has of the further parts of rounds.
+
+    `part`: the last one of its round; `steps` and `groups`: of all since the first start; `used`:
+    by peer, round and part of the newest groups that were used.
+    """
+
+    part: int = 0
+    steps: int = 0
+    groups: int = 0
+    used: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+_FURTHER = TypeAdapter(_Further)
 
 
 def run(settings: Settings) -> None:
@@ -165,7 +199,8 @@ class Node:
         self.recent: deque[dict[str, Any]] = deque(maxlen=health.RECENT_ROUNDS)
         self.stopwatch = Stopwatch()
         self.rounds_unsaved = self.rounds_without_signal = 0
-        self.last_round = self._resume()
+        self.used: dict[str, Place] = {}  # by peer, the newest place whose groups were used
+        self.last = self._resume()
         # Prepare generation first: it stays in memory, and training measures what is left.
         questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
         self.policy.prepare(settings.generation, self.files.rows, questions)
@@ -188,6 +223,7 @@ class Node:
         self.settlement: Settlement | None = None
         self.account: account_client.Account | None = None
         self.clock: Clock = LocalClock()
+        self.pace = Pace()
         if enrolled.registered:
             self.coordinator = Coordinator(chain_of_node(settings.chain, self.folder))
             self.account = account_client.open_account(settings.chain, self.folder)
@@ -221,7 +257,7 @@ class Node:
             if tick is None:
                 self._practise()
             else:
-                self._train_round(tick)
+                self._train_part(tick)
         self._evaluate_if_due()
         self._leave()
 
@@ -249,19 +285,30 @@ class Node:
         )
         return trainer
 
-    def _train_round(self, tick: Tick) -> None:
-        """Run one round of the chain's clock, or of the local one.
+    def _part_of(self, tick: Tick) -> int:
+        """Return the part of a round that is next."""
+        return self.last.part + 1 if tick.round == self.last.round else 0
+
+    def _train_part(self, tick: Tick) -> None:
+        """Run one part of a round of the chain's clock, or a round of the local one.
 
         Share our own groups, then learn from them and from the groups of peers.
         """
         started = time.monotonic()
+        place = Place(tick.round, self._part_of(tick))
         self.status.round = tick.round
-        local, tokens_per_second = self._answer(round_seed(self.peer_id, tick.round))
-        published = self._publish(tick.round, local)
-        collected = self._collect(tick.round)
+        self._ask(tick.round)
+        local, tokens_per_second = self._answer(
+            round_seed(self.peer_id, tick.round), place.part, part_seed(self.peer_id, place)
+        )
+        if place.part:
+            self._look_whether_open()
+        published = self._publish(place, local)
+        collected = self._collect(place)
         self._show("training")
         self.stopwatch.begin("training")
-        rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
+        further = f"/{place.part}" if place.part else ""
+        rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}{further}")
         batch = choose(
             give_credit(local, is_closed),
             collected.groups,
@@ -272,8 +319,35 @@ class Node:
         metrics = self.trainer.step(batch.groups, sampled=local)
         self._see_signal(metrics, local)
         self.environment.learn(local)
-        record = RoundRecord(
-            round=tick.round,
+        record = replace(
+            self._record_of(place, local, collected, metrics),
+            groups_dropped=batch.dropped,
+            tokens_per_second=tokens_per_second,
+            seconds=time.monotonic() - started,
+            seconds_by=self.stopwatch.take(),
+        )
+        self.stopwatch.begin("saving")
+        if place.part == 0:
+            self._keep_answers(tick.round, [*local, *collected.groups])
+        if record.skipped is None:
+            self._earn(tick, place.part, local, published, collected.groups)
+        if self.adoption is not None and place.part == 0:
+            self.adoption.after_round(local, collected.groups)
+            self.status.weights = dict(self.adoption.counts)
+        self._book(record)
+        self.pace.finish(place.part, record.seconds)
+
+    def _record_of(
+        self,
+        place: Place,
+        local: Sequence[ScoredGroup],
+        collected: Collected,
+        metrics: StepMetrics,
+    ) -> RoundRecord:
+        """Return the history line of a part, without the figures that only the loop knows."""
+        return RoundRecord(
+            round=place.round,
+            part=place.part,
             finished_at=time.time(),
             reward_mean=_mean([group.mean_reward for group in local]),
             loss=metrics.loss,
@@ -282,28 +356,20 @@ class Node:
             groups_local=metrics.num_groups_local,
             groups_external=metrics.num_groups_external,
             groups_rejected=collected.rejected,
-            groups_dropped=batch.dropped,
-            tokens_per_second=tokens_per_second,
-            seconds=time.monotonic() - started,
+            groups_dropped={},
+            tokens_per_second=0.0,
+            seconds=0.0,
             skipped=metrics.skipped,
             quality=asdict(metrics.quality),
             closed=closed_share(local, is_closed),
             truncated=_truncated_share(local, self.settings.generation.max_completion_length),
             seconds_waiting=collected.seconds_waiting,
-            seconds_by=self.stopwatch.take(),
             learning_rate=metrics.learning_rate,
             external_share=metrics.external_share,
             families=round_figures.by_family(local, self.environment.level_of),
             held_out=self.status.held_out_now,
+            behind=collected.behind,
         )
-        self.stopwatch.begin("saving")
-        self._keep_answers(tick.round, [*local, *collected.groups])
-        if record.skipped is None:
-            self._earn(tick, local, published, collected.groups)
-        if self.adoption is not None:
-            self.adoption.after_round(local, collected.groups)
-            self.status.weights = dict(self.adoption.counts)
-        self._book(tick, record)
 
     def _keep_answers(
         self,
@@ -371,14 +437,19 @@ class Node:
     def _earn(
         self,
         tick: Tick,
+        part: int,
         local: Sequence[ScoredGroup],
         published: Published | None,
         external: Sequence[ScoredGroup],
     ) -> None:
-        """Record the round's reward and our vote in the ledger.
+        """Record the round's reward and our vote in the ledger; further parts earn nothing.
 
         Only groups that we published earn a reward, since auditors can check those.
         """
+        if part:
+            self.status.extra_steps += 1
+            self.status.extra_groups += len(local)
+            return
         self.status.rounds_trained += 1
         if self.settlement is None:
             return
@@ -401,31 +472,35 @@ class Node:
             )
         self.settlement.wake()
 
-    def _book(self, tick: Tick, record: RoundRecord) -> None:
-        """Save the round: checkpoint, then history. The ledger was first (see the module)."""
-        self.last_round, self.last_record = tick.round, asdict(record)
+    def _book(self, record: RoundRecord) -> None:
+        """Save the part: checkpoint, then history. The ledger was first (see the module)."""
+        self.last, self.last_record = Place(record.round, record.part), asdict(record)
         self.rounds_unsaved += 1
         self.status.levels = self.environment.levels
         saved = None
         if self.rounds_unsaved >= self.settings.node.checkpoint_every or self._finished():
             saved = self._checkpoint()
         record.append(self.folder)
-        self.trackers.log(record)
+        if record.part == 0:  # trackers count by rounds
+            self.trackers.log(record)
         self._see_round(self.last_record)
         self.recent.append(self.last_record)
         if (
             self.hub is not None
             and saved is not None
+            and record.part == 0
             and self.hub.is_due(self.status.rounds_trained)
         ):
             weights = saved / "model.safetensors" if self._is_whole_model else None
-            self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model)
+            self.hub.push(self.status.rounds_trained, record.round, weights, self._describe_model)
         self._show("round finished")
         logger.info(
-            "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d"
-            " groups_external=%d rejected=%d tokens_per_second=%.0f seconds=%.1f waiting=%.1f"
+            "round finished round=%d part=%d reward_mean=%.3f loss=%.4f peers_heard=%d"
+            " groups_local=%d groups_external=%d rejected=%d tokens_per_second=%.0f seconds=%.1f"
+            " waiting=%.1f"
             " state=%s skipped=%s",
             record.round,
+            record.part,
             record.reward_mean,
             record.loss,
             len(record.peers_heard),
@@ -498,9 +573,8 @@ class Node:
         """
         self.status.practice_steps += 1
         self.status.state = "training-alone"
-        local, tokens_per_second = self._answer(
-            round_seed(f"{self.peer_id}/practice", self.status.practice_steps)
-        )
+        seed = round_seed(f"{self.peer_id}/practice", self.status.practice_steps)
+        local, tokens_per_second = self._answer(seed, 0, seed)
         self._show("training")
         self.stopwatch.begin("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
@@ -526,21 +600,24 @@ class Node:
     def _answer(
         self,
         seed: int,
+        part: int,
+        sampling_seed: int,
     ) -> tuple[list[ScoredGroup], float]:
-        """Answer the tasks of `seed`.
+        """Answer a part of the tasks of `seed`.
 
         Returns our scored groups and the generation speed in tokens per second.
         """
         self._show("generating")
         self.stopwatch.begin("generating")
-        tasks = self.environment.sample(seed, self.settings.environment.tasks_per_round)
+        wanted = self.settings.environment.tasks_per_round
+        tasks = self.environment.sample(seed, min(wanted, MAX_PART_TASKS) if part else wanted, part)
         started = time.monotonic()
         questions, answers = rollouts.generate(
             self.policy,
             self.environment,
             self.answer_length.apply(self.settings.generation),
             tasks,
-            seed ^ self.settings.node.seed,
+            sampling_seed ^ self.settings.node.seed,
         )
         seconds = time.monotonic() - started
         self.stopwatch.begin("scoring")
@@ -559,28 +636,46 @@ class Node:
 
     def _publish(
         self,
-        round: int,
+        place: Place,
         local: Sequence[ScoredGroup],
     ) -> Published | None:
-        """Start serving our groups of this round to peers; return None if the swarm is disabled."""
+        """Start serving our groups of this part to peers; return None if the swarm is disabled."""
         self.stopwatch.begin("exchanging")
         if self.swarm is None:
             return None
         # If they do not all fit into a message, groups with a signal go first.
         useful_first = sorted(local, key=lambda group: not group.has_signal)
-        return self.swarm.publish(
-            round, [Group(group.task, group.completions) for group in useful_first]
-        )
+        groups = [Group(group.task, group.completions) for group in useful_first]
+        return self.swarm.publish(place.round, groups, place.part)
 
-    def _collect(self, round: int) -> Collected:
-        """Collect groups from peers drawn at random."""
+    @property
+    def _has_chain(self) -> bool:
+        return isinstance(self.clock, ChainClock)
+
+    @property
+    def _num_wanted(self) -> int:
+        """The number of groups to get from peers."""
+        return EXTERNAL_MARGIN * self.settings.trainer.external_groups
+
+    def _ask(self, round: int) -> None:
+        """Ask peers for groups, which come while we answer our own tasks."""
+        if self.swarm is not None and self._has_chain:
+            self.swarm.ask(round, self._num_wanted)
+
+    def _collect(self, place: Place) -> Collected:
+        """Return the groups that have come, or without a chain those that peers have this round."""
         if self.swarm is None:
             self.status.state = "training-alone"
             return Collected()
         self._show("collecting")
-        collected = self.swarm.collect(
-            round, EXTERNAL_MARGIN * self.settings.trainer.external_groups
-        )
+        if self._has_chain:
+            collected = self.swarm.take(place.round)
+            self.used = self.swarm.used
+        else:
+            collected = self.swarm.collect(place.round, self._num_wanted)
+        for behind, count in collected.behind.items():
+            known = self.status.groups_behind
+            known[behind] = known.get(behind, 0) + count
         self.stopwatch.move(collected.seconds_waiting, "exchanging", "waiting")
         swarm = self.swarm.status()
         self.status.state, self.status.last_error = swarm.state, swarm.last_error
@@ -588,11 +683,18 @@ class Node:
         return collected
 
     def _next_round(self) -> Tick | None:
+        """Return the round to train now, which is the last one again if it may have a further part.
+
+        None: the round is not known.
+        """
         self._show("waiting for the next round")
         self.stopwatch.begin("waiting")
-        tick = self.clock.next(self.last_round, waiting=self._wait)
+        deadline, part = None, self.last.part + 1
+        if part < self.settings.node.max_parts_per_round:
+            deadline = time.monotonic() + self.pace.patience(part)
+        tick = self.clock.next(self.last.round, waiting=self._wait, deadline=deadline)
         self._see_chain()
-        if tick is not None:
+        if tick is not None and self._part_of(tick) == 0:
             self._ask_chain_for_peers()
         return tick
 
@@ -612,7 +714,13 @@ class Node:
                 "chain unreachable, using the bootnodes and peers known before error=%s", error
             )
 
+    def _look_whether_open(self) -> None:
+        """Read the chain in the middle of a further part, to know better how long rounds last."""
+        self.clock.next(self.last.round, waiting=self.pace.see_open, deadline=0.0)
+
     def _wait(self) -> None:
+        """Note that the chain was read and its round is still the last one."""
+        self.pace.see_open()
         self._see_chain()
         self._show(self.status.activity)
 
@@ -633,7 +741,7 @@ class Node:
         if self.hub is not None:
             self.hub.flush(FLUSH_SECONDS)
         if self.coordinator is not None:
-            self.clock.next(self.last_round, waiting=self._wait, deadline=deadline)
+            self.clock.next(self.last.round, waiting=self._wait, deadline=deadline)
             self._see_chain()
         logger.info("finished rounds_trained=%d", self.status.rounds_trained)
 
@@ -677,11 +785,11 @@ class Node:
         limit = self.settings.node.max_rounds
         return limit is not None and self.status.rounds_trained >= limit
 
-    def _resume(self) -> int:
-        """Restore the newest checkpoint; return its last round, or -1 if there is no checkpoint."""
+    def _resume(self) -> Place:
+        """Restore the newest checkpoint and return its place; round -1 if there is none."""
         state = checkpoint.restore(self.files.checkpoints, self.trainer)
         if state is None:
-            return -1
+            return Place(-1, 0)
         numbers = [
             n
             for name in ("round", "rounds_trained", "practice_steps")
@@ -693,6 +801,8 @@ class Node:
                 raise ValueError(
                     "expected whole numbers for round, rounds_trained and practice_steps"
                 )
+            # Earlier versions had rounds of one part.
+            further = _FURTHER.validate_python(state.get("further", {}))
             if self.last_record is not None:
                 status.complete_rounds(self.folder, self.last_record)
         except ValueError as error:
@@ -701,7 +811,9 @@ class Node:
                 "move it away to resume from the one before"
             ) from None
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
-        self.recent.extend(status.read_rounds(self.folder))
+        self.status.extra_steps, self.status.extra_groups = further.steps, further.groups
+        self.used = {peer: Place(*place) for peer, place in further.used.items()}
+        self.recent.extend(status.read_parts(self.folder))
         for record in [*self.recent][-1:]:
             self._see_round(record)
         self.environment.resume(state.get("environment", {}))
@@ -709,7 +821,7 @@ class Node:
         logger.info(
             "resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained
         )
-        return self.status.round
+        return Place(numbers[0], further.part)
 
     def _open_trackers(self) -> Trackers:
         shown = self.settings.model_dump(mode="json", exclude={"chain", "account", "hub"})
@@ -755,7 +867,8 @@ class Node:
             self.files.checkpoints,
             self.trainer,
             {
-                "round": self.last_round,
+                "round": self.last.round,
+                "further": asdict(self._further()),
                 "record": self.last_record,
                 "rounds_trained": self.status.rounds_trained,
                 "practice_steps": self.status.practice_steps,
@@ -782,7 +895,14 @@ class Node:
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
-        return Swarm(_announced(self.settings.swarm), self.files.identity, self.folder, verifier)
+        announced = _announced(self.settings.swarm)
+        swarm = Swarm(announced, self.files.identity, self.folder, verifier)
+        swarm.resume(self.used)
+        return swarm
+
+    def _further(self) -> _Further:
+        used = {peer: (place.round, place.part) for peer, place in self.used.items()}
+        return _Further(self.last.part, self.status.extra_steps, self.status.extra_groups, used)
 
 
 def _logprobs(

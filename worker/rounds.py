@@ -1,6 +1,7 @@
 """The number of the current round, from the chain or, without a chain, counted locally."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from worker.errors import ChainUnreachable
 from worker.runtime.outage import Outage
 
 logger = logging.getLogger(__name__)
+
+OPEN_FOR_LONG = 0.5
+"""Parts for which the last round stayed open after our first one, so that another was worth it."""
+PATIENCE = 0.25
+"""Parts for which a node waits for the next round if the last one did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +37,9 @@ class Clock(Protocol):
     ) -> Tick | None:
         """Block until the round is later than `after`, calling `waiting` each time it is checked.
 
-        Returns None if the round is unknown (the chain can't be reached, or is behind `after`
-        because it was restored from an older state), or if `deadline` (time.monotonic) has passed.
+        After `deadline` (time.monotonic) it returns the round as it is, which is `after` itself.
+        Returns None if the round is unknown: the chain can't be reached, or is behind `after`
+        because it was restored from an older state.
         """
 
 
@@ -84,9 +91,43 @@ class ChainClock:
                     )
                 self._is_behind = True
                 return None
-            if deadline is not None and time.monotonic() >= deadline:
-                return None
-            time.sleep(self._poll_seconds)
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return current
+            time.sleep(min(self._poll_seconds, left))
+
+
+class Pace:
+    """Decides how long a node waits for the next round before it answers more tasks of this one.
+
+    In a swarm of equal nodes the next round begins as soon as all have reported, and a node that
+    has just begun a further part would be late for it. With a slow node, or long rounds, it begins
+    much later. So the node waits a little, unless the last round stayed open for long. `clock` is
+    monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._reported_at = clock()  # the end of the first part of the current round
+        self._part_seconds = 0.0
+        self._open_seconds = 0.0  # of the current round, after its first part, as far as was seen
+        self._last_open_seconds = 0.0  # of the round before
+
+    def finish(self, part: int, seconds: float) -> None:
+        """Note that a part is done, which took so long."""
+        self._part_seconds = seconds
+        if part == 0:
+            self._last_open_seconds, self._open_seconds = self._open_seconds, 0.0
+            self._reported_at = self._clock()
+
+    def see_open(self) -> None:
+        """Note that the current round is still open."""
+        self._open_seconds = self._clock() - self._reported_at
+
+    def patience(self, part: int) -> float:
+        """Return the seconds to wait for the next round before `part` of this one begins."""
+        stays_open = self._last_open_seconds >= OPEN_FOR_LONG * self._part_seconds
+        return 0.0 if part > 1 or stays_open else PATIENCE * self._part_seconds
 
 
 class LocalClock:

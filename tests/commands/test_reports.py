@@ -81,6 +81,8 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
     status.hub = HubStatus(
         "hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401"
     )
+    status.extra_steps, status.extra_groups = 12, 108
+    status.groups_behind = {2: 9, 0: 40}
     status.write(tmp_path)
     print_status(
         settings.from_flat({"node_state_dir": str(tmp_path)}, "test"),
@@ -91,6 +93,8 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
     assert "peers 5 known, 2 heard; newest group of theirs 42 s old" in shown
     assert "groups 36 given, 40 fetched, 36 verified; 120 kB in, 100 kB out" in shown
     assert "rejected: \\x1b[2J 1, seed 3\n" in shown
+    assert "while rounds were open: 12 more steps, with 108 more groups of its own" in shown
+    assert "the number of rounds that they were behind: 0: 40, 2: 9" in shown
     assert "refused to others: full 7" in shown
     assert "refused by others: not-allowed 2" in shown
     assert (

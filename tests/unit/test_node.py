@@ -18,6 +18,7 @@ from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
 from worker.records import Task
+from worker.rounds import ChainClock
 from worker.telemetry import metrics, status
 from worker.trainer.trainer import Trainer
 
@@ -114,6 +115,108 @@ def test_history_has_each_round_once_whenever_the_node_is_killed(
     assert len((tmp_path / "rounds.jsonl").read_text().splitlines()) == num_lines
 
 
+class FewLooks:
+    """A chain whose round advances after it was read a number of times."""
+
+    def __init__(self, *num_looks):
+        self.left = [round for round, num in enumerate(num_looks) for _ in range(num)]
+
+    def current_round(self):
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+    def current_stage(self):
+        return 0
+
+
+def places(folder):
+    return [(line["round"], line["part"]) for line in status.read_parts(folder)]
+
+
+def with_chain(node, *num_looks):
+    node.clock = ChainClock(FewLooks(*num_looks), poll_seconds=0.01)
+    return node
+
+
+def test_node_goes_on_while_the_round_is_open_and_reports_each_round_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(Mix, "score", half_are_right)
+    # A further part reads the chain before and in the middle of it.
+    node = with_chain(make_node(enrolled(tmp_path, node_max_rounds=3)), 5, 1, 1)
+    monkeypatch.setattr(node.pace, "patience", lambda part: 0.0)
+    node.train()
+    node.close()
+    assert places(tmp_path) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    assert [line["round"] for line in status.read_rounds(tmp_path)] == [0, 1, 2]
+    shown = status.read(tmp_path)
+    assert (shown.rounds_trained, shown.extra_steps, shown.extra_groups) == (3, 2, 8)
+    again = make_node(enrolled(tmp_path))
+    assert (again.last, again.status.extra_steps) == ((2, 0), 2)
+    again.close()
+
+
+def test_node_waits_when_the_limit_of_parts_is_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(Mix, "score", half_are_right)
+    checked = enrolled(tmp_path, node_max_rounds=2, node_max_parts_per_round=2)
+    node = with_chain(make_node(checked), 20, 1)
+    monkeypatch.setattr(node.pace, "patience", lambda part: 0.0)
+    node.train()
+    node.close()
+    assert places(tmp_path) == [(0, 0), (0, 1), (1, 0)]
+
+
+KILLED_IN_A_PART = """
+import sys
+from tests.unit import test_node
+from worker import node
+make = node.Node.__init__
+def make_with_chain(self, *arguments):
+    make(self, *arguments)
+    test_node.with_chain(self, 100)
+    self.pace.patience = lambda part: 0.0
+node.Node.__init__ = make_with_chain
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before the checkpoint", "after it"])
+def test_killed_node_repeats_or_skips_no_part(tmp_path, monkeypatch, when):
+    monkeypatch.setattr(Mix, "score", half_are_right)
+    checked = enrolled(tmp_path, node_max_rounds=2)
+    file = tmp_path / "settings.yaml"
+    file.write_text(settings.dump(checked))
+    die = "round == 0 and record.part == int(sys.argv[2])"
+    script = KILLED_IN_A_PART + KILLED.replace("round == int(sys.argv[2])", die)
+    if when == "before the checkpoint":
+        script = script.replace("node.run(", KILL_AT_CHECKPOINT + "node.run(")
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(file), "2"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    node = with_chain(make_node(checked), 3, 1)
+    assert node.last == ((0, 1) if when == "before the checkpoint" else (0, 2))
+    monkeypatch.setattr(node.pace, "patience", lambda part: 0.0)
+    node.train()
+    node.close()
+    found = places(tmp_path)
+    assert found[:3] == [(0, 0), (0, 1), (0, 2)]
+    assert found == sorted(set(found))
+    assert found[-1] == (1, 0)
+    assert len((tmp_path / "rounds.jsonl").read_text().splitlines()) == len(found)
+
+
+KILL_AT_CHECKPOINT = """
+save = node.checkpoint.save
+def save_or_die(folder, trainer, state, keep):
+    if state["further"]["part"] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(folder, trainer, state, keep)
+node.checkpoint.save = save_or_die
+"""
+
+
 def test_node_whose_process_the_kernel_ended_for_its_memory_takes_less(tmp_path):
     checked = enrolled(tmp_path)
     make_node(checked).close()
@@ -140,7 +243,7 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
         node.environment, "score", lambda task, texts: [0.5] * len(texts)
     )  # no signal
     for _ in range(4):
-        node._train_round(node._next_round())
+        node._train_part(node._next_round())
     node.close()
     assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"] * 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
@@ -154,7 +257,7 @@ def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
     rewards = [0.5] * 8
     monkeypatch.setattr(node.environment, "score", lambda task, texts: rewards)
     for _ in range(5):
-        node._train_round(node._next_round())
+        node._train_part(node._next_round())
     said = [r.getMessage() for r in caplog.records if "no learning signal" in r.getMessage()]
     assert [text.split("rounds_in_a_row=")[1].split()[0] for text in said] == ["2", "4"]
     task, closed, bare = Task("gcd", "0" * 12, 1, 0), ("<answer>1</answer>",) * 2, ("1",) * 2
@@ -174,7 +277,7 @@ def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
         [scored_group(task, "?", closed, (0.0, 0.0), truncated=(False, False))]
     )
     rewards[0] = 1.0
-    node._train_round(node._next_round())
+    node._train_part(node._next_round())
     node.close()
     assert node.rounds_without_signal == 0
 
@@ -184,7 +287,7 @@ def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path
     rewards = iter([[1.0, 0.0] * 4, [0.0, math.nan] * 4, [1.0] * 8, [0.5] * 8])
     monkeypatch.setattr(node.environment, "score", lambda task, texts: next(rewards))
     monkeypatch.setattr(node_module, "is_closed", lambda text: False)  # no credit for the format
-    node._train_round(node._next_round())
+    node._train_part(node._next_round())
     node.close()
     (line,) = status.read_rounds(tmp_path)
     assert (line["groups_local"], line["skipped"]) == (1, None)
@@ -200,7 +303,7 @@ def test_broken_weights_stop_the_node_and_leave_the_checkpoint_before_them(tmp_p
     node = make_node(enrolled(tmp_path, node_keep_checkpoints=1, trainer_max_nonfinite_steps=3))
     score = [1.0, 0.0] * 4
     monkeypatch.setattr(node.environment, "score", lambda task, texts: score)
-    node._train_round(node._next_round())
+    node._train_part(node._next_round())
     monkeypatch.setattr(Trainer, "learning_rate", 1e20)
     with pytest.raises(
         TrainingError,

@@ -1,7 +1,7 @@
 import time
 
 from worker.errors import ChainUnreachable
-from worker.rounds import ChainClock, LocalClock, Tick
+from worker.rounds import ChainClock, LocalClock, Pace, Tick
 
 
 class ScriptedChain:
@@ -45,7 +45,26 @@ def test_chain_that_was_restored_to_an_older_round_is_not_waited_for(caplog):
 
 def test_deadline_ends_the_wait():
     clock = ChainClock(ScriptedChain(*[1] * 1000), poll_seconds=0.001)
-    assert clock.next(1, waiting=lambda: None, deadline=time.monotonic() + 0.01) is None
+    tick = clock.next(1, waiting=lambda: None, deadline=time.monotonic() + 0.01)
+    assert tick == Tick(1, 0)
+
+
+def test_node_waits_a_little_for_the_next_round_unless_the_last_one_stayed_open() -> None:
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+
+    def play(open_seconds: float) -> float:
+        """A round of which the first part takes 8 s; return the patience after it."""
+        now[0] += 8
+        pace.finish(0, 8.0)
+        patience = pace.patience(1)
+        now[0] += open_seconds
+        pace.see_open()
+        return patience
+
+    assert [play(seconds) for seconds in (1, 20, 3, 1)] == [2, 2, 0, 2]
+    pace.finish(1, 8.0)
+    assert pace.patience(2) == 0
 
 
 def test_local_clock_counts():

@@ -74,6 +74,14 @@ def _figures(node: NodeStatus) -> Iterator[str]:
         yield line
     if waiting is not None and seconds is not None:
         yield f"last round {seconds:.0f} s, of which waiting for peers {waiting:.0f} s"
+    if node.extra_steps:
+        yield (
+            f"while rounds were open: {node.extra_steps} more steps, with"
+            f" {node.extra_groups} more groups of its own"
+        )
+    if node.groups_behind:
+        ages = ", ".join(f"{n}: {count}" for n, count in sorted(node.groups_behind.items()))
+        yield f"groups of peers by the number of rounds that they were behind: {ages}"
     if seconds_by := node.condition.recent.seconds_by:
         spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds_by.items())
         yield f"seconds a round: {spent}"

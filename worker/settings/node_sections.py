@@ -23,8 +23,12 @@ class Node(Section):
     forever."""
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
     """Refuse to start with less free space in `state_dir`, in 10^6 bytes."""
+    max_parts_per_round: Annotated[int, Field(ge=1, le=256)] = 256
+    """Most parts of a round. After the first one, which is shared and rewarded, the node goes on
+    while the round is open: with more tasks of its sequence, and with the groups of peers that have
+    come. 1: wait for the next round instead."""
     checkpoint_every: Positive = 1
-    """Rounds between two checkpoints."""
+    """Rounds between two checkpoints; each further part of a round counts as one."""
     keep_checkpoints: Positive = 2
     """Number of checkpoints to keep."""
     eval_every_rounds: Positive | None = None

@@ -1,4 +1,4 @@
-"""A node's status: `status.json` (now) and `rounds.jsonl` (one line a round).
+"""A node's status: `status.json` (now) and `rounds.jsonl` (one line for each part of a round).
 
 Both are in its state folder. `hivewright status`, the demo's table and `hivewright fleet status`
 read these two files, so they agree.
@@ -125,7 +125,9 @@ class RoundRecord:
     `seconds_by`: seconds by activity since the line before, so with the wait for this round.
     `learning_rate`: that of the step, 0 if there was none. `external_share`: share of peers' groups
     among those trained on. `families`: rewards of our own groups by family and level. `held_out`:
-    mean reward of the last evaluation on held-out tasks, None without one.
+    mean reward of the last evaluation on held-out tasks, None without one. `part`: 0, or the number
+    of a further part of the round, which is not rewarded (records.Place). `behind`: number of
+    groups of peers that came, by how many rounds older than this one they are.
     """
 
     round: int
@@ -150,6 +152,8 @@ class RoundRecord:
     external_share: float = 0.0
     families: tuple[FamilyReward, ...] = ()
     held_out: float | None = None
+    part: int = 0
+    behind: dict[int, int] = field(default_factory=dict)
 
     def append(self, state_dir: Path) -> None:
         """Add the line.
@@ -166,17 +170,19 @@ class RoundRecord:
 
 @dataclass(slots=True)
 class NodeStatus:
-    """The state of a worker. Means are over the last round; None: there was none yet.
+    """The state of a worker. Means are over the last part; None: there was none yet.
 
     `device`: the device of its model, such as cuda:0; None: not loaded yet. `held_out_before`,
     `held_out_now`: mean reward on held-out tasks of the untouched model, and of the last
     evaluation. `environments`: names and versions of the task sources. `levels`: curriculum level
     by family. `form`: the prompt form. `swarm`: the exchange with its peers; None: disabled, or not
     yet started. `ledger`: number of rewards by state; "held-back": earned, and not due to be sent
-    yet. `ledger_error`: why rewards wait in the ledger, None if they do not. `last_round`:
-    the last line of its history. `warnings`: checks that are past their threshold.
-    `weights`: number of sets "offered" to peers, and of those of peers "fetched", "unusable",
-    "worse" than ours, and "taken".
+    yet. `extra_steps` and `extra_groups`: training steps and own groups of further parts of rounds;
+    `groups_behind`: number of peers' groups that came, by how many rounds older than ours they
+    were. `ledger_error`: why rewards wait in the ledger, None if they do not. `last_round`: the
+    last line of its history. `warnings`: checks that are past their threshold. `weights`: number of
+    sets "offered" to peers, and of those of peers "fetched", "unusable", "worse" than ours, and
+    "taken".
     """
 
     name: str
@@ -192,6 +198,9 @@ class NodeStatus:
     round: int | None = None
     rounds_trained: int = 0
     practice_steps: int = 0
+    extra_steps: int = 0
+    extra_groups: int = 0
+    groups_behind: dict[int, int] = field(default_factory=dict)
     reward_mean: float | None = None
     loss: float | None = None
     peers_heard: int = 0
@@ -278,14 +287,19 @@ def complete_rounds(
     Raises ValueError if it is not a round.
     """
     last = as_record(record)
-    if last.round not in [line["round"] for line in read_rounds(state_dir)]:
+    if (last.round, last.part) not in map(_place_of, read_parts(state_dir)):
         last.append(state_dir)
 
 
 def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
-    """Return all rounds that the node finished, oldest first, without a truncated last line.
+    """Return all rounds that the node finished, oldest first: the first part of each."""
+    return [record for record in read_parts(state_dir) if not record.get("part")]
 
-    A round that was run again, from the checkpoint before it, has two lines; the later one is
+
+def read_parts(state_dir: Path) -> list[dict[str, Any]]:
+    """Return all parts of all rounds, oldest first, without a truncated last line.
+
+    A part that was run again, from the checkpoint before it, has two lines; the later one is
     returned.
     """
     try:
@@ -293,7 +307,11 @@ def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     rounds = [json.loads(line) for line in lines if line.endswith("\n")]
-    return list({record["round"]: record for record in rounds}.values())
+    return list({_place_of(record): record for record in rounds}.values())
+
+
+def _place_of(record: dict[str, Any]) -> tuple[int, int]:
+    return record["round"], record.get("part", 0)  # lines of earlier versions have no part
 
 
 def _whole_length(file: IO[bytes]) -> int:
