@@ -386,6 +386,12 @@ COMMANDS = (
         )
         for name, help, target, options in (
             ("status", "one table of what every host and worker is doing", "status:run", "status"),
+            (
+                "watch",
+                "all hosts and slots, live, with curves of their rewards",
+                "watch:run",
+                "watch",
+            ),
             ("logs", "the last lines of the services' logs", "commands:logs", "logs"),
             ("start", "start the services", "commands:start", "services"),
             (

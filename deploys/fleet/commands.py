@@ -5,6 +5,7 @@ import base64
 import difflib
 import getpass
 import json
+import re
 import sys
 import tempfile
 import time
@@ -29,6 +30,9 @@ ASK_SECONDS = 120.0
 # A worker's stop takes at most a minute, its start five (templates/service.j2).
 SERVICE_SECONDS = 600
 NUM_PARALLEL = 16
+FOLLOW_SECONDS = 2.0
+# journalctl's short-iso without the host: time, identifier with process id, text.
+_IDENTIFIER = re.compile(r"(?P<time>\S+) hivewright-(?P<service>\S+?)\[\d+\]: (?P<text>.*)")
 
 
 def stop(options: argparse.Namespace) -> None:
@@ -59,7 +63,10 @@ def rollback(options: argparse.Namespace) -> None:
 
 
 def logs(options: argparse.Namespace) -> None:
-    """Print the last lines of the services' logs, each with its host."""
+    """Print the last lines of the services' logs, each with its host and service.
+
+    With `--follow` go on with new lines; hosts that do not answer are named once.
+    """
     pyinfra = pyinfra_of(options)
     names = chosen(pyinfra, options.limit)
     fact = (
@@ -72,10 +79,51 @@ def logs(options: argparse.Namespace) -> None:
     (found,) = answers.values
     for name in names:
         for line in found.get(name, ()):
-            print(f"{name} {line}")
+            print(with_place(name, line), flush=True)
+    if options.follow:
+        _follow(pyinfra, fact, names, found)
     if not any(found.values()) and not answers.reasons:
         _refuse_unknown_unit(pyinfra, names, options.unit)
     complain(answers)
+
+
+def with_place(host: str, line: str) -> str:
+    """Return journalctl's line with host and service in front: `gpu-1/worker@0 2026-... text`."""
+    found = _IDENTIFIER.match(line)
+    if found is None:
+        return f"{host} {line}"
+    return f"{host}/{found['service']} {found['time']} {found['text']}"
+
+
+def _follow(
+    pyinfra: Pyinfra,
+    fact: Sequence[str],
+    names: Sequence[str],
+    seen: Mapping[str, Sequence[str]],
+) -> None:
+    """Print new lines until the operator interrupts."""
+    last = dict(seen)
+    silent: set[str] = set()
+    while True:
+        time.sleep(FOLLOW_SECONDS)
+        answers = queries.ask(pyinfra, fact, names, queries.FACT_SECONDS)
+        for name, reason in answers.reasons.items():
+            if name not in silent:
+                print(f"{name} does not answer: {printable(reason)}", file=sys.stderr, flush=True)
+        silent = set(answers.reasons)
+        (found,) = answers.values
+        for name, lines in found.items():
+            for line in new_lines(last.get(name, ()), lines):
+                print(with_place(name, line), flush=True)
+            last[name] = lines
+
+
+def new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+    """Return the lines of `now` after the longest end of `before` with which it begins."""
+    for size in range(min(len(before), len(now)), 0, -1):
+        if list(before[-size:]) == list(now[:size]):
+            return now[size:]
+    return now
 
 
 def _refuse_unknown_unit(

@@ -89,8 +89,23 @@ def status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def watch(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument(
+        "--every",
+        type=_number(1, 3600),
+        default=10,
+        metavar="S",
+        help="seconds between two looks (default: 10)",
+    )
+    parser.add_argument(
+        "--times", type=_number(1), metavar="N", help="stop after N looks (default: never)"
+    )
+
+
 def logs(parser: argparse.ArgumentParser) -> None:
     hosts(parser)
+    parser.add_argument("--follow", action="store_true", help="go on with new lines until Ctrl-C")
     parser.add_argument(
         "--lines",
         type=_number(1, 10000),

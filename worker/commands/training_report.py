@@ -54,7 +54,7 @@ def write(file: Path, title: str, folders: Sequence[Path], settings: Settings) -
         Part("Curves", charts=list(_charts(rounds))),
         Part("Held-out tasks, before and after", tables=list(_evaluations(nodes))),
         Part("Examples of the last rounds", texts=list(_examples(folders))),
-        Part("Settings", texts=[Text("of this run", settings_module.dump(settings))]),
+        Part("Settings", texts=[Text("of this run", discreet(settings_module.dump(settings)))]),
     ]
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     write_whole(file, render(title, f"written {when}", parts), durable=False)
