@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploys.paths import ENROLMENT_TOKEN, STATE, credential, settings_file
+from deploys.paths import (
+    ENROLMENT_TOKEN,
+    PROMETHEUS,
+    STATE,
+    TARGETS_FILE,
+    credential,
+    settings_file,
+)
 
 DEPLOYMENT = STATE / "keeper/deployment.json"
 
@@ -93,6 +100,7 @@ COORDINATOR_SERVICES = (
         files={
             "dashboard_state_dir": STATE / "dashboard",
             "dashboard_audit_file": STATE / "keeper/audit/audit.json",
+            "dashboard_targets_file": PROMETHEUS / TARGETS_FILE,
             "chain_deployment_file": DEPLOYMENT,
         },
         is_backed_up=False,

@@ -382,6 +382,8 @@ class Demo:
             "keeper_state_dir": str(folder / "keeper"),
             "dashboard_state_dir": str(folder / "dashboard"),
             "dashboard_audit_file": str(folder / "audit/audit.json"),
+            "dashboard_targets_file": str(folder / "targets.json"),
+            "dashboard_show_fleet": True,
             "bootnode_state_dir": str(folder / "bootnode"),
         }
         if "chain_account_url" not in flat:

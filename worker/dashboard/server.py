@@ -12,6 +12,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from worker.dashboard.fleet_view import FleetView
 from worker.dashboard.reader import Reader
 from worker.errors import SettingsError
 from worker.log import printable
@@ -38,6 +39,8 @@ _HEADERS = {
     "Cache-Control": "no-cache",
 }
 _MAX_BODY_BYTES = 1024
+FLEET_SECONDS = 10.0
+"""Time between two looks at the fleet's metrics."""
 
 
 def run(settings: Settings) -> None:
@@ -62,12 +65,17 @@ class Service:
         self._poll_seconds = settings.chain.poll_seconds
         self._reader = Reader(settings)
         self._content = self._encoded()
+        section = settings.dashboard
+        is_shown = section.show_fleet and section.targets_file is not None
+        self._fleet = FleetView(section.targets_file) if is_shown else None
+        self._fleet_content = self._encoded_fleet()
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
         for path, (name, content_type) in _FILES.items():
             application.router.add_get(path, _serving((_PAGE / name).read_bytes(), content_type))
         application.router.add_get("/api/swarm", self.swarm)
+        application.router.add_get("/api/fleet", self.fleet)
         application.on_response_prepare.append(add_headers)
         return application
 
@@ -75,7 +83,16 @@ class Service:
         log.info("dashboard up url=%s", url)
 
     async def tend(self) -> None:
-        """Poll the chain, forever."""
+        """Poll the chain and the fleet, forever."""
+        await asyncio.gather(self._tend_chain(), self._tend_fleet())
+
+    async def _tend_fleet(self) -> None:
+        while self._fleet is not None:
+            await asyncio.to_thread(self._fleet.look)
+            self._fleet_content = await asyncio.to_thread(self._encoded_fleet)
+            await asyncio.sleep(FLEET_SECONDS)
+
+    async def _tend_chain(self) -> None:
         while True:
             is_known = await asyncio.to_thread(self._reader.look)
             self._content = await asyncio.to_thread(self._encoded)
@@ -84,6 +101,13 @@ class Service:
 
     async def swarm(self, request: web.Request) -> web.Response:
         return web.Response(body=self._content, content_type="application/json")
+
+    async def fleet(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._fleet_content, content_type="application/json")
+
+    def _encoded_fleet(self) -> bytes:
+        """Return the fleet, or null if it is not shown."""
+        return json.dumps(None if self._fleet is None else self._fleet.content()).encode()
 
     def _encoded(self) -> bytes:
         return json.dumps(self._reader.content()).encode()

@@ -226,6 +226,12 @@ class Dashboard(Section):
     audit_file: Path | None = None
     """Report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None:
     no verdicts."""
+    show_fleet: bool = False
+    """Show hosts and slots too, with state, reward, warnings and GPU, from their metrics. Everybody
+    who can open the page then sees them."""
+    targets_file: Path | None = None
+    """Targets of Prometheus that name the metrics' endpoints, for `show_fleet`. A deploy sets
+    it."""
     count_unaudited: bool = True
     """Rank peers by all rewards on the contract (unaudited ones are marked). False: only by rewards
     that the report in `audit_file` confirms. Audits draw a sample: raise `audit.sample` for
@@ -238,6 +244,12 @@ class Dashboard(Section):
                 "count_unaudited is false and audit_file is not set; expected the report of an"
                 " audit"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fleet(self) -> Self:
+        if self.show_fleet and self.targets_file is None:
+            raise ValueError("show_fleet is true and targets_file is not set; expected a file")
         return self
 
 

@@ -298,6 +298,64 @@ function verdicts(counts) {
   return told.map((name) => html("span", { class: `verdict ${name}` }, `${counts[name]} ${name}`));
 }
 
+// ---- the fleet, if its owner shows it
+
+const FLEET_MS = 10000;
+const LEVELS = ["well", "has a problem", "must not train"];
+
+function drawFleet(fleet) {
+  at("fleet").hidden = fleet === null;
+  if (fleet === null) return;
+  const silent = fleet.processes.filter((each) => each.error !== null).length;
+  const note = count(fleet.processes.length, "process", "processes");
+  at("fleet-note").textContent = fleet.error ?? (silent ? `${note}, ${silent} without an answer` : note);
+  if (isDrawn("fleet", fleet)) return;
+  at("processes").replaceChildren(...fleet.processes.map(processRow));
+  at("by-family").replaceChildren(...figures("Mean reward by family", fleet.families, (value) => value.toFixed(2)));
+  at("by-reason").replaceChildren(...figures("Rejected groups by reason", fleet.rejected, (value) => String(value)));
+}
+
+function processRow(each) {
+  const figure = (value, shown) => html("td", { class: "number" }, value === null ? "–" : shown(value));
+  const gpu = [];
+  if (each.gpu_temperature !== null) gpu.push(`${each.gpu_temperature.toFixed(0)} °C`);
+  if (each.gpu_fault_level) gpu.push(LEVELS[each.gpu_fault_level] ?? "unknown");
+  const service = each.slot === null ? each.service : `${each.service} ${each.slot}`;
+  const state = each.error === null ? (each.state ?? "running") : `no answer: ${each.error}`;
+  return html(
+    "tr",
+    {},
+    html("td", {}, html("bdi", {}, each.host)),
+    html("td", {}, html("bdi", {}, service)),
+    html("td", { class: each.error === null ? "" : "worse" }, html("bdi", {}, state)),
+    figure(each.round, (value) => value.toLocaleString("en")),
+    figure(each.reward, (value) => value.toFixed(2)),
+    figure(each.peers, String),
+    figure(each.external_share, (value) => `${Math.round(value * 100)} %`),
+    html("td", {}, gpu.join(", ") || "–"),
+    html("td", { class: each.warnings.length ? "worse" : "" }, html("bdi", {}, each.warnings.join(", ") || "none")),
+    html("td", {}, html("bdi", {}, each.version ?? "–")),
+    figure(each.as_of, clock),
+  );
+}
+
+function figures(title, table, shown) {
+  const names = Object.keys(table);
+  if (!names.length) return [];
+  const items = names.map((name) => html("li", {}, html("bdi", {}, name), ` ${shown(table[name])}`));
+  return [html("h3", {}, title), html("ul", {}, ...items)];
+}
+
+async function lookAtFleet() {
+  try {
+    const answer = await fetch("/api/fleet", { signal: AbortSignal.timeout(10000) });
+    if (answer.ok) drawFleet(await answer.json());
+  } catch {
+    // The rows say as of when they are; the page's alert says that the dashboard is away.
+  }
+  setTimeout(lookAtFleet, FLEET_MS);
+}
+
 // ---- the loop
 
 function draw() {
@@ -343,3 +401,4 @@ at("more").addEventListener("click", () => {
 new ResizeObserver(() => swarm?.round != null && drawCurve()).observe(at("curve"));
 setInterval(tell, 1000);
 look();
+lookAtFleet();
