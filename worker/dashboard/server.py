@@ -66,8 +66,8 @@ class Service:
         self._reader = Reader(settings)
         self._content = self._encoded()
         section = settings.dashboard
-        is_shown = section.show_fleet and section.targets_file is not None
-        self._fleet = FleetView(section.targets_file) if is_shown else None
+        file = section.targets_file if section.show_fleet else None
+        self._fleet = None if file is None else FleetView(file)
         self._fleet_content = self._encoded_fleet()
 
     def application(self) -> web.Application:
