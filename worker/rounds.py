@@ -106,7 +106,10 @@ class Pace:
     monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
         self._reported_at = clock()  # the end of the first part of the current round
         self._part_seconds = 0.0

@@ -118,7 +118,10 @@ def _follow(
             last[name] = lines
 
 
-def new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+def new_lines(
+    before: Sequence[str],
+    now: Sequence[str],
+) -> Sequence[str]:
     """Return the lines of `now` after the longest end of `before` with which it begins."""
     for size in range(min(len(before), len(now)), 0, -1):
         if list(before[-size:]) == list(now[:size]):

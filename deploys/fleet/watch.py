@@ -31,7 +31,10 @@ class Trends:
     def __init__(self) -> None:
         self._rewards: defaultdict[str, dict[float, float]] = defaultdict(dict)
 
-    def see(self, reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    def see(
+        self,
+        reports: Mapping[str, Sequence[Mapping[str, Any]]],
+    ) -> None:
         """Add the rounds of NodeReports by host."""
         for host, found in reports.items():
             for report in found:
@@ -103,7 +106,11 @@ def screen(
     return Group(f"as of {as_of}, Ctrl-C ends", table, "", curves, "", *notes)
 
 
-def _print_changes(console: Console, found: queries.Looked, shown: dict[str, str]) -> None:
+def _print_changes(
+    console: Console,
+    found: queries.Looked,
+    shown: dict[str, str],
+) -> None:
     """Print the services that differ from what was printed last."""
     lines = {name: f"no answer: {reason}" for name, reason in found.reasons.items()}
     for host, reports in found.reports.items():

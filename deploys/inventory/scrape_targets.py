@@ -14,7 +14,10 @@ from worker.settings import Settings
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def targets_of(plan: HostPlan, data: Mapping[str, Any]) -> tuple[Target, ...]:
+def targets_of(
+    plan: HostPlan,
+    data: Mapping[str, Any],
+) -> tuple[Target, ...]:
     """Return the endpoints of a host; `data` is the host's in the inventory."""
     return tuple(_targets(plan, str(data.get("ssh_hostname") or plan.name)))
 
@@ -57,7 +60,10 @@ def render(targets: Iterable[Target], host: str) -> str:
     return json.dumps(groups, indent=1) + "\n"
 
 
-def merged(known: Collection[Target], newer: Mapping[str, Collection[Target]]) -> list[Target]:
+def merged(
+    known: Collection[Target],
+    newer: Mapping[str, Collection[Target]],
+) -> list[Target]:
     """Return the targets in the order of hosts; those in `newer`, by host, replace known ones."""
     found = [target for target in known if target.host not in newer]
     for targets in newer.values():

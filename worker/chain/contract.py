@@ -168,7 +168,11 @@ def proxy_data(owner: str, implementation: str) -> bytes:
     return _proxy_data(implementation, coordinator.encode_abi("initialize(address)", [owner]))
 
 
-def market_proxy_data(coordinator: str, judge: str, implementation: str) -> bytes:
+def market_proxy_data(
+    coordinator: str,
+    judge: str,
+    implementation: str,
+) -> bytes:
     """Return the creation code of a proxy in front of a market for the swarm of `coordinator`."""
     market = Web3().eth.contract(abi=market_abi())
     initialise = market.encode_abi("initialize(address,address)", [coordinator, judge])

@@ -181,17 +181,26 @@ class Coordinator(ChainClient):
             )
         return [None if owner == NO_ADDRESS else str(owner) for owner in owners]
 
-    def registered(self, peer_ids: Sequence[str]) -> set[str]:
+    def registered(
+        self,
+        peer_ids: Sequence[str],
+    ) -> set[str]:
         """Return the peers among `peer_ids` that are registered."""
         owners = dict(zip(peer_ids, self.owners_of(peer_ids), strict=True))
         return {peer_id for peer_id, owner in owners.items() if owner is not None}
 
-    def total_rewards(self, peer_ids: Sequence[str]) -> list[int]:
+    def total_rewards(
+        self,
+        peer_ids: Sequence[str],
+    ) -> list[int]:
         """Return the sum of all rewards of each peer, in milli-rewards."""
         rewards = self.read("getTotalRewards(string[])", list(peer_ids))
         return [int(reward) for reward in rewards]
 
-    def wins_of(self, peer_ids: Sequence[str]) -> list[int]:
+    def wins_of(
+        self,
+        peer_ids: Sequence[str],
+    ) -> list[int]:
         """Return the number of votes for each peer over all rounds, on contracts of any release."""
         signature = "getTotalWins(string)"
         asked = [[self._call_data(signature, peer_id), "latest"] for peer_id in peer_ids]

@@ -64,7 +64,10 @@ class Database:
                 raise
             self._run("COMMIT")
 
-    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+    def migrate(
+        self,
+        migrations: Sequence[Sequence[str]],
+    ) -> None:
         """Run the migrations that the file has not had, each with its statements in a transaction.
 
         Raises ResourceError if the file has had more of them: a newer version wrote it.

@@ -35,7 +35,11 @@ class DeviceLogin:
     Every method may raise ChainUnreachable, and ChainError for an answer that is not a sign-in's.
     """
 
-    def __init__(self, url: str, chain: settings.Chain) -> None:
+    def __init__(
+        self,
+        url: str,
+        chain: settings.Chain,
+    ) -> None:
         self._url = url.rstrip("/")
         self._timeout_seconds = chain.timeout_seconds
         self._session = http.open_session()
@@ -43,7 +47,12 @@ class DeviceLogin:
     def close(self) -> None:
         self._session.close()
 
-    def begin(self, identity: Identity, name: str, move: bool) -> Begun:
+    def begin(
+        self,
+        identity: Identity,
+        name: str,
+        move: bool,
+    ) -> Begun:
         """Ask for a code, with a proof of the node's key."""
         signature = identity.sign(ENROL_PREFIX + identity.peer_id.encode())
         status, answer = self._post(
@@ -101,7 +110,11 @@ class DeviceLogin:
         said = answer.get("error_description") or answer.get("error") or "no sign-in here"
         return IdentityError(f"{self._url}: sign-in refused: {printable(str(said))[:400]}")
 
-    def _post(self, path: str, form: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    def _post(
+        self,
+        path: str,
+        form: dict[str, str],
+    ) -> tuple[int, dict[str, Any]]:
         with deployment.translated(self._url, self._timeout_seconds):
             answer = self._session.post(
                 self._url + path, data=form, timeout=self._timeout_seconds, allow_redirects=False

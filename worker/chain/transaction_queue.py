@@ -215,7 +215,10 @@ class Sender:
             return int(last) + 1
         return self._coordinator.nonce(self._account.address)
 
-    def _deliver_all(self, entries: Sequence[Waiting]) -> list[Waiting]:
+    def _deliver_all(
+        self,
+        entries: Sequence[Waiting],
+    ) -> list[Waiting]:
         """Send what no node has accepted, in one batch; what is refused keeps `sent_at` at 0."""
         open_entries = [entry for entry in entries if not entry.sent_at]
         taken = self._coordinator.send_all_raw([entry.raw for entry in open_entries])

@@ -97,7 +97,10 @@ def bring_up_to_date(
     write_whole(note_file, json.dumps(note, indent=1) + "\n")
 
 
-def implementation(client: Coordinator, address: str | None = None) -> Found | None:
+def implementation(
+    client: Coordinator,
+    address: str | None = None,
+) -> Found | None:
     """Return the implementation of the proxy at `address`; None: it is not an ERC-1967 proxy.
 
     `address` None: the coordinator's.
@@ -116,7 +119,11 @@ def implementation(client: Coordinator, address: str | None = None) -> Found | N
     return Found(found, hashlib.sha256(code).hexdigest())
 
 
-def _require_fitting(found: Found, target: Deployed, note_file: Path) -> None:
+def _require_fitting(
+    found: Found,
+    target: Deployed,
+    note_file: Path,
+) -> None:
     """Raise ChainError unless our storage layout is compatible with that of `found`."""
     where = f"{target.address} runs {target.version} ({found.address})"
     known = _known(target.name, note_file)
@@ -137,7 +144,10 @@ def _require_fitting(found: Found, target: Deployed, note_file: Path) -> None:
         )
 
 
-def _known(name: str, note_file: Path) -> list[dict[str, Any]]:
+def _known(
+    name: str,
+    note_file: Path,
+) -> list[dict[str, Any]]:
     notes = releases(name)
     if note_file.exists():
         notes.append(json.loads(note_file.read_text()))

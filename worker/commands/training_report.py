@@ -45,7 +45,12 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     print(f"report: {options.output}")
 
 
-def write(file: Path, title: str, folders: Sequence[Path], settings: Settings) -> None:
+def write(
+    file: Path,
+    title: str,
+    folders: Sequence[Path],
+    settings: Settings,
+) -> None:
     """Write the report of the nodes with these state folders to `file`."""
     nodes = {folder: node for folder in folders if (node := status.read(folder)) is not None}
     rounds = {node.name: status.read_rounds(folder) for folder, node in nodes.items()}

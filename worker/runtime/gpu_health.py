@@ -193,7 +193,10 @@ def _tree(lines: Iterable[str]) -> dict[str, str]:
     return values
 
 
-def _with_problems(card: Card, figures: Mapping[str, str]) -> Card:
+def _with_problems(
+    card: Card,
+    figures: Mapping[str, str],
+) -> Card:
     problems = [
         Problem(severity, f"throttled: {name}", action)
         for name, (severity, action) in _THROTTLING.items()

@@ -66,7 +66,11 @@ class _Drawing:
     x_last: str = ""
 
 
-def render(title: str, subtitle: str, parts: Sequence[Part]) -> str:
+def render(
+    title: str,
+    subtitle: str,
+    parts: Sequence[Part],
+) -> str:
     """Return the whole file."""
     drawings = {id(chart): _draw(chart) for part in parts for chart in part.charts}
     return _TEMPLATE.render(
@@ -88,7 +92,10 @@ def _draw(chart: Chart) -> _Drawing:
         high = low + 1.0
     first, last = min(xs), max(xs)
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(
+        x: float,
+        y: float,
+    ) -> tuple[float, float]:
         share = 0.5 if last == first else (x - first) / (last - first)
         across = LEFT + share * (WIDTH - LEFT - 8)
         return across, 8 + (1 - (y - low) / (high - low)) * (HEIGHT - BOTTOM - 8)

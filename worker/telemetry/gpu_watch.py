@@ -16,7 +16,11 @@ EVERY_SECONDS = 60.0
 class GpuWatch:
     """The health of one card. `card`: as of the last answer; None: unknown, or no GPU."""
 
-    def __init__(self, uuid: str | None, every_seconds: float = EVERY_SECONDS) -> None:
+    def __init__(
+        self,
+        uuid: str | None,
+        every_seconds: float = EVERY_SECONDS,
+    ) -> None:
         """Begin to watch. `uuid`: the card's, as nvidia-smi has it; None: watch nothing."""
         self._uuid = uuid
         self._every_seconds = every_seconds
@@ -48,7 +52,10 @@ class GpuWatch:
             self.look()
 
 
-def choose(cards: Sequence[Card], uuid: str) -> Card | None:
+def choose(
+    cards: Sequence[Card],
+    uuid: str,
+) -> Card | None:
     """Return the card of this id; if it is missing, a lost one; None if nothing is known."""
     for card in cards:
         if card.uuid == uuid:

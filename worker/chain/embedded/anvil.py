@@ -362,7 +362,10 @@ def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
         )
 
 
-def _deploy_market(settings: settings.Settings, client: Coordinator) -> str | None:
+def _deploy_market(
+    settings: settings.Settings,
+    client: Coordinator,
+) -> str | None:
     """Deploy the prediction market, or upgrade it in place; return its address.
 
     None: the settings want none. Its address follows from the judge's key, whose account creates
@@ -397,7 +400,11 @@ def load_owner(
     return load_key(keeper.state_dir / OWNER_KEY_FILE, "owner", create)
 
 
-def load_key(file: Path, role: str, create: bool = False) -> LocalAccount:
+def load_key(
+    file: Path,
+    role: str,
+    create: bool = False,
+) -> LocalAccount:
     """Return the account whose key is in `file`; `role` names it in messages.
 
     Raises ChainError if it is missing and `create` is False, SecretError if it is not a key.

@@ -214,7 +214,13 @@ class Collecting:
         self.rejected, self.behind = Counter(), Counter()
         return Collected(tuple(groups), heard, rejected, behind, seconds_waiting)
 
-    def renew(self, round: int, span: Span, want: int, deadline: float) -> None:
+    def renew(
+        self,
+        round: int,
+        span: Span,
+        want: int,
+        deadline: float,
+    ) -> None:
         """Ask on: peers that have answered may be drawn again, for what is new by now."""
         self.round, self.span, self.want, self.deadline = round, span, want, deadline
         self.drawn = set(self._tasks.values())
@@ -348,7 +354,11 @@ class Collecting:
                 log.debug("groups not held peer=%s owner=%s reason=%r", holder, owner, error)
         raise Refused("full: nobody else has these groups")
 
-    def _make_ask(self, owner: str, is_owner: bool = True) -> Ask:
+    def _make_ask(
+        self,
+        owner: str,
+        is_owner: bool = True,
+    ) -> Ask:
         """Return a request for groups of `owner`, to itself or to another peer that has them."""
         patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
         return Ask(
@@ -359,7 +369,11 @@ class Collecting:
             "" if is_owner else owner,
         )
 
-    async def _request(self, peer_id: str, ask: Ask) -> tuple[Kind, bytes]:
+    async def _request(
+        self,
+        peer_id: str,
+        ask: Ask,
+    ) -> tuple[Kind, bytes]:
         """Return the answer to a standing request."""
         async with self.connections.stream(peer_id) as stream:
             request = messages.encode_ask(ask)

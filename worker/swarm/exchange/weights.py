@@ -50,7 +50,11 @@ class Offered:
     offer: Offer
 
 
-def describe(model: bytes, file: Path, rounds_trained: int) -> Offered | None:
+def describe(
+    model: bytes,
+    file: Path,
+    rounds_trained: int,
+) -> Offered | None:
     """Return a file as an offer; None if it is larger than any peer accepts. Raises OSError."""
     num_bytes = file.stat().st_size
     if not 0 < num_bytes <= MAX_PIECES * PIECE_BYTES:
@@ -77,7 +81,12 @@ class WeightServing:
         """Offer these weights from now on, in the place of earlier ones."""
         self._offered = offered
 
-    async def answer(self, peer_id: str, request: WeightRequest, stream: Stream) -> None:
+    async def answer(
+        self,
+        peer_id: str,
+        request: WeightRequest,
+        stream: Stream,
+    ) -> None:
         """Answer a request with our offer, with its pieces, or with a refusal."""
         context, offered = self._context, self._offered
         if not context.peers.is_allowed(peer_id):
@@ -96,7 +105,13 @@ class WeightServing:
         else:
             await self._send(peer_id, offered, request.first, stream)
 
-    async def _send(self, peer_id: str, offered: Offered, first: int, stream: Stream) -> None:
+    async def _send(
+        self,
+        peer_id: str,
+        offered: Offered,
+        first: int,
+        stream: Stream,
+    ) -> None:
         key = peer_id, offered.offer.digest
         num_pieces = len(offered.offer.pieces)
         self._takers.add(peer_id)
@@ -166,7 +181,13 @@ class Fetching:
         seconds = time.monotonic() - started
         return Fetched(peer_id, file, offer.rounds_trained, seconds, offer.num_bytes)
 
-    async def _complete(self, peer_id: str, offer: Offer, file: Path, num_done: int) -> None:
+    async def _complete(
+        self,
+        peer_id: str,
+        offer: Offer,
+        file: Path,
+        num_done: int,
+    ) -> None:
         """Fetch the pieces that are missing; try again where a stream breaks off."""
         num_failed = 0
         while num_done < len(offer.pieces):
@@ -217,7 +238,13 @@ class Fetching:
             stream.truncate(min(num_whole * PIECE_BYTES, offer.num_bytes))
         return num_whole
 
-    async def _fetch_from(self, peer_id: str, offer: Offer, file: Path, first: int) -> int:
+    async def _fetch_from(
+        self,
+        peer_id: str,
+        offer: Offer,
+        file: Path,
+        first: int,
+    ) -> int:
         """Append pieces from `first` on to the file; return the number of pieces in it."""
         request = WeightRequest(self._context.member().sealed, self._model, offer.digest, first)
         async with self._connections.stream(peer_id) as stream:
@@ -232,7 +259,12 @@ class Fetching:
         return len(offer.pieces)
 
 
-def _check_piece(offer: Offer, number: int, kind: Kind, piece: bytes) -> None:
+def _check_piece(
+    offer: Offer,
+    number: int,
+    kind: Kind,
+    piece: bytes,
+) -> None:
     if kind is not Kind.PIECE or hashlib.sha256(piece).digest() != offer.pieces[number]:
         raise BadRecord("digest", f"piece {number} of the weights is not the one that was offered")
 
@@ -250,7 +282,10 @@ class WeightTaking:
     `note(peer_id, reason)` counts a peer that broke the protocol.
     """
 
-    def __init__(self, note: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        note: Callable[[str, str], None],
+    ) -> None:
         self._note = note
         self._task: asyncio.Task[None] | None = None  # referred to, so that it is not collected
         self._fetched: list[Fetched] = []
@@ -260,7 +295,11 @@ class WeightTaking:
         """Note that `start` will be called."""
         self.is_running = True
 
-    def start(self, fetching: Fetching, peer_ids: Sequence[str]) -> None:
+    def start(
+        self,
+        fetching: Fetching,
+        peer_ids: Sequence[str],
+    ) -> None:
         self._task = asyncio.create_task(self._run(fetching, peer_ids))
 
     def take(self) -> list[Fetched]:
@@ -268,7 +307,11 @@ class WeightTaking:
         fetched, self._fetched = self._fetched, []
         return fetched
 
-    async def _run(self, fetching: Fetching, peer_ids: Sequence[str]) -> None:
+    async def _run(
+        self,
+        fetching: Fetching,
+        peer_ids: Sequence[str],
+    ) -> None:
         try:
             for peer_id in peer_ids:
                 await self._fetch(fetching, peer_id)

@@ -385,7 +385,11 @@ def size_of(group: Group) -> int:
     return sum(len(c.encode()) + 64 for c in group.completions) + 256
 
 
-def find_excess(group: Group, limits: Limits, part: int = 0) -> str | None:
+def find_excess(
+    group: Group,
+    limits: Limits,
+    part: int = 0,
+) -> str | None:
     """Return the reason why no peer with these limits would accept a group; None: they would."""
     if group.task.index - part * MAX_PART_TASKS >= limits.num_groups:
         return "index"
@@ -431,7 +435,11 @@ def open_groups(
     return served.groups
 
 
-def open_served(sealed: bytes, peer_id: str, limits: Limits) -> Served:
+def open_served(
+    sealed: bytes,
+    peer_id: str,
+    limits: Limits,
+) -> Served:
     """Verify and decode groups of `peer_id`.
 
     The signature is verified before anything is decompressed. A group that is over the limits of

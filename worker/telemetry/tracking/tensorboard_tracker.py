@@ -11,7 +11,11 @@ class _Writer:
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
-    def log(self, round: int, figures: Mapping[str, float]) -> None:
+    def log(
+        self,
+        round: int,
+        figures: Mapping[str, float],
+    ) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, round)
         self._writer.flush()

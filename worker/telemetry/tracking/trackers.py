@@ -28,7 +28,11 @@ CLOSE_SECONDS = 10.0
 class Tracker(Protocol):
     """What a tracker's module offers. Every method may raise any error."""
 
-    def log(self, round: int, figures: Mapping[str, float]) -> None: ...
+    def log(
+        self,
+        round: int,
+        figures: Mapping[str, float],
+    ) -> None: ...
 
     def close(self) -> None: ...
 

@@ -12,7 +12,11 @@ class _Run:
     def __init__(self, module: Any) -> None:
         self._trackio = module
 
-    def log(self, round: int, figures: Mapping[str, float]) -> None:
+    def log(
+        self,
+        round: int,
+        figures: Mapping[str, float],
+    ) -> None:
         self._trackio.log(dict(figures), step=round)
 
     def close(self) -> None:

@@ -12,7 +12,11 @@ class _Run:
     def __init__(self, run: Any) -> None:
         self._run = run
 
-    def log(self, round: int, figures: Mapping[str, float]) -> None:
+    def log(
+        self,
+        round: int,
+        figures: Mapping[str, float],
+    ) -> None:
         self._run.log(dict(figures), step=round)
 
     def close(self) -> None:
