@@ -6,6 +6,7 @@ receiver regenerates the question and scores the answers again, as in the real e
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from worker.environments.answers import is_closed
 from worker.node import EXTERNAL_MARGIN
 from worker.policy import policy
 from worker.policy.answer_length import AnswerLength
+from worker.policy.prompt_forms import BY_NAME
 from worker.records import Group, Rollout, ScoredGroup, round_seed
 from worker.trainer.batch import choose
 from worker.trainer.credit import give_credit
@@ -26,8 +28,9 @@ from worker.trainer.trainer import Trainer
 class Node:
     """One simulated worker.
 
-    `rewards`: mean reward of its own groups in each round. `steps`: whether it took a training step
-    in each round. `has_credit`: whether closed tags get credit (`give_credit`).
+    By round: `rewards`, the mean reward of its own groups; `steps`, whether it took a training
+    step; `seconds`, its processor time. `has_credit`: whether closed tags get credit
+    (`give_credit`).
     """
 
     peer_id: str
@@ -37,6 +40,7 @@ class Node:
     rng: random.Random
     rewards: list[float] = field(default_factory=list)
     steps: list[bool] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     has_credit: bool = True
     length: AnswerLength = field(default_factory=AnswerLength)
 
@@ -84,6 +88,8 @@ def make_node(seed: int, number: int, config: settings.Settings, environment: En
     peer_id = f"learning-{seed}-{number}"
     model = policy.load(config.model)
     model.adopt(config.generation)
+    if config.generation.form != "auto":
+        model.ask_in(BY_NAME[config.generation.form])
     trainer = Trainer(model, config.trainer, config.generation)
     return Node(peer_id, config, environment, trainer, random.Random(peer_id))
 
@@ -105,14 +111,27 @@ def run(
 
 def exchange(nodes: Sequence[Node], round: int) -> None:
     """Run one round on all nodes: answer, exchange groups, learn."""
-    answered = {node.peer_id: node.answer(round) for node in nodes}
+    answered = {}
     for node in nodes:
+        started = time.process_time()
+        answered[node.peer_id] = node.answer(round)
+        node.seconds.append(time.process_time() - started)
+    for node in nodes:
+        started = time.process_time()
         node.learn(answered[node.peer_id], node.collect(answered))
+        node.seconds[-1] += time.process_time() - started
 
 
 def mean_curve(nodes: list[Node]) -> list[float]:
     return [
         statistics.fmean(rewards) for rewards in zip(*(node.rewards for node in nodes), strict=True)
+    ]
+
+
+def mean_seconds(nodes: list[Node]) -> list[float]:
+    """Return the mean processor time of a node, by round."""
+    return [
+        statistics.fmean(seconds) for seconds in zip(*(node.seconds for node in nodes), strict=True)
     ]
 
 

@@ -3,16 +3,20 @@
     python -m benchmarks.sapo [--tasks easy|hard] [--external better|all] [--mixes 8/0 6/2 4/4 2/6]
                               [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--processes 2]
                               [--plot FILE] [--json FILE]
+    python -m benchmarks.sapo --model smollm2 [--small] [--mixes 4/0 4/4 4/28] ...
 
-Eight nodes train on 8 groups per step: I local and J external ones, I + J = 8, for the mixes 8/0,
-6/2, 4/4 and 2/6. Every node answers the same number of tasks with each mix, so a step costs the
-same with all of them. The metric is the paper's: reward accumulated over all nodes and rounds. The
-model, tasks and number of rounds differ from the paper's (its model is Qwen2.5-0.5B), so compare
-the ratios to 8/0, not the sums.
+Nodes train on groups of their own (I) and of their peers (J), a mix "I/J". Every node answers the
+same number of tasks with each mix. The metric is the paper's: reward accumulated over all nodes and
+rounds. Model, tasks and number of rounds differ from the paper's (its model is Qwen2.5-0.5B), so
+compare the ratios to the first mix, not the sums.
 
-`hard` tasks are mostly out of the model's reach, as in the paper: two in three of a node's own
-groups have equal rewards and give no signal. `easy` is the demo's mix, where nine in ten of a
-node's own groups have a signal.
+With the model that comes with the package, `hard` tasks are mostly out of its reach, as in the
+paper: two in three of a node's own groups have equal rewards and give no signal. `easy` is the
+demo's mix, where nine in ten of a node's own groups have a signal.
+
+`--model smollm2` trains SmolLM2-135M-Instruct with default training settings, from the untouched
+model, on the easiest tasks of four families: at first one in four of its own groups has a signal.
+A node answers four tasks a round (`--small`: two, in fewer rounds; half an hour on one core).
 """
 
 import argparse
@@ -26,7 +30,8 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.nodes import mean_curve, run
+from benchmarks.nodes import mean_curve, mean_seconds, run
+from benchmarks.pretrained import find_smollm2
 from worker import settings
 from worker.environments.presets import DEMO_FAMILIES, DEMO_SETTINGS
 from worker.settings import Family
@@ -57,6 +62,9 @@ TASKS = {
 }
 
 
+SMOLLM2_FAMILIES = ("basic_arithmetic", "chain_sum", "leg_counting", "calendar_arithmetic")
+
+
 @dataclass(frozen=True)
 class Trial:
     """Parameters of one run.
@@ -71,6 +79,16 @@ class Trial:
     seed: int
     nodes: int
     rounds: int
+    model: str = "tiny"
+    tasks_per_round: int = 8
+
+
+@dataclass(frozen=True)
+class Played:
+    """The result of a trial, by round: mean reward and mean processor seconds of a node."""
+
+    rewards: list[float]
+    seconds: list[float]
 
 
 def configure(mix: str, tasks: str, external: str) -> settings.Settings:
@@ -90,13 +108,38 @@ def configure(mix: str, tasks: str, external: str) -> settings.Settings:
     return settings.from_flat(flat, "the demo's settings")
 
 
-def play(trial: Trial) -> list[float]:
-    """Run one trial; return the mean reward of all nodes by round."""
-    return mean_curve(
-        run(
-            trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks, trial.external)
-        )
-    )
+def configure_smollm2(
+    mix: str, tasks_per_round: int = 2, external: str = "all"
+) -> settings.Settings:
+    """Return default training settings for SmolLM2, with I local and J external groups.
+
+    The prompt form is the one that nodes find for this model, and levels are fixed, so that all
+    nodes and mixes train and are measured on the same tasks.
+    """
+    num_local, num_external = map(int, mix.split("/"))
+    flat = {
+        "model_name": str(find_smollm2(None)),
+        "model_device": "cpu",
+        "generation_form": "three-examples",
+        "generation_max_completion_length": 80,
+        "environment_families": [{"name": name, "level": 0} for name in SMOLLM2_FAMILIES],
+        "environment_tasks_per_round": tasks_per_round,
+        "trainer_local_groups": num_local,
+        "trainer_external_groups": num_external,
+        "trainer_external_completions": external,
+        "trainer_fill_missing": False,
+    }
+    return settings.from_flat(flat, "benchmarks.sapo")
+
+
+def play(trial: Trial) -> Played:
+    """Run one trial."""
+    if trial.model == "tiny":
+        config = configure(trial.mix, trial.tasks, trial.external)
+    else:
+        config = configure_smollm2(trial.mix, trial.tasks_per_round, trial.external)
+    nodes = run(trial.seed, trial.nodes, trial.rounds, config)
+    return Played(mean_curve(nodes), mean_seconds(nodes))
 
 
 def cumulate(curve: list[float], nodes: int) -> list[float]:
@@ -134,50 +177,70 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tasks", choices=list(TASKS), default="easy")
-    parser.add_argument(
-        "--external",
-        choices=["better", "all"],
-        default="better",
-        help="which of peers' completions",
-    )
-    parser.add_argument(
-        "--mixes", nargs="+", default=list(PAPER), metavar="I/J", help="the first is the base"
-    )
+    parser.add_argument("--model", choices=["tiny", "smollm2"], default="tiny")
+    parser.add_argument("--small", action="store_true", help="smollm2: fewer tasks and rounds")
+    parser.add_argument("--tasks", choices=list(TASKS), default="easy", help="of the tiny model")
+    parser.add_argument("--external", choices=["better", "all"], help="which of peers' completions")
+    parser.add_argument("--mixes", nargs="+", metavar="I/J", help="the first is the base")
     parser.add_argument("--nodes", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument(
         "--processes", type=int, default=2, help="runs at the same time; each takes one core"
     )
     parser.add_argument("--plot", type=Path, help="such as docs/images/sapo.png")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-
-    mixes, nodes, rounds = arguments.mixes, arguments.nodes, arguments.rounds
-    for mix in mixes:
+    if arguments.model == "tiny":
+        defaults = {"mixes": list(PAPER), "rounds": 200, "seeds": [0, 1, 2], "external": "better"}
+        arguments.tasks_per_round = 8
+    else:
+        own = arguments.tasks_per_round = 2 if arguments.small else 4
+        mixes = [f"{own}/0", f"{own}/{(arguments.nodes - 1) * own}"]
+        rounds = 18 if arguments.small else 40
+        defaults = {"mixes": mixes, "rounds": rounds, "seeds": [0], "external": "all"}
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    for mix in arguments.mixes:
         if not re.fullmatch(r"\d+/\d+", mix):
             parser.error(f"--mixes {mix}: expected local/external groups, such as 4/4")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    mixes, nodes, rounds = arguments.mixes, arguments.nodes, arguments.rounds
     trials = [
-        Trial(mix, arguments.tasks, arguments.external, seed, nodes, rounds)
+        Trial(
+            mix,
+            arguments.tasks,
+            arguments.external,
+            seed,
+            nodes,
+            rounds,
+            arguments.model,
+            arguments.tasks_per_round,
+        )
         for seed in arguments.seeds
         for mix in mixes
     ]
     curves: dict[str, list[list[float]]] = {mix: [] for mix in mixes}
-    setting = (
-        f"{arguments.tasks} tasks, external {arguments.external}, {nodes} nodes, {rounds} rounds"
-    )
+    tasks = f"{arguments.tasks} tasks" if arguments.model == "tiny" else arguments.model
+    setting = f"{tasks}, external {arguments.external}, {nodes} nodes, {rounds} rounds"
     print(f"accumulated reward by seed; {setting}", flush=True)
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        for trial, curve in zip(trials, pool.imap(play, trials), strict=True):
-            curves[trial.mix].append(curve)
-            total = cumulate(curve, trial.nodes)[-1]
+        for trial, played in zip(trials, pool.imap(play, trials), strict=True):
+            curves[trial.mix].append(played.rewards)
+            total = cumulate(played.rewards, trial.nodes)[-1]
             minutes = (time.monotonic() - started) / 60
             print(
-                f"seed {trial.seed}  {trial.mix}  {total:8.1f}  after {minutes:5.1f} min",
+                f"seed {trial.seed}  {trial.mix}  {total:8.1f}"
+                f"  {statistics.fmean(played.seconds):5.1f} s a round and node"
+                f"  after {minutes:5.1f} min",
                 flush=True,
             )
 

@@ -38,7 +38,8 @@ from worker import environments, settings
 from worker.policy import lora
 from worker.policy.policy import Policy, load
 from worker.records import Completion, Rollout, ScoredGroup
-from worker.trainer.trainer import Lesson, Trainer
+from worker.trainer.lesson import Lesson
+from worker.trainer.trainer import Trainer
 
 GROUPS, SIZE, LENGTH = 2, 8, 128
 TOKENS = 1536

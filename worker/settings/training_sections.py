@@ -45,6 +45,15 @@ class Trainer(Section):
     external_completions: Literal["better", "all"] = "better"
     """Completions of a peer's group that are learned from. better: those above the group's mean;
     all: as in SAPO."""
+    external_min_probability: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability under this node's policy from which on a token of a peer's answer counts fully; a
+    token that is half as likely counts half. 0: all tokens count fully."""
+    external_ignore_repeated: bool = True
+    """Leave stretches that a peer repeats in its answers to different tasks, and that this node
+    does not say, out of the loss."""
+    max_completions: Annotated[int, Field(ge=2)] = 72
+    """Most completions that a step learns from. Of a larger batch each group keeps the same number,
+    those with the most different rewards."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate. None: for adapters 2e-4, in models of less than 400 million parameters 5e-4,
     of 2 billion and more 1e-4; for all weights 1e-6, in models of less than 400 million parameters

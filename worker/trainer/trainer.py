@@ -14,6 +14,7 @@ split changes the use of memory, but not the loss.
 import copy
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -30,8 +31,9 @@ from worker.policy.logprobs import PromptGroup, Scorer
 from worker.policy.memory_shortage import Shortage
 from worker.policy.policy import Policy
 from worker.records import ScoredGroup, StepMetrics, StepQuality
-from worker.trainer import micro_batch, quality
+from worker.trainer import foreign, micro_batch, quality
 from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weights, token_losses
+from worker.trainer.lesson import Lesson, most_different
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +42,6 @@ _MORE_TOKENS = 4
 
 Encoding a text may give more tokens than were sampled.
 """
-
-
-@dataclass(slots=True)
-class Lesson:
-    """One completion to learn from.
-
-    `is_hidden`: it is left out of the loss. `weight` is the weight of each of its tokens in the
-    loss, 0 if it is hidden. `sampler_logprobs` (T,) are the log-probabilities of the engine that
-    sampled it; None: not known, as for a peer's. `old_logprobs` (T,) and `ratios`, the importance
-    ratios between trainer and sampler, are None until the first pass over the batch.
-    """
-
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    advantage: float
-    is_hidden: bool
-    weight: float = 0.0
-    sampler_logprobs: Tensor | None = None
-    old_logprobs: Tensor | None = None
-    ratios: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +63,14 @@ class Learned:
     """The effect of a step on one group, with one value per completion.
 
     `advantages` are 0 for completions that were not learned from. `logprobs` are the means of the
-    tokens' log-probabilities under the policy before the step; None: not computed.
+    tokens' log-probabilities under the policy before the step; None: not computed. `planted`: text
+    that a peer repeats and this policy would not say (`foreign.is_planted`).
     """
 
     group: ScoredGroup
     advantages: tuple[float, ...]
     logprobs: tuple[float | None, ...]
+    planted: tuple[bool, ...]
 
 
 class Trainer:
@@ -173,7 +157,11 @@ class Trainer:
         if not _has_finite_logprobs(sampled):
             self._skip_step("log-probabilities of answers that are not finite")
             return self._metrics([], 0, sampled, skipped="non-finite")
-        lessons = [(group, self._read(group)) for group in groups]
+        most = most_different(groups, self._settings.max_completions)
+        lessons = [
+            (group, self._read(group, kept)) for group, kept in zip(groups, most, strict=True)
+        ]
+        self._mark_repeated(lessons, sampled)
         batch = list(chain.from_iterable(sequences for _, sequences in lessons))
         self._weigh(batch)
         batch = [sequence for sequence in batch if self._teaches(sequence)]
@@ -228,18 +216,24 @@ class Trainer:
         )
         return quality.of_sampling(compared, is_by_sequence)
 
-    def _read(self, group: ScoredGroup) -> list[Lesson]:
-        """Return the group's completions as token ids, each with its advantage."""
+    def _read(self, group: ScoredGroup, kept: frozenset[int]) -> list[Lesson]:
+        """Return the group's completions as token ids, each with its advantage.
+
+        Those whose position is not in `kept` are hidden.
+        """
         sequences = []
         advantages = _advantages(group, self._settings.scale_rewards)
-        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+        for position, (rollout, advantage) in enumerate(
+            zip(group.rollouts, advantages, strict=True)
+        ):
             if rollout.sampled is None:
                 ids, truncated = self.policy.completion_ids(
                     rollout.text, self._generation.max_completion_length
                 )
             else:
                 ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
-            is_hidden = truncated and self._settings.mask_truncated_completions
+            is_hidden = position not in kept
+            is_hidden |= truncated and self._settings.mask_truncated_completions
             # A peer's mistake, which this policy would hardly make: making it less likely changes
             # the policy without a benefit.
             is_hidden |= (
@@ -248,7 +242,7 @@ class Trainer:
                 and self._settings.external_completions == "better"
             )
             prompt = self.policy.prompt_ids(group.question, rollout.text)
-            lesson = Lesson(tuple(prompt), tuple(ids), advantage, is_hidden)
+            lesson = Lesson(tuple(prompt), tuple(ids), advantage, is_hidden, group.peer_id)
             if rollout.sampled is not None and rollout.sampled.logprobs:
                 lesson.sampler_logprobs = torch.tensor(
                     rollout.sampled.logprobs, dtype=torch.float32, device=self.policy.model.device
@@ -398,15 +392,35 @@ class Trainer:
         low, high = (clipped_M & (advantages_M < 0)).sum(), (clipped_M & (advantages_M > 0)).sum()
         return torch.stack([loss.detach(), low, high, entropy.detach()])
 
-    def _remember_old(
-        self,
-        micro: list[Lesson],
-        old_logprobs: Sequence[Tensor],
-    ) -> None:
+    def _remember_old(self, micro: list[Lesson], old_logprobs: Sequence[Tensor]) -> None:
         sampler = [sequence.sampler_logprobs for sequence in micro]
         ratios = sampling_ratios(old_logprobs, sampler, self._settings)
         for sequence, old_T, ratios_T in zip(micro, old_logprobs, ratios, strict=True):
-            sequence.old_logprobs, sequence.ratios = old_T, ratios_T
+            sequence.old_logprobs = old_T
+            if sequence.peer_id is None:
+                sequence.ratios = ratios_T
+            else:
+                sequence.ratios = foreign.token_weights(
+                    old_T, self._settings.external_min_probability, sequence.repeated
+                )
+
+    def _mark_repeated(
+        self, lessons: Sequence[tuple[ScoredGroup, list[Lesson]]], sampled: Sequence[ScoredGroup]
+    ) -> None:
+        """Mark the tokens that a peer repeats across tasks and this node does not say."""
+        if not self._settings.external_ignore_repeated:
+            return
+        prompts = (self.policy.prompt_ids(group.question) for group in sampled)
+        answers = (c.token_ids for group in sampled for c in group.sampled)
+        said = foreign.stretches_of(chain(prompts, answers))
+        by_peer: dict[str, list[list[Lesson]]] = defaultdict(list)
+        for group, sequences in lessons:
+            if group.peer_id is not None:
+                by_peer[group.peer_id].append(sequences)
+        for tasks in by_peer.values():
+            repeated = foreign.repeated_stretches([[s.token_ids for s in t] for t in tasks], said)
+            for sequence in chain.from_iterable(tasks):
+                sequence.repeated = foreign.is_repeated(sequence.token_ids, repeated)
 
     @torch.no_grad()
     def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
@@ -668,7 +682,9 @@ class Trainer:
 
 def _note_learned(group: ScoredGroup, sequences: Sequence[Lesson]) -> Learned:
     seen = [None if s.old_logprobs is None else float(s.old_logprobs.mean()) for s in sequences]
-    return Learned(group, tuple(s.advantage if s.weight else 0.0 for s in sequences), tuple(seen))
+    advantages = tuple(s.advantage if s.weight else 0.0 for s in sequences)
+    planted = tuple(foreign.is_planted(s.old_logprobs, s.repeated) for s in sequences)
+    return Learned(group, advantages, tuple(seen), planted)
 
 
 @dataclass(frozen=True, slots=True)
