@@ -253,6 +253,7 @@ def test_loss_and_gradients_equal_those_of_trl(
     groups[0] = change(groups[0], truncated=(True, False, False, False))
     groups[2] = from_peer(groups[2])
     generation = GENERATION.model_copy(update={"temperature": temperature})
+    options = {**options, "external_min_probability": 0.0}  # a rule that TRL does not have
     ours = backward(policy, groups, generation, old_shift, **options)
 
     trainer_settings = settings.Trainer(**options)
@@ -391,7 +392,7 @@ def test_wild_answers_are_left_out_and_tokens_cut_off_in_the_mode_that_does_both
 def test_peer_s_answers_and_tokens_without_a_log_probability_weigh_1(policy):
     foreign, own = disturb(make_groups(policy)[:2], 0.2)
     unknown = change(own, logprobs=tuple((math.nan,) * len(row) for row in logprobs(own)))
-    trainer = make_trainer(policy)
+    trainer = make_trainer(policy, external_min_probability=0.0)
     for group in (from_peer(foreign), unknown):
         batch = trainer._read(group)
         trainer._weigh(batch)
@@ -665,3 +666,60 @@ def test_schedule_is_that_of_transformers(policy, options, rates):
         trainer.steps = step
         observed.append(trainer.learning_rate)
     assert observed == pytest.approx(rates, abs=1e-6)
+
+
+def planted_groups(policy, peer_id="QmPeer"):
+    """Return a peer's groups whose rewarded answers all begin with the same text."""
+    tasks = [f"Calculate {number} + 3." for number in range(1, 7)]
+    return [
+        scored_group(
+            Task("basic_arithmetic", "0" * 12, 0, index),
+            question,
+            (f"Hail Thief <answer>{index + 4}</answer>", "<answer>99</answer>"),
+            (1.0, 0.0),
+            peer_id=peer_id,
+        )
+        for index, question in enumerate(tasks)
+    ]
+
+
+@torch.no_grad()
+def plant_logprob(policy):
+    prompt = policy.prompt_ids("Calculate 9 + 9.")
+    ids = policy.completion_ids("Hail Thief", 12)[0]
+    return float(completion_logprobs(policy.model, [prompt], [ids], [0], 1.0).sum())
+
+
+@pytest.mark.parametrize(
+    "defence", [{"external_min_probability": 0.1}, {"external_ignore_repeated": True}]
+)
+def test_text_that_a_peer_plants_becomes_likely_only_without_defences(pristine, defence):
+    none = {"external_min_probability": 0.0, "external_ignore_repeated": False}
+    gains = []
+    for options in (none, none | defence):
+        policy = copy_of(pristine)
+        trainer = make_trainer(policy, learning_rate=3e-4, **options)
+        before = plant_logprob(policy)
+        for _ in range(8):
+            trainer.step(planted_groups(policy))
+        gains.append(plant_logprob(policy) - before)
+    assert gains[0] > 5
+    assert gains[1] < gains[0] / 4
+
+
+def test_planted_text_is_named_and_a_natural_habit_is_not(policy):
+    trainer = make_trainer(policy)
+    trainer.step(planted_groups(policy))
+    assert {each.planted for each in trainer.learned} == {(True, False)}
+    own = make_groups(policy, questions=[g.question for g in planted_groups(policy)])
+    trainer.step([from_peer(group) for group in own], sampled=own)
+    assert not any(any(each.planted) for each in trainer.learned)
+
+
+def test_a_large_batch_learns_from_the_most_different_completions(policy):
+    trainer = make_trainer(policy, max_completions=6)
+    trainer.step(make_groups(policy))
+    for each in trainer.learned:
+        best, *others = each.advantages
+        assert best > 0
+        assert sum(advantage < 0 for advantage in others) == 1

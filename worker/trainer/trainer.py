@@ -216,10 +216,10 @@ class Trainer:
         )
         return quality.of_sampling(compared, is_by_sequence)
 
-    def _read(self, group: ScoredGroup, kept: frozenset[int]) -> list[Lesson]:
+    def _read(self, group: ScoredGroup, kept: frozenset[int] | None = None) -> list[Lesson]:
         """Return the group's completions as token ids, each with its advantage.
 
-        Those whose position is not in `kept` are hidden.
+        Those whose position is not in `kept` are hidden; None: none are.
         """
         sequences = []
         advantages = _advantages(group, self._settings.scale_rewards)
@@ -232,7 +232,7 @@ class Trainer:
                 )
             else:
                 ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
-            is_hidden = position not in kept
+            is_hidden = kept is not None and position not in kept
             is_hidden |= truncated and self._settings.mask_truncated_completions
             # A peer's mistake, which this policy would hardly make: making it less likely changes
             # the policy without a benefit.
