@@ -15,7 +15,7 @@ import logging
 import random
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -317,6 +317,7 @@ class Node:
             self.trainer.find_fault,
         )
         metrics = self.trainer.step(batch.groups, sampled=local)
+        self._note_planted()
         self._see_signal(metrics, local)
         self.environment.learn(local)
         record = replace(
@@ -370,6 +371,16 @@ class Node:
             held_out=self.status.held_out_now,
             behind=collected.behind,
         )
+
+    def _note_planted(self) -> None:
+        """Tell the swarm which peers sent planted text, as far as the last step showed it."""
+        planted = Counter(
+            each.group.peer_id
+            for each in self.trainer.learned
+            if each.group.peer_id is not None and any(each.planted)
+        )
+        if planted and self.swarm is not None:
+            self.swarm.note_planted(planted)
 
     def _keep_answers(
         self,

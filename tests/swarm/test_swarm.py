@@ -244,3 +244,15 @@ def test_request_of_a_peer_with_another_version_is_refused_with_the_reason(
     ours.publish(1, make_groups(ours.status().peer_id, 1))
     assert asker.collect(1, 9).groups == ()
     assert "reason=environment: this node has sums 1, the asker does not" in caplog.text
+
+
+def test_a_peer_with_planted_text_is_counted_and_drawn_less(lab: Lab, caplog) -> None:
+    lab.bootnode()
+    us, other = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: us.status().peers_known == 1, 30, "a knows b")
+    name = other.status().peer_id
+    us.note_planted({name: 2})
+    wait_until(lambda: us.status().rejected_by_peer == {name: 2}, 10, "the groups are counted")
+    assert us.status().rejected == {"planted": 2}
+    assert us._context.peers._peers[name].useful < 1
+    assert f"planted text in groups of peer={name} groups=2" in caplog.text

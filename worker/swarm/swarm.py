@@ -229,6 +229,12 @@ class Swarm:
         """Count weights of a peer that could not be used, or were worse than ours."""
         self._tally.reject(peer_id, "weights")
 
+    def note_planted(self, groups_by_peer: Mapping[str, int]) -> None:
+        """Count groups with planted text (`worker/trainer/foreign.py`); draw their senders less."""
+        for peer_id, count in groups_by_peer.items():
+            log.warning("planted text in groups of peer=%s groups=%d", peer_id, count)
+        self._network.post(self._count_planted, dict(groups_by_peer))
+
     def status(self) -> SwarmStatus:
         context, tally = self._context, self._tally
         return SwarmStatus(
@@ -323,6 +329,12 @@ class Swarm:
         return kept
 
     # In the event loop
+
+    def _count_planted(self, groups_by_peer: Mapping[str, int]) -> None:
+        for peer_id, count in groups_by_peer.items():
+            for _ in range(count):
+                self._tally.reject(peer_id, "planted")
+            self._context.peers.rate(peer_id, 0.0)
 
     def _end_unasked(self) -> None:
         """End a round in which nobody is asked; discovery's greetings show whether peers exist."""
