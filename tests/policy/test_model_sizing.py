@@ -102,9 +102,15 @@ def test_gpu_is_measured_where_the_model_will_live(monkeypatch):
         measure(settings.Model(device="cuda:2"))
 
 
-@pytest.mark.parametrize(("has_amx", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_large_models_are_trained_in_bfloat16_where_the_cpu_has_amx(monkeypatch, has_amx, dtype):
+@pytest.mark.parametrize(
+    ("has_amx", "has_avx512_bf16", "dtype"),
+    [(True, True, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")],
+)
+def test_large_models_are_trained_in_bfloat16_where_the_cpu_is_fast_at_it(
+    monkeypatch, has_amx, has_avx512_bf16, dtype
+):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
     assert measure(settings.Model(device="cpu")).dtype == dtype
     assert measure(settings.Model(device="cpu", dtype="float32")).dtype == "float32"
     assert (

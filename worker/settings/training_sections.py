@@ -37,7 +37,7 @@ class Trainer(Section):
 
     local_groups: Annotated[int, Field(ge=0)] = 5
     """I: own groups that a node trains on in a round."""
-    external_groups: Annotated[int, Field(ge=0)] = 4
+    external_groups: Annotated[int, Field(ge=0)] = 12
     """J: groups of peers that a node trains on in a round."""
     fill_missing: bool = True
     """Take more local groups if there are fewer than J external ones with a signal, and the other
