@@ -84,7 +84,8 @@ class Trainer(Section):
     """Weight of the KL term against the reference model. 0: no reference model is loaded."""
     importance_sampling_correction: bool = True
     """Weigh local answers by the ratio of their probability in the trainer to that in the sampling
-    engine (TRL's vllm_importance_sampling_correction). External answers always weigh 1."""
+    engine (TRL's vllm_importance_sampling_correction). External answers have the weight that
+    `external_min_probability` describes."""
     importance_sampling_mode: Literal[
         "token_truncate",
         "token_mask",
