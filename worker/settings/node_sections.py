@@ -53,9 +53,9 @@ class Model(Section):
     `auto`: chosen by the machine's memory, once, by `hivewright enrol`. `hivewright check` shows
     which models fit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights. auto: bfloat16 on a GPU, and on a CPU with AMX or AVX-512 BF16 for models
-    of 50 million parameters and more (two to three times as fast there); float32 on other CPUs.
-    Adapters are always trained in float32."""
+    """Type of the weights. auto: bfloat16 on a GPU, and for models of 50 million parameters and
+    more on a CPU with AMX or AVX-512 BF16 (two to three times as fast there); float32 on other
+    CPUs. Adapters are always trained in float32."""
     shared_dir: Path | None = None
     """Folder with models that the nodes of a machine share. They only read it; `hivewright fetch`
     downloads to it. None: each node downloads for itself. A deploy sets it."""

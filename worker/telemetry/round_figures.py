@@ -1,5 +1,6 @@
 """Figures of a round's own groups by family and level (`status.FamilyReward`)."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -11,13 +12,17 @@ from worker.telemetry.status import FamilyReward
 def by_family(
     groups: Sequence[ScoredGroup], level_of: Callable[[Task], int | None]
 ) -> tuple[FamilyReward, ...]:
-    """Return the rewards of each family and level, in the order of their names."""
+    """Return the rewards of each family and level, in the order of their names.
+
+    Groups with a reward that is not finite are left out, as they are in training.
+    """
 
     def key(group: ScoredGroup) -> tuple[str, int]:
         level = level_of(group.task)
         return group.task.family, -1 if level is None else level
 
-    ordered = sorted(groups, key=key)
+    finite = [group for group in groups if all(map(math.isfinite, group.rewards))]
+    ordered = sorted(finite, key=key)
     return tuple(
         _summarise(family, None if level < 0 else level, list(members))
         for (family, level), members in groupby(ordered, key=key)

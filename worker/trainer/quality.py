@@ -3,7 +3,6 @@
 
 # T tokens of one completion
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +60,7 @@ def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         return {}
     lengths_N = torch.tensor(lengths, dtype=torch.float32)
     truncated = sum(completion.truncated for completion in completions)
-    rewards = [reward for group in groups for reward in group.rewards]
+    rewards_M = torch.tensor([reward for group in groups for reward in group.rewards])
     return {
         "completions_mean_length": float(lengths_N.mean()),
         "completions_p10_length": float(lengths_N.quantile(0.1)),
@@ -69,5 +68,5 @@ def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "completions_max_length": float(lengths_N.max()),
         "completions_clipped_ratio": truncated / len(lengths),
         "frac_reward_zero_std": sum(not group.has_signal for group in groups) / len(groups),
-        "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else 0.0,
+        "reward_std": float(rewards_M.std()) if len(rewards_M) > 1 else 0.0,
     }
