@@ -124,8 +124,9 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
 def address_in(raw: dict[str, Any], key: str) -> str | None:
     """Return the address under `key`; None: there is none, as before there were markets."""
     value = raw.get(key)
-    is_valid = isinstance(value, str) and re.fullmatch(_FORMS["contract"], value) is not None
-    return Web3.to_checksum_address(value) if is_valid else None
+    if not isinstance(value, str) or not re.fullmatch(_FORMS["contract"], value):
+        return None
+    return Web3.to_checksum_address(value)
 
 
 def _socket_in(written: dict[str, Any]) -> str | None:
