@@ -286,6 +286,12 @@ COMMANDS = (
         is_service=True,
     ),
     Command(
+        "judge",
+        "run the prediction market's games, ask evaluation questions",
+        "worker.judge.server:run",
+        is_service=True,
+    ),
+    Command(
         "keeper",
         "advance the swarm's rounds, publish its bootnodes",
         "worker.chain.keeper:run",

@@ -14,7 +14,7 @@ from benchmarks.faults import faulty as faulty
 from worker import settings
 from worker.account.server import Service
 from worker.chain.account_client import AccountClient
-from worker.runtime import webguard
+from worker.runtime import webguard, webservice
 from worker.swarm import identity
 from worker.swarm.identity import Identity
 
@@ -56,10 +56,17 @@ class Running:
 @contextmanager
 def serving(parsed: settings.Settings, port: int = 0) -> Iterator[Running]:
     """Run the account service with these settings over HTTP until the block ends."""
+    service = Service(parsed)
+    with serving_role(service, port) as url:
+        yield Running(url, service)
+
+
+@contextmanager
+def serving_role(service: webservice.Service, port: int = 0) -> Iterator[str]:
+    """Run a service over HTTP until the block ends; yield its URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    service = Service(parsed)
     listening = socket.create_server(("127.0.0.1", port))
 
     async def start() -> tuple[asyncio.Task[None], Callable[[], Awaitable[None]]]:
@@ -73,7 +80,7 @@ def serving(parsed: settings.Settings, port: int = 0) -> Iterator[Running]:
 
     started = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
-        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         asyncio.run_coroutine_threadsafe(stop(*started), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from hall import Hall, open_hall
 
 from worker import settings
 from worker.chain import contract
@@ -82,6 +83,12 @@ def chain(rpc_url, tmp_path) -> Chain:
     coordinator = Coordinator(parsed.chain)
     coordinator.check()
     return Chain(parsed, deployment, anvil.load_owner(parsed.keeper), coordinator)
+
+
+@pytest.fixture
+def hall(chain) -> Hall:
+    """Deploy a market next to the contract, with three peers."""
+    return open_hall(chain)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "worker.chain": GROUND | {"worker.swarm.identity"},
     "worker.account": GROUND | WEB | {"worker.chain", "worker.swarm.identity"},
     "worker.dashboard": GROUND | WEB | {"worker.chain.coordinator", "worker.swarm.identity"},
+    "worker.judge": GROUND | WEB | {"worker.chain", "worker.environments"},
     "worker.hub": GROUND,
     "worker.telemetry": GROUND | {"worker.swarm.status", "worker.hub"},
     # swarm.identity: a key that the inventory names is read before it goes to a host; needs
@@ -75,6 +76,7 @@ ONLY_IN = {
         "worker.account",
         "worker.chain.embedded.door",
         "worker.dashboard",
+        "worker.judge",
         "worker.runtime.webguard",
         "worker.runtime.webservice",
     },

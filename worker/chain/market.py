@@ -11,9 +11,11 @@ from enum import IntEnum
 from typing import Any
 
 from eth_abi.abi import encode
+from eth_typing import HexStr
 from web3 import Web3
 from web3.contract import Contract
 from web3.exceptions import Web3RPCError
+from web3.logs import DISCARD
 
 from worker.chain.client import Call, Unanswered, rpc_message
 from worker.chain.contract import is_version, market_abi
@@ -154,6 +156,13 @@ class Market:
     def game(self, game: int) -> Game:
         status, *numbers = self.read("getGame", game)
         return Game(GameStatus(status), *numbers)
+
+    def opened_game(self, tx_hash: str) -> int:
+        """Return the number of the game that a mined transaction opened."""
+        with self.client.translated("eth_getTransactionReceipt"):
+            receipt = self.client.web3.eth.get_transaction_receipt(HexStr(tx_hash))
+            opened = self._contract.events.NewGameCreated().process_receipt(receipt, DISCARD)
+        return int(opened[0]["args"]["gameIdx"])
 
     def payout(self, game: int, peer_id: str) -> tuple[int, bool]:
         """Return what a claim pays or has paid, in units of a token, and whether it was claimed."""

@@ -13,7 +13,7 @@ from worker.errors import ResourceError
 from worker.runtime import systemd, webguard
 from worker.runtime.files import write_whole
 from worker.runtime.host import lock_folder, require_port
-from worker.settings import Account, Dashboard
+from worker.settings import Account, Dashboard, Judge
 
 _LOOPBACK = "127.0.0.1"
 _BACKLOG = 512
@@ -32,7 +32,7 @@ class Service(Protocol):
 
 def run(
     role: str,
-    section: Account | Dashboard,
+    section: Account | Dashboard | Judge,
     make: Callable[[], Service],
 ) -> None:
     """Serve the service that `make` returns until SIGTERM or SIGINT.
@@ -55,7 +55,7 @@ def run(
 
 
 async def _serve(
-    section: Account | Dashboard,
+    section: Account | Dashboard | Judge,
     make: Callable[[], Service],
 ) -> None:
     stop = asyncio.Event()

@@ -1,0 +1,150 @@
+"""Make the problems of games: a question with clues, and choices of which one is right.
+
+They come from the tasks of an environment, or from a file. A task's clues are growing parts of its
+text, and its wrong choices are the right answers of other tasks of its family.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from worker.environments import Environment
+from worker.environments.answers import tagged
+from worker.errors import BadRecord, SettingsError
+from worker.records import Task
+from worker.settings import Judge
+
+_RIGHT = 0.999
+_OTHER_TASKS = 8
+"""Tasks to draw for each wrong choice, as some have the same answer."""
+_MAX_DRAWS = 64
+_MAX_CHOICE = 200
+"""Longest choice, in characters."""
+
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+Choice = Annotated[str, Field(min_length=1, max_length=_MAX_CHOICE)]
+
+
+class Problem(BaseModel):
+    """A problem: a clue for each round, the choices, and the index of the right one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clues: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
+    choices: Annotated[tuple[Choice, ...], Field(min_length=2, max_length=64)]
+    answer: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.answer >= len(self.choices):
+            raise ValueError(f"answer is {self.answer}, and there are {len(self.choices)} choices")
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("a choice is there twice")
+        return self
+
+
+def source(judge: Judge, load: Callable[[], Environment]) -> Iterator[Problem]:
+    """Return problems without end: those of `judge.problems_file` in turn, or drawn at random.
+
+    Raises SettingsError if the file is invalid, or the environment has no task that fits.
+    """
+    if judge.problems_file is not None:
+        return _in_turn(read(judge.problems_file))
+    return _drawn(load(), judge)
+
+
+def read(file: Path) -> list[Problem]:
+    """Read a file of problems. Raises SettingsError with its first mistake."""
+    where = f"{file} (judge.problems_file)"
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{where}: can't be read: {error}; expected a problem a line") from None
+    problems = []
+    for number, line in enumerate(lines, 1):
+        try:
+            problems.append(Problem.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = "/".join(str(part) for part in first["loc"])
+            raise SettingsError(
+                f"{where}: line {number}: {place}: {first['msg']}; expected an object with clues,"
+                " choices and answer"
+            ) from None
+    if not problems:
+        raise SettingsError(f"{where}: is empty; expected a problem a line")
+    return problems
+
+
+def _in_turn(problems: list[Problem]) -> Iterator[Problem]:
+    while True:
+        yield from problems
+
+
+def _drawn(environment: Environment, judge: Judge) -> Iterator[Problem]:
+    """Draw from seeds that nobody can predict: who knew them could look up the answers."""
+    while True:
+        for _ in range(_MAX_DRAWS):
+            problem = of_seed(environment, judge, secrets.randbits(31))
+            if problem is not None:
+                break
+        else:
+            families = ", ".join(environment.names)
+            raise SettingsError(
+                f"environment.families: none of {_MAX_DRAWS} tasks of {families} has"
+                f" {judge.choices} different short answers; choose other families, or lower"
+                " judge.choices"
+            )
+        yield problem
+
+
+def of_seed(environment: Environment, judge: Judge, seed: int) -> Problem | None:
+    """Return the problem of a seed; None if its task is not suitable."""
+    (task,) = environment.sample(seed, 1)
+    right = environment.answer(task)
+    try:
+        question = environment.question(task)
+    except BadRecord:
+        return None
+    if right is None or not _is_choice(right) or len(question) < judge.rounds:
+        return None
+    choices = [right, *_wrong_choices(environment, task, right, judge.choices - 1, seed)]
+    if len(choices) < judge.choices:
+        return None
+    Random(seed).shuffle(choices)
+    clues = tuple(_beginning(question, i + 1, judge.rounds) for i in range(judge.rounds))
+    return Problem(clues=clues, choices=tuple(choices), answer=choices.index(right))
+
+
+def _wrong_choices(
+    environment: Environment, task: Task, right: str, count: int, seed: int
+) -> list[str]:
+    """Return up to `count` answers of other tasks of the family that are wrong for this one."""
+    level = environment.level_of(task)
+    others = environment.tasks_of(task.family, level, seed ^ 1, _OTHER_TASKS * count)
+    answers = dict.fromkeys(environment.answer(other) for other in others)
+    wrong: list[str] = []
+    for answer in answers:
+        if len(wrong) == count:
+            break
+        if answer is None or answer == right or not _is_choice(answer):
+            continue
+        if environment.score(task, [tagged(answer)])[0] < _RIGHT:
+            wrong.append(answer)
+    return wrong
+
+
+def _is_choice(answer: str) -> bool:
+    return 0 < len(answer) <= _MAX_CHOICE and answer == answer.strip()
+
+
+def _beginning(question: str, part: int, parts: int) -> str:
+    """Return the first `part` of `parts` of a question, cut between words."""
+    if part == parts:
+        return question
+    cut = question[: len(question) * part // parts]
+    return f"{cut.rpartition(' ')[0] or cut} ..."
