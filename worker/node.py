@@ -11,6 +11,7 @@ same weights and seeds, publishes the same groups, and finds its reward already 
 node that dies after the checkpoint restores the part's history line from it.
 """
 
+import functools
 import logging
 import random
 import socket
@@ -42,8 +43,11 @@ from worker.chain.settlement import Settlement
 from worker.environments.answers import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
+from worker.market.journal import Journal
+from worker.market.player import Player
 from worker.policy import device, lora, model_sizing
 from worker.policy.answer_length import AnswerLength
+from worker.policy.choices import ChoiceScorer
 from worker.records import (
     MAX_PART_TASKS,
     Collected,
@@ -232,6 +236,7 @@ class Node:
             )
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
             self.status.chain = "unknown"
+        self.player = self._player()
 
     def train(self) -> None:
         """Run the round loop until `node.max_rounds` rounds are trained.
@@ -243,6 +248,8 @@ class Node:
             self.swarm.start()
         if self.settlement is not None:
             self.settlement.start()
+        if self.player is not None:
+            self.player.start()
         systemd.ready()
         logger.info(
             "training peer_id=%s name='%s' model=%s",
@@ -266,6 +273,8 @@ class Node:
         systemd.stopping("closing")
         if self.settlement is not None:
             self.settlement.close()
+        if self.player is not None:
+            self.player.close()
         if self.swarm is not None:
             self.swarm.close()
         if self.hub is not None:
@@ -700,6 +709,8 @@ class Node:
         """
         self._show("waiting for the next round")
         self.stopwatch.begin("waiting")
+        if self.player is not None:
+            self.player.think(lambda: self.choice_scorer)
         deadline, part = None, self.last.part + 1
         if part < self.settings.node.max_parts_per_round:
             deadline = time.monotonic() + self.pace.patience(part)
@@ -733,6 +744,8 @@ class Node:
         """Note that the chain was read and its round is still the last one."""
         self.pace.see_open()
         self._see_chain()
+        if self.player is not None:
+            self.player.think(lambda: self.choice_scorer)
         self._show(self.status.activity)
 
     def _see_chain(self) -> None:
@@ -776,6 +789,8 @@ class Node:
             self.status.swarm = self.swarm.status()
         if self.hub is not None:
             self.status.hub = self.hub.status()
+        if self.player is not None:
+            self.status.market = self.player.status()
         self._see_condition()
         self.status.write(self.folder)
         systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")
@@ -903,6 +918,19 @@ class Node:
             self.folder,
             progress=lambda: self._show("trying weights"),
         )
+
+    def _player(self) -> Player | None:
+        """Return the node's part in the prediction market; None without a chain, or opted out."""
+        market = self.settings.market
+        if market.enabled is False or self.coordinator is None or self.account is None:
+            return None
+        journal = Journal(self.files.bets)
+        record_file = market.record_file or self.files.market_record
+        return Player(market, self.peer_id, self.coordinator, self.account, journal, record_file)
+
+    @functools.cached_property
+    def choice_scorer(self) -> ChoiceScorer:
+        return ChoiceScorer(self.policy, self.settings.generation.max_prompt_length)
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)

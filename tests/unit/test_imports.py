@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "worker.chain": GROUND | {"worker.swarm.identity"},
     "worker.account": GROUND | WEB | {"worker.chain", "worker.swarm.identity"},
     "worker.dashboard": GROUND | WEB | {"worker.chain.coordinator", "worker.swarm.identity"},
+    "worker.market": GROUND | {"worker.chain"},
     "worker.judge": GROUND | WEB | {"worker.chain", "worker.environments"},
     "worker.hub": GROUND,
     "worker.telemetry": GROUND | {"worker.swarm.status", "worker.hub"},

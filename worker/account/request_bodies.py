@@ -90,6 +90,20 @@ class SubmitWinner(RegisterPeer):
     winners: Annotated[list[PeerId], Field(max_length=64)]
 
 
+class ClaimReward(RegisterPeer):
+    """A claim of what a game of the prediction market pays."""
+
+    game_id: Number
+
+
+class GuessAnswer(ClaimReward):
+    """A bet, in units of a token; JavaScript clients send it as text."""
+
+    clue_id: Number
+    choice_idx: Number
+    bet: Annotated[int, Field(ge=0, lt=2**96)] | Annotated[str, Field(pattern=r"^[0-9]{1,28}$")]
+
+
 class RpcRequest(Message):
     """A JSON-RPC request."""
 

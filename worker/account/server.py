@@ -41,6 +41,7 @@ from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded.gate import MAX_BATCH, TOO_MANY, Gate, NotPassed, Passed
 from worker.chain.http import UNIX, socket_name
+from worker.chain.market import Market
 from worker.chain.peer_proof import Proof
 from worker.chain.quotas import Quota
 from worker.chain.rpc import Rpc
@@ -140,6 +141,9 @@ class Service:
         application.router.add_post("/api/register-peer", self.register_peer)
         application.router.add_post("/api/submit-reward", self.submit_reward)
         application.router.add_post("/api/submit-winner", self.submit_winner)
+        application.router.add_post("/api/bet-token-balance", self.bet_token_balance)
+        application.router.add_post("/api/guess-answer", self.guess_answer)
+        application.router.add_post("/api/claim-reward", self.claim_reward)
         application.router.add_post("/api/enrol", self.enrol)
         application.router.add_get("/api/swarm", self.swarm)
         if self._pages:
@@ -224,6 +228,38 @@ class Service:
             body.peer_id,
         )
 
+    async def bet_token_balance(self, request: web.Request) -> web.Response:
+        _, body = await self._authorized(request, request_bodies.RegisterPeer)
+        balance = await self._in_thread(lambda: self._market().balance(body.peer_id))
+        return web.json_response({"result": str(balance)})
+
+    async def guess_answer(self, request: web.Request) -> web.Response:
+        account, body = await self._authorized(request, request_bodies.GuessAnswer)
+        return await self._send(
+            account,
+            lambda: self._market().guess_answer(
+                body.game_id, body.peer_id, body.clue_id, body.choice_idx, int(body.bet)
+            ),
+            body.peer_id,
+        )
+
+    async def claim_reward(self, request: web.Request) -> web.Response:
+        account, body = await self._authorized(request, request_bodies.ClaimReward)
+        return await self._send(
+            account, lambda: self._market().claim_reward(body.game_id, body.peer_id), body.peer_id
+        )
+
+    def _market(self) -> Market:
+        address = self._market_address()
+        if address is None:
+            raise Refused(404, "NoMarket", "this swarm has no prediction market")
+        return Market(self._coordinator, address)
+
+    def _market_address(self) -> str | None:
+        if self._settings.market.enabled is False:
+            return None
+        return self._settings.market.contract or self._coordinator.deployment.market
+
     # ---- ours
 
     async def enrol(self, request: web.Request) -> web.Response:
@@ -290,6 +326,8 @@ class Service:
                 "contract": deployment.contract,
                 "org_id": account.org_id,
                 "account": account.address,
+                "market": await self._in_thread(self._market_address),
+                "judge_url": self._settings.market.judge_url,
             }
         )
 
@@ -379,7 +417,10 @@ class Service:
         if self._gate is None:
             deployment = self._coordinator.deployment
             self._gate = Gate(
-                deployment.chain_id, deployment.contract, self._coordinator.block_number
+                deployment.chain_id,
+                deployment.contract,
+                self._coordinator.block_number,
+                self._market_address(),
             )
         return self._gate
 

@@ -20,6 +20,7 @@ from worker import settings
 from worker.chain import deployment, http, peer_proof
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
+from worker.chain.market import Market
 from worker.chain.peer_proof import Proof
 from worker.chain.rpc import TokenRefused
 from worker.chain.wallet import Wallet
@@ -93,6 +94,14 @@ class Account(Protocol):
         peer_id: str,
     ) -> str: ...
 
+    def guess_answer(
+        self, market: Market, game: int, peer_id: str, round: int, choice: int, bet: int
+    ) -> str:
+        """Bet `bet` units of a token in a round of a game."""
+
+    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+        """Claim what a game pays to the peer."""
+
     def tend(self) -> None:
         """Resend transactions that are stuck; call this every few seconds."""
 
@@ -101,12 +110,17 @@ class Account(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SwarmInfo:
-    """The account service's description of itself: its chain, and the account it sends from."""
+    """The account service's description of itself: its chain, and the account it sends from.
+
+    `market`, `judge_url`: the swarm's prediction market; None: it has none.
+    """
 
     chain_id: int
     contract: str
     org_id: str
     account: str
+    market: str | None = None
+    judge_url: str | None = None
 
 
 class AccountClient:
@@ -145,6 +159,8 @@ class AccountClient:
                 contract=answer["contract"],
                 org_id=answer["org_id"],
                 account=answer["account"],
+                market=deployment.address_in(answer, "market"),
+                judge_url=_url_in(answer, "judge_url"),
             )
         except KeyError as error:
             raise ChainError(
@@ -211,6 +227,15 @@ class AccountClient:
     ) -> str:
         body = {"roundNumber": round, "winners": list(winners), "peerId": peer_id}
         return self._send("/api/submit-winner", body)
+
+    def guess_answer(
+        self, market: Market, game: int, peer_id: str, round: int, choice: int, bet: int
+    ) -> str:
+        body = {"gameId": game, "peerId": peer_id, "clueId": round, "choiceIdx": choice, "bet": bet}
+        return self._send("/api/guess-answer", body)
+
+    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+        return self._send("/api/claim-reward", {"gameId": game, "peerId": peer_id})
 
     def tend(self) -> None:
         """Do nothing: the service tends its transactions itself."""
@@ -308,6 +333,13 @@ class AccountClient:
         if status == 429 or status >= 500:
             return ChainUnreachable(f"{said}; see the account service's log")
         return ChainError(f"{said}; check that chain.account_url is an account service")
+
+
+def _url_in(answer: dict[str, Any], key: str) -> str | None:
+    """Return the URL under `key`; None: there is none, as from services before there were any."""
+    value = answer.get(key)
+    is_valid = isinstance(value, str) and re.fullmatch(r"https?://\S{1,500}", value) is not None
+    return str(value) if is_valid else None
 
 
 def _is_token(value: object) -> bool:

@@ -17,6 +17,7 @@ from eth_account.signers.local import LocalAccount
 from worker import settings
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
+from worker.chain.market import Market
 from worker.chain.peer_proof import Proof, registration
 from worker.chain.transaction_queue import Sender
 from worker.errors import IdentityError, SettingsError
@@ -71,6 +72,14 @@ class Wallet:
         peer_id: str,
     ) -> str:
         return self._send(self._coordinator.submit_winners(round, winners, peer_id))
+
+    def guess_answer(
+        self, market: Market, game: int, peer_id: str, round: int, choice: int, bet: int
+    ) -> str:
+        return self._send(market.guess_answer(game, peer_id, round, choice, bet))
+
+    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+        return self._send(market.claim_reward(game, peer_id))
 
     def tend(self) -> None:
         self._sender.tend()

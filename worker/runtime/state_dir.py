@@ -53,6 +53,10 @@ class StateDir:
     """Folder of weights that we offer, and of those that come from peers (worker/adoption.py)."""
     ledger = _Entry("ledger.db")
     """Rewards, until they are on the chain (worker/chain/ledger.py)."""
+    bets = _Entry("bets.db")
+    """Bets in the prediction market (worker/market/journal.py)."""
+    market_record = _Entry("logs/prg_record.txt")
+    """A line for each of these bets, unless `market.record_file` is set."""
     groups = _Entry("groups")
     """Folder of our signed groups, for audits (worker/swarm/exchange/archive.py)."""
     peers = _Entry("peers.json")

@@ -18,7 +18,7 @@ from eth_account import Account
 from eth_utils.abi import function_abi_to_4byte_selector
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
-from worker.chain.contract import coordinator_abi
+from worker.chain.contract import coordinator_abi, market_abi
 from worker.errors import ChainError
 from worker.log import printable
 
@@ -87,12 +87,14 @@ class Passed:
 class Gate:
     """Filter for chain `chain_id`. `contract` None: any existing address may be called.
 
-    `latest` returns the number of the newest block; it is called only for open-ended block ranges.
+    `market` is a second contract that may be called; None: there is none. `latest` returns the
+    number of the newest block; it is called only for open-ended block ranges.
     """
 
     chain_id: int
     contract: str | None
     latest: Callable[[], int]
+    market: str | None = None
     _latest: tuple[float, int] = field(default=(0.0, 0), init=False)
 
     def check(self, method: str, params: object) -> Passed:
@@ -241,7 +243,8 @@ class Gate:
 
     def _target(self, value: object) -> str:
         address = _address(value)
-        if self.contract is not None and address.lower() != self.contract.lower():
+        ours = [each.lower() for each in (self.contract, self.market) if each is not None]
+        if self.contract is not None and address.lower() not in ours:
             raise _Wrong(f"address {address}; expected the swarm's contract {self.contract}")
         return address
 
@@ -322,10 +325,10 @@ METHODS = frozenset(_CHECKS)
 
 @functools.cache
 def _selectors() -> frozenset[str]:
-    """Return the selectors of all functions of the contract; calls change nothing."""
+    """Return the selectors of all functions of the contracts; calls change nothing."""
     return frozenset(
         function_abi_to_4byte_selector(entry).hex()
-        for entry in coordinator_abi()
+        for entry in (*coordinator_abi(), *market_abi())
         if entry["type"] == "function"
     )
 

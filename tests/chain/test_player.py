@@ -1,0 +1,291 @@
+"""A node's bets on a real chain, with judges of every kind."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hall import Hall
+
+from worker import settings
+from worker.chain.market import TOKEN, Market
+from worker.errors import BadAnswer, ChainUnreachable
+from worker.market.journal import Journal
+from worker.market.judge_client import JudgeClient
+from worker.market.player import Player
+
+
+class Desk:
+    """A foreign judge: says what a test tells it to say."""
+
+    def __init__(self) -> None:
+        self.status, self.body = 200, b"{}"
+        self.url = ""
+
+    def say(self, game: int, round: int, rounds_remaining: int, *choices: str) -> None:
+        clue = {
+            "game_id": game,
+            "clue_id": round,
+            "rounds_remaining": rounds_remaining,
+            "clue": "which?",
+            "choices": list(choices),
+        }
+        self.body = json.dumps(clue).encode()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    told = Desk()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(told.status)
+            self.send_header("Content-Length", str(len(told.body)))
+            self.end_headers()
+            self.wfile.write(told.body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        told.url = f"http://127.0.0.1:{server.server_port}"
+        yield told
+        server.shutdown()
+
+
+class OwnAccount:
+    """Signs for one peer. `lost`: the transaction is sent, and the answer does not arrive."""
+
+    def __init__(self, hall: Hall, peer: str) -> None:
+        self._hall, self._peer = hall, peer
+        self.num_sent, self.lost, self.away = 0, False, False
+
+    def guess_answer(self, market: Market, *arguments: Any) -> str:
+        return self._send(market.guess_answer(*arguments))
+
+    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+        return self._send(market.claim_reward(game, peer_id))
+
+    def _send(self, call: Any) -> str:
+        if self.away:
+            raise ChainUnreachable("nobody answers")
+        self.num_sent += 1
+        receipt = self._hall.chain.send(self._hall.accounts[self._peer], call)
+        if self.lost:
+            raise ChainUnreachable("the answer is lost")
+        return receipt.tx_hash
+
+
+class Fixed:
+    """A model with these log-probabilities."""
+
+    def __init__(self, *values: float) -> None:
+        self.values: list[float] | None = list(values)
+        self.num_asked = 0
+
+    def logprobs(self, question: str, choices: list[str], seconds: float) -> list[float] | None:
+        self.num_asked += 1
+        return self.values
+
+
+@contextmanager
+def playing(hall: Hall, desk: Desk, tmp_path, account=None, **changes) -> Iterator[Player]:
+    section = settings.Market(judge_url=desk.url, contract=hall.market.address).model_copy(
+        update=changes
+    )
+    journal = Journal(tmp_path / "bets.db")
+    player = Player(
+        section,
+        "anna",
+        hall.market.client,
+        account or OwnAccount(hall, "anna"),
+        journal,
+        tmp_path / "logs/prg_record.txt",
+    )
+    assert player._find()
+    yield player
+    journal.close()
+
+
+def turn(player: Player, model: Fixed) -> None:
+    """Let the player see the clue, think about it, and act."""
+    player.step()
+    player.think(lambda: model)
+    player.step()
+
+
+def test_bets_once_for_each_clue_and_claims(hall, desk, tmp_path):
+    game, salt = hall.open(2, 2, 1)
+    with playing(hall, desk, tmp_path) as player:
+        for round, remaining in ((0, 2), (1, 1)):
+            desk.say(game, round, remaining, "yes", "no")
+            turn(player, Fixed(-3.0, -1.0))
+            turn(player, Fixed(-3.0, -1.0))
+            hall.send("incrementRound", game)
+        assert hall.market.read("totalBets", game) == 100 * TOKEN  # a half, and then the rest
+        assert player.status() == {"confirmed": 2}
+        hall.send("revealAnswer", game, 1, salt)
+        player.step()
+        player.step()
+        assert hall.market.balance("anna") == 100 * TOKEN
+        status = player.status()
+        assert (status["paid"], status["rated"]) == (2, 2)
+        assert 0 < status["brier"] < 0.1
+    lines = (tmp_path / "logs/prg_record.txt").read_text().splitlines()
+    assert "Game 0 Round 0: placed bet of 50.000 on 'no'" in lines[0]
+    assert "Game 0 Round 1: placed bet of 50.000 on 'no'" in lines[1]
+    assert "claimed 100.000 for the game" in lines[-1]
+
+
+def test_lost_bet_costs_the_bet(hall, desk, tmp_path):
+    game, salt = hall.open(1, 2, 0)
+    hall.bet(game, "bert", 0, 0, TOKEN)
+    with playing(hall, desk, tmp_path, policy="kelly", kelly_fraction=0.5) as player:
+        desk.say(game, 0, 1, "yes", "no")
+        turn(player, Fixed(-9.0, -0.1))
+        hall.send("incrementRound", game)
+        hall.send("revealAnswer", game, 0, salt)
+        player.step()
+        player.step()
+        assert player.status()["lost"] == 1
+        assert 50 * TOKEN < hall.market.balance("anna") < 60 * TOKEN
+
+
+@pytest.mark.parametrize("dies", ["before it is sent", "after it is sent"])
+def test_killed_player_bets_exactly_once(hall, desk, tmp_path, dies):
+    game, _ = hall.open(1, 2, 0)
+    desk.say(game, 0, 1, "yes", "no")
+    account = OwnAccount(hall, "anna")
+    account.lost, account.away = dies == "after it is sent", dies == "before it is sent"
+    with playing(hall, desk, tmp_path, account) as player:
+        player.step()
+        player.think(lambda: Fixed(-1.0, -2.0))
+        with pytest.raises(ChainUnreachable):
+            player.step()
+    with playing(hall, desk, tmp_path, account) as again:
+        account.lost = account.away = False
+        (row,) = again.journal.open_rows(hall.market.address)
+        if dies == "before it is sent":
+            assert hall.market.guess_of(game, "anna", 0, 0) is None
+            again.journal._database.execute("UPDATE bets SET changed_at = 0")
+        again.step()
+        again.step()
+        assert (row.choice, row.amount) == (0, 100 * TOKEN)
+        assert hall.market.guess_of(game, "anna", 0, 0).bet == 100 * TOKEN
+        assert again.status() == {"confirmed": 1}
+    assert account.num_sent == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"<html>", BadAnswer),
+        (b'{"game_id": "1", "clue_id": 0}', BadAnswer),
+        (b'{"game_id": 1, "clue_id": 0, "rounds_remaining": 1e99}', BadAnswer),
+        (b'{"game_id": 1, "clue_id": 0, "choices": ["a", 7]}', BadAnswer),
+        (b"[" * 100_000, BadAnswer),
+        (b"x" * 300_000, BadAnswer),
+    ],
+)
+def test_nonsense_of_a_judge_is_one_error(hall, desk, tmp_path, body, error):
+    desk.body = body
+    with playing(hall, desk, tmp_path) as player, pytest.raises(error, match="expected a clue"):
+        player.step()
+    assert not (tmp_path / "logs").exists()
+
+
+def test_judge_that_is_away_costs_nothing(desk):
+    desk.status = 503
+    with pytest.raises(ChainUnreachable, match="HTTP 503"):
+        JudgeClient(desk.url).clue()
+    with pytest.raises(ChainUnreachable, match="no answer"):
+        JudgeClient("http://127.0.0.1:1").clue()
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda desk: desk.say(99, 0, 1, "yes", "no"),  # no such game
+        lambda desk: desk.say(0, 1, 1, "yes", "no"),  # not the round of the contract
+        lambda desk: desk.say(0, 0, 1, "yes", "no", "more"),  # choices that the game lacks
+        lambda desk: desk.say(-1, -1, -1),
+    ],
+)
+def test_clue_that_the_contract_does_not_know_is_not_thought_about(
+    hall, desk, tmp_path, tell: Callable[[Desk], None]
+):
+    hall.open(2, 2, 0)
+    tell(desk)
+    model = Fixed(-1.0, -2.0)
+    with playing(hall, desk, tmp_path) as player:
+        turn(player, model)
+    assert (model.num_asked, hall.market.balance("anna")) == (0, 100 * TOKEN)
+
+
+def test_clue_that_takes_too_long_is_skipped(hall, desk, tmp_path):
+    game, _ = hall.open(1, 2, 0)
+    desk.say(game, 0, 1, "yes", "no")
+    slow = Fixed()
+    slow.values = None
+    with playing(hall, desk, tmp_path) as player:
+        turn(player, slow)
+        turn(player, slow)
+        assert player.status() == {"skipped": 1}
+    assert slow.num_asked == 1
+    assert "no bet: the model would need" in (tmp_path / "logs/prg_record.txt").read_text()
+
+
+def test_foreign_market_gets_no_second_bet(hall, desk, tmp_path, monkeypatch):
+    """It may take two bets for a clue, so one whose fate is not known is not sent again."""
+    monkeypatch.setattr(Market, "version", None)
+    game, salt = hall.open(1, 2, 0)
+    desk.say(game, 0, 1, "yes", "no")
+    account = OwnAccount(hall, "anna")
+    account.away = True
+    with playing(hall, desk, tmp_path, account) as player:
+        player.step()
+        player.think(lambda: Fixed(-1.0, -2.0))
+        with pytest.raises(ChainUnreachable):
+            player.step()
+        account.away = False
+        player.journal._database.execute("UPDATE bets SET changed_at = 0")
+        player.step()
+        hall.send("incrementRound", game)
+        player.step()
+        assert (player.status(), account.num_sent) == ({"missed": 1}, 0)
+    assert salt
+
+
+def test_foreign_market_is_claimed_by_its_log(hall, desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(Market, "version", None)
+    game, salt = hall.open(1, 2, 0)
+    desk.say(game, 0, 1, "yes", "no")
+    with playing(hall, desk, tmp_path) as player:
+        turn(player, Fixed(-1.0, -2.0))
+        hall.send("incrementRound", game)
+        hall.send("revealAnswer", game, 0, salt)
+        for _ in range(3):
+            player.step()
+        assert player.status()["paid"] == 1
+    assert hall.market.balance("anna") >= 100 * TOKEN - 1
+
+
+def test_thread_bets_by_itself(hall, desk, tmp_path):
+    game, _ = hall.open(1, 2, 0)
+    desk.say(game, 0, 1, "yes", "no")
+    model = Fixed(-1.0, -2.0)
+    with playing(hall, desk, tmp_path, poll_seconds=0.05) as player:
+        player.start()
+        deadline = time.monotonic() + 20
+        while player.status() != {"confirmed": 1}:
+            assert time.monotonic() < deadline
+            player.think(lambda: model)
+            time.sleep(0.02)
+        player.close()
+    assert model.num_asked == 1

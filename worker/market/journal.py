@@ -1,0 +1,120 @@
+"""The durable record of a node's bets: one row per clue, on disk (fsync) before a bet is sent.
+
+    planned -> sent (hash) -> confirmed -> claiming -> paid, or lost
+            -> missed (reason)
+
+Only the chain moves a row to `confirmed` and beyond. A row without a bet is `skipped`.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from worker.chain.database import Database
+
+State = Literal["planned", "sent", "confirmed", "claiming", "paid", "lost", "missed", "skipped"]
+OPEN_STATES = ("planned", "sent", "confirmed", "claiming")
+
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS bets (
+        market TEXT NOT NULL, game INTEGER NOT NULL, round INTEGER NOT NULL, block INTEGER NOT NULL,
+        choice INTEGER NOT NULL, amount TEXT NOT NULL, beliefs TEXT NOT NULL, state TEXT NOT NULL,
+        changed_at REAL NOT NULL, reason TEXT, brier REAL,
+        PRIMARY KEY (market, game, round)
+    ) STRICT, WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A clue and what became of it. `amount` in units of a token; `changed_at` in Unix seconds.
+
+    `block`: the newest block when it was written; the bet is in a later one. `beliefs`: the model's
+    probabilities, empty if it was not asked. `brier`: their score; None: the answer is not known.
+    """
+
+    market: str
+    game: int
+    round: int
+    block: int
+    choice: int
+    amount: int
+    beliefs: tuple[float, ...]
+    state: State
+    changed_at: float
+    reason: str | None = None
+    brier: float | None = None
+
+
+class Journal:
+    """The journal at `path`. Every method may raise ResourceError."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, _SCHEMA, "FULL")
+
+    def add(self, row: Row) -> None:
+        """Write a new row; one of the same clue stays as it is."""
+        beliefs = json.dumps(list(row.beliefs))
+        self._database.execute(
+            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                row.market,
+                row.game,
+                row.round,
+                row.block,
+                row.choice,
+                str(row.amount),
+                beliefs,
+                row.state,
+                row.changed_at,
+                row.reason,
+                row.brier,
+            ),
+        )
+
+    def has(self, market: str, game: int, round: int) -> bool:
+        key = (market, game, round)
+        found = self._database.execute(
+            "SELECT 1 FROM bets WHERE market = ? AND game = ? AND round = ?", key
+        )
+        return bool(found)
+
+    def open_rows(self, market: str) -> list[Row]:
+        """Return the rows of a market that the chain has not settled, oldest first."""
+        marks = ", ".join("?" * len(OPEN_STATES))
+        found = self._database.execute(
+            f"SELECT * FROM bets WHERE market = ? AND state IN ({marks}) ORDER BY game, round",  # noqa: S608 - only marks
+            (market, *OPEN_STATES),
+        )
+        return [
+            Row(market, game, round, block, choice, int(amount), tuple(json.loads(beliefs)), *rest)
+            for market, game, round, block, choice, amount, beliefs, *rest in found
+        ]
+
+    def move(self, row: Row, state: State, reason: str | None = None) -> None:
+        self._database.execute(
+            "UPDATE bets SET state = ?, changed_at = ?, reason = ?"
+            " WHERE market = ? AND game = ? AND round = ?",
+            (state, time.time(), reason, row.market, row.game, row.round),
+        )
+
+    def rate(self, row: Row, brier: float) -> None:
+        """Note the score of the row's beliefs."""
+        self._database.execute(
+            "UPDATE bets SET brier = ? WHERE market = ? AND game = ? AND round = ?",
+            (brier, row.market, row.game, row.round),
+        )
+
+    def mean_brier(self) -> tuple[int, float | None]:
+        """Return the number of rated rows, and their mean score; None without any."""
+        ((count, mean),) = self._database.execute("SELECT count(brier), avg(brier) FROM bets")
+        return int(count), mean
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows in each state."""
+        return dict(self._database.execute("SELECT state, count(*) FROM bets GROUP BY state"))
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,60 @@
+"""Read the judge's clue. The judge is not trusted: its answer is bounded and checked."""
+
+from typing import Annotated
+
+import requests
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker.chain import http
+from worker.errors import BadAnswer, ChainUnreachable
+from worker.log import printable
+
+_SECONDS = 5.0
+_MAX_BYTES = 256 * 1024
+_MAX_ROUNDS = 10_000
+
+
+Choice = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Clue(BaseModel):
+    """The clue on which bets are taken; `game_id` -1: there is none."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    game_id: Annotated[int, Field(ge=-1, lt=2**63)]
+    clue_id: Annotated[int, Field(ge=-1, lt=2**31)]
+    rounds_remaining: Annotated[int, Field(ge=-1, le=_MAX_ROUNDS)] = -1
+    clue: Annotated[str, Field(max_length=20_000)] = ""
+    choices: Annotated[list[Choice], Field(max_length=64)] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to bet on."""
+        return self.game_id >= 0 and self.clue_id >= 0 and len(self.choices) >= 2
+
+
+class JudgeClient:
+    """Client of the judge at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._session = http.open_session()
+
+    def clue(self) -> Clue:
+        """Raises ChainUnreachable if the judge is away, BadAnswer if it talks nonsense."""
+        url = f"{self.url}/current_clue/"
+        try:
+            answer = self._session.get(url, timeout=_SECONDS, allow_redirects=False)
+        except requests.RequestException as error:
+            raise ChainUnreachable(f"{url}: no answer ({type(error).__name__})") from None
+        if answer.status_code != 200:
+            raise ChainUnreachable(f"{url}: HTTP {answer.status_code}; expected a clue")
+        if len(answer.content) > _MAX_BYTES:
+            raise BadAnswer(f"{url}: an answer of {len(answer.content)} bytes; expected a clue")
+        try:
+            return Clue.model_validate_json(answer.content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = "/".join(str(part) for part in first["loc"])
+            raise BadAnswer(printable(f"{url}: {where}: {first['msg']}; expected a clue")) from None
