@@ -1,4 +1,4 @@
-"""The coordinator host: chain, contract, bootnode, keeper, account service and dashboard."""
+"""The coordinator host: chain, contract, bootnode, keeper, account service, dashboard and judge."""
 
 from collections.abc import Iterator
 

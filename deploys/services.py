@@ -75,7 +75,7 @@ COORDINATOR_SERVICES = (
     Service(
         "keeper",
         # Its audits score the swarm's tasks.
-        sections=("keeper", "chain", "anvil", "audit", "environment", "log", "metrics"),
+        sections=("keeper", "chain", "anvil", "audit", "market", "environment", "log", "metrics"),
         files={
             "keeper_state_dir": STATE / "keeper",
             "keeper_bootnode_file": STATE / "bootnode/multiaddr",
@@ -84,7 +84,7 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "account",
-        sections=("account", "chain", "log", "metrics"),
+        sections=("account", "chain", "market", "log", "metrics"),
         ports=("account_port",),
         files={
             "account_state_dir": STATE / "account",
@@ -105,6 +105,18 @@ COORDINATOR_SERVICES = (
         },
         is_backed_up=False,
     ),
+    Service(
+        "judge",
+        sections=("judge", "chain", "market", "environment", "log"),
+        ports=("judge_port",),
+        files={
+            "judge_state_dir": STATE / "judge",
+            "judge_key_file": STATE / "keeper/judge.key",
+            "chain_deployment_file": DEPLOYMENT,
+        },
+        # A game that is lost gives everybody their bets back.
+        is_backed_up=False,
+    ),
 )
 ACCOUNT_UNIT = "hivewright-account.service"
 COORDINATOR_UNITS = tuple(service.unit for service in COORDINATOR_SERVICES)
@@ -123,6 +135,7 @@ WORKER_SECTIONS = (
     "trainer",
     "swarm",
     "chain",
+    "market",
     "hub",
     "log",
     "metrics",
@@ -135,6 +148,7 @@ WORKER_FILES = (
     "chain_account_token_file",
     "chain_enrolment_token_file",
     "model_shared_dir",
+    "market_record_file",
 )
 WORKER_UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"

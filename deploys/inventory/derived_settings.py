@@ -11,7 +11,7 @@ from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
 from deploys.inventory.schema import Deployment, pick
 from deploys.inventory.secret_files import ACCOUNT_SECRETS, HUB_TOKEN
 from deploys.inventory.slots import SlotOptions
-from deploys.paths import ANVIL, MODELS, credential, state_dir
+from deploys.paths import ANVIL, LOGS, MODELS, credential, state_dir
 from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
 from worker import settings
 from worker.settings import Settings
@@ -73,6 +73,7 @@ def slot_settings(
         # Only `hivewright fetch` gets the token, never the worker.
         del flat["model_token_file"]
     flat["node_state_dir"] = str(state_dir(number))
+    flat["market_record_file"] = str(LOGS / f"worker-{number}/prg_record.txt")
     if is_downloaded(flat.get("model_name")):
         flat["model_shared_dir"] = str(MODELS)
     return flat
@@ -111,8 +112,10 @@ def service_settings(
     extra: dict[str, dict[str, Any]] = {
         "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
         "bootnode": dict(bootnode_announce(entry.data)),
+        "judge": {"judge_host": _judge_host(entry)},
         "account": {
             **_proxy_settings(entry, deployment),
+            **_judge_url(entry),
             **{key: credential("account", ACCOUNT_SECRETS[key]) for key in account_secrets(entry)},
         },
     }
@@ -127,6 +130,20 @@ def service_settings(
             flat["metrics_port"] = metrics_port - 1 - list(COORDINATOR_ROLES).index(role)
         services[role] = settings.from_flat(flat | extra.get(role, {}), entry.name)
     return services
+
+
+def _judge_host(entry: HostEntry) -> str:
+    """Return the address that the judge listens on: by default the account service's."""
+    default = entry.data.get("account_host", settings.Judge().host)
+    return str(entry.data.get("judge_host", default))
+
+
+def _judge_url(entry: HostEntry) -> dict[str, str]:
+    """Return the judge's URL, which nodes learn from the account service."""
+    host, port = _judge_host(entry), entry.data.get("judge_port", settings.Judge().port)
+    place = f"[{host}]" if ":" in host else host
+    url = entry.data.get("market_judge_url", f"http://{place}:{port}")
+    return {"market_judge_url": url}
 
 
 def account_secrets(entry: HostEntry) -> dict[str, Path]:

@@ -74,7 +74,13 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
     of_chain = "-%S/hivewright/chain -%S/hivewright/bootnode"
     contract = "-%S/hivewright/chain/rpc -%S/hivewright/keeper/deployment.json"
     shown = f"{contract} -%S/hivewright/keeper/audit"
-    reads = {"account": contract, "dashboard": shown, "keeper": of_chain, "contract": of_chain}
+    reads = {
+        "account": contract,
+        "contract": of_chain,
+        "dashboard": shown,
+        "judge": f"{contract} -%S/hivewright/keeper/judge.key",
+        "keeper": of_chain,
+    }
     assert service.get("BindReadOnlyPaths") == reads.get(
         unit.removeprefix("hivewright-").removesuffix(".service")
     )

@@ -98,7 +98,7 @@ class Invitations:
     def accept(self, hash: bytes, email: str) -> Account:
         """Return the account of a person with this verified e-mail, invited by the host.
 
-        A person who has an account keeps it. Raises Refused if the invitation is not valid, or is
+        A person with an account keeps it. Raises Refused if the invitation is not valid, or is
         another person's.
         """
         invitation = self.find(hash)

@@ -20,7 +20,7 @@ class MailRefused(WorkerError):
 
 
 def normalized(email: str) -> str:
-    """Return the e-mail address in the form that names accounts. Raises Refused if it is none."""
+    """Return the e-mail address in the form that names accounts. Raises Refused for others."""
     address = email.strip().lower()
     if len(address) > _MAX_EMAIL or not _EMAIL.fullmatch(address):
         raise Refused(400, "EmailInvalid", "expected an e-mail address such as ada@example.org")

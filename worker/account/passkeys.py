@@ -171,7 +171,7 @@ class Passkeys:
     # ----
 
     async def _visitor(self, request: web.Request, body: dict[str, Any]) -> Visitor:
-        """Return who is signed in, if the page's token is with the request."""
+        """Return the person signed in, if the page's token is with the request."""
         visitor = await self._site.visitor(request)
         shown = str(body.get("csrf", "")).encode()
         if visitor is None or not hmac.compare_digest(shown, visitor.session.csrf.encode()):

@@ -61,7 +61,7 @@ Form = MultiDictProxy[Any]
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """A person who is signed in."""
+    """A signed-in person."""
 
     account: Account
     session: Session

@@ -36,7 +36,7 @@ def code(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def invite(settings: Settings, options: argparse.Namespace) -> None:
-    """Print an invitation. Raises SettingsError for a day that is over, or is no date."""
+    """Print an invitation. Raises SettingsError for a day that is over, or is not a date."""
     try:
         last_day = datetime.strptime(options.until, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:

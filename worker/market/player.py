@@ -232,7 +232,7 @@ class Player:
         return policies.kelly(beliefs, prices, balance, self._settings.kelly_fraction)
 
     def _send(self, market: Market, row: Row, choice: str = "") -> None:
-        """Send a bet of the journal. A lost answer is no matter: `_follow` reads the contract."""
+        """Send a bet of the journal. If the answer is lost, `_follow` reads the contract."""
         shown = printable(choice)[:_MAX_CHOICES_SHOWN] or f"choice {row.choice}"
         # Before the attempt: on a foreign market none may follow one whose result is not known.
         self.journal.move(row, "sent")
