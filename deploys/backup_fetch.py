@@ -23,7 +23,10 @@ LEFT_MINUTES = 24 * 60
 
 
 @operation()
-def fetch(key: str, file: str) -> Iterator[FunctionCommand]:
+def fetch(
+    key: str,
+    file: str,
+) -> Iterator[FunctionCommand]:
     """Write what the host seals for the owner of `key` (deploys/backup_pack.py) to a local `file`.
 
     The file is empty if nothing is deployed on the host. `file`.size contains the number of bytes

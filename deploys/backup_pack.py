@@ -84,7 +84,10 @@ def pack(state: Path) -> bytes:
     return stream.getvalue()
 
 
-def write_tar(state: Path, stream: IO[bytes]) -> None:
+def write_tar(
+    state: Path,
+    stream: IO[bytes],
+) -> None:
     """Write a tar with paths relative to `state`.
 
     Raises OSError or ValueError if a file cannot be read as a whole.

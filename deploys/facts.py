@@ -285,7 +285,10 @@ class FileContent(OwnFact[FileState | None]):
             f"[ ! -f '{path}' ] || {{ sha256sum < '{path}' && stat --format='%U %G %a' '{path}'; }}"
         )
 
-    def read(self, output: list[str]) -> FileState | None:
+    def read(
+        self,
+        output: list[str],
+    ) -> FileState | None:
         digest, attributes = output
         return FileState(digest.split()[0], *attributes.split())
 

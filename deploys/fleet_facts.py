@@ -62,7 +62,10 @@ T = TypeVar("T")
 class Answer(FactBase[T | None], Generic[T]):
     """A fact whose output ends with a line END; it is None if that line is missing."""
 
-    def process(self, output: list[str]) -> T | None:
+    def process(
+        self,
+        output: list[str],
+    ) -> T | None:
         return self.read(output[:-1]) if output[-1] == END else None
 
     def read(self, lines: list[str]) -> T:

@@ -71,7 +71,10 @@ class MissingParts(OwnFact[str | None]):
             " command -v apt-get >/dev/null || echo apt"
         )
 
-    def read(self, output: list[str]) -> str | None:
+    def read(
+        self,
+        output: list[str],
+    ) -> str | None:
         found = dict(line.partition(" ")[::2] for line in output if line)
         reasons = [_without_systemd(found)] if "systemd" in found else []
         if "apt" in found:
@@ -110,7 +113,10 @@ class CloudInitErrors(OwnFact[str | None]):
     def command(self) -> str:
         return "cat /run/cloud-init/result.json 2>/dev/null || true"
 
-    def read(self, output: list[str]) -> str | None:
+    def read(
+        self,
+        output: list[str],
+    ) -> str | None:
         errors = json.loads("\n".join(output))["v1"]["errors"]
         text = printable("; ".join(map(str, errors)))
         return text[:_LONGEST_ERRORS] or None

@@ -33,7 +33,10 @@ class HostLock(OwnFact[str | None]):
     def command(self) -> str:
         return f"cat {LOCK} 2>/dev/null; true"
 
-    def read(self, output: list[str]) -> str | None:
+    def read(
+        self,
+        output: list[str],
+    ) -> str | None:
         return output[0].strip() or None
 
 

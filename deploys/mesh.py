@@ -268,7 +268,10 @@ def _peers(
     return routes
 
 
-def _hub_of(member: Member, hubs: Collection[Member]) -> Member:
+def _hub_of(
+    member: Member,
+    hubs: Collection[Member],
+) -> Member:
     """Return a host's hub by rendezvous hashing: it changes only if hubs come or go."""
 
     def weight(hub: Member) -> bytes:

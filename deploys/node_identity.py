@@ -83,7 +83,10 @@ def restore_key(slot: Slot) -> None:
 
 
 @operation()
-def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
+def refuse_another_key(
+    path: Path,
+    key: bytes,
+) -> Iterator[str]:
     """Fail if the host has another key than this one."""
     found = host.get_fact(FileContent, path=str(path))
     if found is None or found.sha256 == hashlib.sha256(key).hexdigest():

@@ -86,7 +86,10 @@ def switch_to_release(plan: Planned) -> None:
 
 
 @operation()
-def checkout(repository: str, commit: str) -> Iterator[str]:
+def checkout(
+    repository: str,
+    commit: str,
+) -> Iterator[str]:
     """Check out `commit` into its release folder."""
     if commit in host.get_fact(Releases).parts:
         host.noop(f"{commit} is checked out")

@@ -117,7 +117,10 @@ def install_hub_token(slot: Slot) -> list[str]:
 
 
 @operation()
-def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
+def fetch(
+    slot: Slot,
+    digest: str,
+) -> Iterator[FunctionCommand]:
     """Download the slot's model to the shared folder, before its service starts with something new.
 
     The output is shown while it runs, since a download may take long.
@@ -171,7 +174,10 @@ def fetch_script(slot: Slot) -> str:
 
 
 @operation()
-def examine(slot: Slot, digest: str) -> Iterator[str]:
+def examine(
+    slot: Slot,
+    digest: str,
+) -> Iterator[str]:
     """Check the machine with `hivewright doctor` before the service starts with something new.
 
     Runs with the slot's own limits. A failed check stops the deploy of this host; a running service

@@ -276,7 +276,10 @@ def common_means(offers: Sequence[Offer]) -> list[float]:
     return means
 
 
-def pack(offers: Sequence[Offer], file: Path) -> None:
+def pack(
+    offers: Sequence[Offer],
+    file: Path,
+) -> None:
     """Write one tar with the weights of all offers, in folders that sort like them."""
     with tarfile.open(file, "w") as out:
         for number, offer in enumerate(offers):

@@ -283,7 +283,10 @@ class Pyinfra:
             self._running.add(process)
             return process
 
-    def _environment(self, report: Path) -> dict[str, str]:
+    def _environment(
+        self,
+        report: Path,
+    ) -> dict[str, str]:
         own = {report_file.REPORT_VARIABLE: str(report)}
         if self.plans is not None:
             own[report_file.PLANS_VARIABLE] = str(self.plans)

@@ -25,7 +25,10 @@ class Looked:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
+def look(
+    pyinfra: Pyinfra,
+    hosts: Sequence[str],
+) -> Looked:
     """Ask hosts for their state. Raises SettingsError without an inventory, Stopped at the end."""
     answers = ask(pyinfra, FACTS, hosts, FACT_SECONDS)
     states, reports = answers.values

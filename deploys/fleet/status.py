@@ -228,7 +228,10 @@ def _row(
     return _Row(cells, is_well and is_expected, tuple(notes))
 
 
-def _table(rows: Sequence[Row], width: int) -> Table:
+def _table(
+    rows: Sequence[Row],
+    width: int,
+) -> Table:
     """Return a table of the columns that have content, as many as fit."""
     widths = {}
     for column in COLUMNS:

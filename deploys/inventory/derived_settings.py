@@ -41,7 +41,10 @@ def own_settings(
     }
 
 
-def hint(key: str, known: Iterable[str]) -> str:
+def hint(
+    key: str,
+    known: Iterable[str],
+) -> str:
     """Return advice for an unknown key: the most similar known one, or where all are listed."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"

@@ -90,7 +90,10 @@ def _is_group(name: str, value: Any) -> bool:
     return isinstance(value, tuple)
 
 
-def _misshapen(name: str, group: Any) -> Iterator[str]:
+def _misshapen(
+    name: str,
+    group: Any,
+) -> Iterator[str]:
     """Yield why a group is invalid; pyinfra would skip it with a warning, or fail."""
     hosts, data = _pair(group)
     if not isinstance(hosts, list) or not isinstance(data, dict):

@@ -147,7 +147,10 @@ def _write(
     return "\n".join(parts)
 
 
-def read_tailscale(text: str, file: str) -> list[Listed]:
+def read_tailscale(
+    text: str,
+    file: str,
+) -> list[Listed]:
     """Return the Linux machines of `tailscale status --json`, by their names in the tailnet.
 
     If any machine has a tag that begins with tag:hivewright, only tagged machines are returned;
@@ -204,7 +207,10 @@ def _from_node(
     return Listed(name, WORKERS, data | {"slots": "auto"}, f"{file}")
 
 
-def read_csv(text: str, file: str) -> list[Listed]:
+def read_csv(
+    text: str,
+    file: str,
+) -> list[Listed]:
     """Parse a table with columns `name`, `group` (default: workers) and keys of an inventory.
 
     A cell is parsed as JSON if possible and taken as text otherwise; empty cells are left out.
@@ -271,7 +277,10 @@ def _value(key: str, cell: str) -> Any:
         return cell
 
 
-def read_ansible(text: str, file: str) -> list[Listed]:
+def read_ansible(
+    text: str,
+    file: str,
+) -> list[Listed]:
     """Read an Ansible inventory, translating connection variables; our own keys are kept."""
     listed = []
     for name, found in ansible_importer.read(text, file).items():

@@ -22,7 +22,10 @@ def targets_of(
     return tuple(_targets(plan, str(data.get("ssh_hostname") or plan.name)))
 
 
-def _targets(plan: HostPlan, name: str) -> Iterator[Target]:
+def _targets(
+    plan: HostPlan,
+    name: str,
+) -> Iterator[Target]:
     for role, settings in plan.services.items():
         if settings.metrics.port:
             yield Target(plan.name, role, settings.metrics.port, _address(settings, name))
@@ -44,7 +47,10 @@ def _joined(host: str, port: int | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def render(targets: Iterable[Target], host: str) -> str:
+def render(
+    targets: Iterable[Target],
+    host: str,
+) -> str:
     """Return the file for a Prometheus on `host`, which also reaches that host's own loopback."""
     groups = []
     for target in targets:

@@ -120,7 +120,10 @@ def _driver_too_old(build: Build, gpus: Gpus) -> str:
     )
 
 
-def _no_build(cards: Collection[Gpu], machine: str) -> str:
+def _no_build(
+    cards: Collection[Gpu],
+    machine: str,
+) -> str:
     known: list[Version] = []
     for build in BUILDS:
         known += build.kernels.get(machine, ())

@@ -40,7 +40,11 @@ class _Mistakes:
     def __init__(self) -> None:
         self._hosts: dict[str, list[str]] = {}
 
-    def add(self, host: str, *messages: str) -> None:
+    def add(
+        self,
+        host: str,
+        *messages: str,
+    ) -> None:
         for message in messages:
             hosts = self._hosts.setdefault(message, [])
             if host not in hosts:
@@ -100,7 +104,10 @@ def unusable(data: Mapping[str, Any]) -> list[str]:
     return [*_unusable("", data), *(f"{key}: {EXPECTED_URL}" for key in cut)]
 
 
-def _unusable(place: str, value: Any) -> Iterator[str]:
+def _unusable(
+    place: str,
+    value: Any,
+) -> Iterator[str]:
     """Yield keys that are not text, and text that cannot be in a file or on a command line."""
     if isinstance(value, str):
         if "\0" in value or not _is_encodable(value):

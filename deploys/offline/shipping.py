@@ -81,7 +81,10 @@ class Platform(OwnFact[tuple[str, str, str] | None]):
 
 
 @operation()
-def checkout(repository: str, commit: str) -> Iterator[StringCommand]:
+def checkout(
+    repository: str,
+    commit: str,
+) -> Iterator[StringCommand]:
     """Ship the files of `commit` into its release folder."""
     if commit in host.get_fact(Releases).parts:
         host.noop(f"{commit} is checked out")
@@ -129,7 +132,10 @@ def wheels(
 
 
 @operation()
-def anvil(repository: str, commit: str) -> Iterator[StringCommand]:
+def anvil(
+    repository: str,
+    commit: str,
+) -> Iterator[StringCommand]:
     """Ship the release's anvil to the folder where its own script finds it."""
     found = host.get_fact(Releases)
     if found.has(commit, ANVILS):
@@ -172,7 +178,10 @@ def _prepare() -> StringCommand:
     return StringCommand(f"umask 022 && mkdir -p {PARTIAL} {WHEELS}")
 
 
-def _send_large(parcel: Parcel, begun: int) -> Iterator[StringCommand]:
+def _send_large(
+    parcel: Parcel,
+    begun: int,
+) -> Iterator[StringCommand]:
     """Send a file in chunks, from where an earlier run stopped; chunks may be sent twice."""
     with parcel.path.open("rb") as stream:
         start = begun if begun < parcel.size else 0
@@ -196,7 +205,10 @@ def _send_small(parcels: Sequence[Parcel]) -> Iterator[StringCommand]:
     yield from _with_stdin(f"{unpack} && {{ {_accept(parcels)}; }}", packed.getvalue())
 
 
-def _with_stdin(script: str, content: bytes) -> Iterator[StringCommand]:
+def _with_stdin(
+    script: str,
+    content: bytes,
+) -> Iterator[StringCommand]:
     """Yield a command with input, and drop the input afterwards: pyinfra keeps all commands."""
     stdin = [base64.b64encode(content).decode()]
     yield StringCommand(script, _stdin=stdin)
@@ -213,7 +225,10 @@ def _accept(parcels: Sequence[Parcel]) -> str:
     )
 
 
-def _link(parcels: Collection[Parcel], release: Path) -> StringCommand:
+def _link(
+    parcels: Collection[Parcel],
+    release: Path,
+) -> StringCommand:
     """Return a command that hard-links files under their names; files without links are unused."""
     names = "\n".join(
         f"{parcel.sha256} {parcel.name}" for parcel in sorted(parcels, key=lambda p: p.name)

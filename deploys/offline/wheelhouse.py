@@ -229,7 +229,10 @@ def _lock(key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _unpacked(repository: str, commit: str) -> Iterator[Path]:
+def _unpacked(
+    repository: str,
+    commit: str,
+) -> Iterator[Path]:
     """Provide those files of a commit that are read or run here, for the duration of the block."""
     parcel = pack_release(repository, commit)
     with tempfile.TemporaryDirectory(prefix="release-", dir=FOLDER) as folder:

@@ -31,7 +31,10 @@ AT_IT = "still at it"
 _memories: dict[str, "_Memory"] = {}
 
 
-def ask_ahead(target: Host, questions: Iterable[Question]) -> None:
+def ask_ahead(
+    target: Host,
+    questions: Iterable[Question],
+) -> None:
     """Ask the host for all these facts in one command, and cache its answers from now on.
 
     A fact without an answer is asked again when it is needed, and may fail then.

@@ -241,7 +241,10 @@ def auth_key(deployment: Deployment) -> str | None:
     return key + CLIENT_OPTIONS if key.startswith(CLIENT_SECRET) and "?" not in key else key
 
 
-def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
+def login_flags(
+    deployment: Deployment,
+    found: Tailnet,
+) -> list[str]:
     """Return the flags of `tailscale up`: the inventory's, and otherwise the host's present ones.
 
     Tailscale refuses a login that does not mention present preferences, so they are kept. The ssh
@@ -262,7 +265,10 @@ def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
     return [f"--{flag}={value}" for flag, value in flags.items()]
 
 
-def relogin_command(found: Tailnet, tags: Iterable[str]) -> str:
+def relogin_command(
+    found: Tailnet,
+    tags: Iterable[str],
+) -> str:
     """Return the command that logs a host in again with these tags and keeps everything else."""
     flags = _present_flags(found) | {"advertise-tags": ",".join(tags)}
     words = [
@@ -328,7 +334,10 @@ def kept_flags(found: Tailnet) -> list[str]:
     return [f"--{flag}={shown[flag]}" for flag, value in values.items() if value is not None]
 
 
-def changed_flags(deployment: Deployment, found: Tailnet) -> list[str]:
+def changed_flags(
+    deployment: Deployment,
+    found: Tailnet,
+) -> list[str]:
     """Return flags of `tailscale set` for a connected host's differences, apart from ssh."""
     flags = []
     routes = deployment.tailscale_accept_routes

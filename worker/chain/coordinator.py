@@ -147,7 +147,11 @@ class Coordinator(ChainClient):
 
     # ---- reads
 
-    def read(self, signature: str, *arguments: Any) -> Any:
+    def read(
+        self,
+        signature: str,
+        *arguments: Any,
+    ) -> Any:
         """Call any view of the contract by its signature, such as `getTotalWins(string)`."""
         self.ensure_checked()
         return self._read(signature, *arguments)
@@ -350,7 +354,11 @@ class Coordinator(ChainClient):
 
     # ---- writes: built here, sent by whoever owns the key
 
-    def call(self, signature: str, *arguments: Any) -> Call:
+    def call(
+        self,
+        signature: str,
+        *arguments: Any,
+    ) -> Call:
         """Return any write of the contract by its signature, such as `registerPeer(string)`."""
         name, _, types = signature.removesuffix(")").partition("(")
         # Through eth_abi: web3 takes ten times as long to find the function in the ABI.
@@ -536,7 +544,11 @@ class Coordinator(ChainClient):
             has_leaderboards=self._answers("winnerLeaderboard(uint256,uint256)", 0, 0),
         )
 
-    def _answers(self, signature: str, *arguments: Any) -> bool:
+    def _answers(
+        self,
+        signature: str,
+        *arguments: Any,
+    ) -> bool:
         try:
             self._read(signature, *arguments)
         except (ContractRefused, Unanswered):  # the former with messages that web3 does not know
@@ -555,7 +567,11 @@ class Coordinator(ChainClient):
                 return None
         return str(version) if contract.is_version(version) else None
 
-    def _read(self, signature: str, *arguments: Any) -> Any:
+    def _read(
+        self,
+        signature: str,
+        *arguments: Any,
+    ) -> Any:
         """Call a view through eth_abi: web3 may choose another overload than the signature's."""
         transaction: TxParams = {
             "to": self._address,

@@ -121,7 +121,10 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
     return Deployment((place,), chain_id, contract, block, address_in(raw, "market"))
 
 
-def address_in(raw: dict[str, Any], key: str) -> str | None:
+def address_in(
+    raw: dict[str, Any],
+    key: str,
+) -> str | None:
     """Return the address under `key`; None: there is none, as before there were markets."""
     value = raw.get(key)
     if not isinstance(value, str) or not re.fullmatch(_FORMS["contract"], value):
@@ -168,7 +171,10 @@ def _lenient_registry() -> ABIRegistry:
 
 
 @contextmanager
-def translated(url: str, timeout_seconds: float) -> Iterator[None]:
+def translated(
+    url: str,
+    timeout_seconds: float,
+) -> Iterator[None]:
     """Translate exceptions of requests and web3 into ChainUnreachable and ChainError."""
     try:
         with rpc.translated(url, timeout_seconds):

@@ -106,7 +106,10 @@ class DeviceLogin:
             " `hivewright login` again"
         )
 
-    def _failure(self, answer: dict[str, Any]) -> IdentityError:
+    def _failure(
+        self,
+        answer: dict[str, Any],
+    ) -> IdentityError:
         said = answer.get("error_description") or answer.get("error") or "no sign-in here"
         return IdentityError(f"{self._url}: sign-in refused: {printable(str(said))[:400]}")
 

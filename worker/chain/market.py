@@ -89,7 +89,11 @@ class Market:
 
     # ---- reads of every market
 
-    def read(self, name: str, *arguments: Any) -> Any:
+    def read(
+        self,
+        name: str,
+        *arguments: Any,
+    ) -> Any:
         """Call any view by its name, such as `gameStatus`."""
         with self.client.translated(name):
             return self._contract.functions[name](*arguments).call()
@@ -101,18 +105,38 @@ class Market:
     def current_round(self, game: int) -> int:
         return int(self.read("currentRoundIdx", game))
 
-    def shares_of(self, game: int, choice: int, peer_id: str) -> int:
+    def shares_of(
+        self,
+        game: int,
+        choice: int,
+        peer_id: str,
+    ) -> int:
         return int(self.read("choiceTokenBalance", game, choice, peer_id))
 
-    def shares_for(self, game: int, round: int, choice: int, bet: int) -> int:
+    def shares_for(
+        self,
+        game: int,
+        round: int,
+        choice: int,
+        bet: int,
+    ) -> int:
         """Return the shares that a bet buys now."""
         return int(self.read("choiceTokensOut", game, round, choice, bet))
 
-    def price(self, game: int, round: int, choice: int) -> int:
+    def price(
+        self,
+        game: int,
+        round: int,
+        choice: int,
+    ) -> int:
         """Return the price of a share in units of a token."""
         return int(self.read("price", game, round, choice))
 
-    def right_choice(self, game: int, from_block: int) -> int | None:
+    def right_choice(
+        self,
+        game: int,
+        from_block: int,
+    ) -> int | None:
         """Return the revealed answer; None while it is not revealed.
 
         A foreign market has it only in its log, which is read from `from_block`.
@@ -124,7 +148,13 @@ class Market:
             return int(event.arguments["correctChoiceIdx"])
         return None
 
-    def guess_of(self, game: int, peer_id: str, round: int, from_block: int) -> Guess | None:
+    def guess_of(
+        self,
+        game: int,
+        peer_id: str,
+        round: int,
+        from_block: int,
+    ) -> Guess | None:
         """Return the peer's bet in a round; None: it made none.
 
         A foreign market has it only in its log, which is read from `from_block`, without shares.
@@ -138,7 +168,12 @@ class Market:
                 return Guess(said["choiceIdx"], said["bet"], 0)
         return None
 
-    def events(self, name: str, filters: dict[str, Any], from_block: int) -> Iterator[Event]:
+    def events(
+        self,
+        name: str,
+        filters: dict[str, Any],
+        from_block: int,
+    ) -> Iterator[Event]:
         """Yield the log entries of one name, with `filters` by indexed arguments."""
         yield from walk(
             functools.partial(self._fetch_log, name, filters),
@@ -164,7 +199,11 @@ class Market:
             opened = self._contract.events.NewGameCreated().process_receipt(receipt, DISCARD)
         return int(opened[0]["args"]["gameIdx"])
 
-    def payout(self, game: int, peer_id: str) -> tuple[int, bool]:
+    def payout(
+        self,
+        game: int,
+        peer_id: str,
+    ) -> tuple[int, bool]:
         """Return what a claim pays or has paid, in units of a token, and whether it was claimed."""
         payout, is_claimed = self.read("getPayout", game, peer_id)
         return int(payout), bool(is_claimed)
@@ -175,12 +214,23 @@ class Market:
 
     # ---- writes: built here, sent by whoever owns the key
 
-    def call(self, name: str, *arguments: Any) -> Call:
+    def call(
+        self,
+        name: str,
+        *arguments: Any,
+    ) -> Call:
         """Return any write by its name, such as `claimReward`."""
         data = self._contract.encode_abi(name, list(arguments))
         return Call(name, bytes.fromhex(data[2:]), self.address)
 
-    def guess_answer(self, game: int, peer_id: str, round: int, choice: int, bet: int) -> Call:
+    def guess_answer(
+        self,
+        game: int,
+        peer_id: str,
+        round: int,
+        choice: int,
+        bet: int,
+    ) -> Call:
         return self.call("guessAnswer", game, peer_id, round, choice, bet)
 
     def claim_reward(self, game: int, peer_id: str) -> Call:
@@ -188,7 +238,13 @@ class Market:
 
     # ----
 
-    def _fetch_log(self, name: str, filters: dict[str, Any], first: int, last: int) -> list[Event]:
+    def _fetch_log(
+        self,
+        name: str,
+        filters: dict[str, Any],
+        first: int,
+        last: int,
+    ) -> list[Event]:
         subject = f"eth_getLogs of {name}"
         with self.client.translated(subject):
             try:

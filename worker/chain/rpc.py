@@ -523,7 +523,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 @contextmanager
-def translated(place: str, patience_seconds: float) -> Iterator[None]:
+def translated(
+    place: str,
+    patience_seconds: float,
+) -> Iterator[None]:
     """Translate requests' exceptions about `place` into ChainUnreachable and ChainError."""
     try:
         yield

@@ -78,7 +78,12 @@ class Wallet:
     ) -> str:
         return self._send(market.guess_answer(game, peer_id, round, choice, bet))
 
-    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+    def claim_reward(
+        self,
+        market: Market,
+        game: int,
+        peer_id: str,
+    ) -> str:
         return self._send(market.claim_reward(game, peer_id))
 
     def tend(self) -> None:

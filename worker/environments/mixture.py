@@ -279,7 +279,10 @@ class Mix:
     def state(self) -> dict[str, Any]:
         return {key: asdict(standing) for key, standing in self._standings.items()}
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(
+        self,
+        state: dict[str, Any],
+    ) -> None:
         """Restore the levels of the families that are in the settings; others start as configured.
 
         State that can't be restored is logged: of a family that is gone or has another
@@ -342,7 +345,10 @@ class Mix:
         self._known[full_name, digest] = source, name, json.dumps(config, sort_keys=True)
         return digest
 
-    def _find(self, task: Task) -> tuple[Source, Recipe]:
+    def _find(
+        self,
+        task: Task,
+    ) -> tuple[Source, Recipe]:
         known = self._known.get(_key_of(task))
         if known is None:
             raise BadRecord(
@@ -356,7 +362,10 @@ class Mix:
         source, name, config = known
         return source, Recipe(name, config, derived_seed(f"{task.seed}/{task.index}"))
 
-    def _now(self, entry: _Entry) -> tuple[str, str]:
+    def _now(
+        self,
+        entry: _Entry,
+    ) -> tuple[str, str]:
         """Return family and configuration digest of an entry's current tasks."""
         standing = self._standings.get(self._key(entry))
         return entry.family.name, entry.digests[standing.level if standing else 0]

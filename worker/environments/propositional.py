@@ -167,7 +167,10 @@ def _read_premises(item: dict[str, Any]) -> tuple[Tables, list[int]]:
     return tables, [tables.of(Expression.from_string(text)) for text in metadata["premises"]]
 
 
-def _all_of(premises: Iterable[int], true: int) -> int:
+def _all_of(
+    premises: Iterable[int],
+    true: int,
+) -> int:
     for premise in premises:
         true &= premise
     return true

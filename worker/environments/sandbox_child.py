@@ -121,7 +121,11 @@ class Sealer:
         self._call(PR_SET_NO_NEW_PRIVS, 1)
         self._call(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(self._program))
 
-    def _call(self, option: int, *values: int) -> None:
+    def _call(
+        self,
+        option: int,
+        *values: int,
+    ) -> None:
         arguments = (*values, 0, 0, 0, 0)[:4]
         padded = [ctypes.c_ulong(argument) for argument in arguments]
         if self._prctl(option, *padded) != 0:

@@ -141,5 +141,8 @@ class Environment(Protocol):
     def state(self) -> dict[str, Any]:
         """Return the state of the curriculum, as plain JSON values."""
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def resume(
+        self,
+        state: dict[str, Any],
+    ) -> None:
         """Continue from the result of `state`. Raises TrainingError for anything else."""

@@ -47,7 +47,10 @@ class Problem(BaseModel):
         return self
 
 
-def source(judge: Judge, load: Callable[[], Environment]) -> Iterator[Problem]:
+def source(
+    judge: Judge,
+    load: Callable[[], Environment],
+) -> Iterator[Problem]:
     """Return problems without end: those of `judge.problems_file` in turn, or drawn at random.
 
     Raises SettingsError if the file is invalid, or the environment has no task that fits.
@@ -85,7 +88,10 @@ def _in_turn(problems: list[Problem]) -> Iterator[Problem]:
         yield from problems
 
 
-def _drawn(environment: Environment, judge: Judge) -> Iterator[Problem]:
+def _drawn(
+    environment: Environment,
+    judge: Judge,
+) -> Iterator[Problem]:
     """Draw from seeds that nobody can predict: who knew them could look up the answers."""
     while True:
         for _ in range(_MAX_DRAWS):
@@ -102,7 +108,11 @@ def _drawn(environment: Environment, judge: Judge) -> Iterator[Problem]:
         yield problem
 
 
-def of_seed(environment: Environment, judge: Judge, seed: int) -> Problem | None:
+def of_seed(
+    environment: Environment,
+    judge: Judge,
+    seed: int,
+) -> Problem | None:
     """Return the problem of a seed; None if its task is not suitable."""
     (task,) = environment.sample(seed, 1)
     right = environment.answer(task)
@@ -142,7 +152,11 @@ def _is_choice(answer: str) -> bool:
     return 0 < len(answer) <= _MAX_CHOICE and answer == answer.strip()
 
 
-def _beginning(question: str, part: int, parts: int) -> str:
+def _beginning(
+    question: str,
+    part: int,
+    parts: int,
+) -> str:
     """Return the first `part` of `parts` of a question, cut between words."""
     if part == parts:
         return question

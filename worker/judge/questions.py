@@ -32,7 +32,11 @@ class Questions:
                 self._open.popitem(last=False)
         return session, self._environment.question(task)
 
-    def score(self, session: str, answer: str) -> float | None:
+    def score(
+        self,
+        session: str,
+        answer: str,
+    ) -> float | None:
         """Return the reward of the session's only answer; None: there is no such session.
 
         The answer may be bare, or in a text with answer tags.

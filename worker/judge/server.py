@@ -116,11 +116,17 @@ class Service:
 
     # ---- calls
 
-    async def current_clue(self, request: web.Request) -> web.Response:
+    async def current_clue(
+        self,
+        request: web.Request,
+    ) -> web.Response:
         clue = NO_CLUE if self._conductor is None else self._conductor.clue()
         return web.json_response(clue)
 
-    async def request_question(self, request: web.Request) -> web.Response:
+    async def request_question(
+        self,
+        request: web.Request,
+    ) -> web.Response:
         asked = await _parsed(request, QuestionRequest)
         session, question = await asyncio.to_thread(self._questions.ask)
         log.info(
@@ -131,7 +137,10 @@ class Service:
         )
         return web.json_response({"session_id": session, "question": question})
 
-    async def submit_answer(self, request: web.Request) -> web.Response:
+    async def submit_answer(
+        self,
+        request: web.Request,
+    ) -> web.Response:
         answer = await _parsed(request, AnswerRequest)
         score = await asyncio.to_thread(
             self._questions.score, answer.session_id, answer.user_answer
@@ -142,7 +151,10 @@ class Service:
             )
         return web.json_response({"score": score})
 
-    async def games(self, request: web.Request) -> web.Response:
+    async def games(
+        self,
+        request: web.Request,
+    ) -> web.Response:
         """Answer the games that ended, newest first; ours, beyond the existing judge."""
         past = (
             [] if self._conductor is None else await asyncio.to_thread(self._conductor.past_games)
@@ -153,7 +165,10 @@ class Service:
 _MAX_GAMES = 100
 
 
-async def _parsed(request: web.Request, model: type[_Body]) -> _Body:
+async def _parsed(
+    request: web.Request,
+    model: type[_Body],
+) -> _Body:
     try:
         return model.model_validate_json(await request.read())
     except ValidationError as error:
@@ -164,7 +179,10 @@ async def _parsed(request: web.Request, model: type[_Body]) -> _Body:
 
 
 @web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer_errors(
+    request: web.Request,
+    handler: Handler,
+) -> web.StreamResponse:
     """Answer errors with {"error": SENTENCE}."""
     try:
         return await handler(request)

@@ -74,7 +74,12 @@ class Journal:
             ),
         )
 
-    def has(self, market: str, game: int, round: int) -> bool:
+    def has(
+        self,
+        market: str,
+        game: int,
+        round: int,
+    ) -> bool:
         key = (market, game, round)
         found = self._database.execute(
             "SELECT 1 FROM bets WHERE market = ? AND game = ? AND round = ?", key
@@ -93,7 +98,12 @@ class Journal:
             for market, game, round, block, choice, amount, beliefs, *rest in found
         ]
 
-    def move(self, row: Row, state: State, reason: str | None = None) -> None:
+    def move(
+        self,
+        row: Row,
+        state: State,
+        reason: str | None = None,
+    ) -> None:
         self._database.execute(
             "UPDATE bets SET state = ?, changed_at = ?, reason = ?"
             " WHERE market = ? AND game = ? AND round = ?",

@@ -27,12 +27,21 @@ def probabilities(logprobs: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def even(beliefs: Sequence[float], balance: int, rounds_remaining: int) -> Bet:
+def even(
+    beliefs: Sequence[float],
+    balance: int,
+    rounds_remaining: int,
+) -> Bet:
     """Return an even share of the balance on the likeliest choice, as existing nodes do."""
     return Bet(_likeliest(beliefs), balance // max(1, rounds_remaining))
 
 
-def kelly(beliefs: Sequence[float], prices: Sequence[float], balance: int, fraction: float) -> Bet:
+def kelly(
+    beliefs: Sequence[float],
+    prices: Sequence[float],
+    balance: int,
+    fraction: float,
+) -> Bet:
     """Return `fraction` of Kelly's bet on the likeliest choice.
 
     `prices`: the market's probability of each choice. A share that pays 1/price if it wins lets the
@@ -46,7 +55,10 @@ def kelly(beliefs: Sequence[float], prices: Sequence[float], balance: int, fract
     return Bet(choice, int(balance * fraction * (belief - price) / (1 - price)))
 
 
-def brier(beliefs: Sequence[float], right: int) -> float:
+def brier(
+    beliefs: Sequence[float],
+    right: int,
+) -> float:
     """Return the Brier score: the sum of squared errors, 0 (perfect) to 2 (sure and wrong)."""
     return sum((belief - (i == right)) ** 2 for i, belief in enumerate(beliefs))
 

@@ -24,7 +24,12 @@ class ChoiceScorer:
         self._max_prompt_length = max_prompt_length
         self._seconds_per_token: float | None = None
 
-    def logprobs(self, question: str, choices: list[str], seconds: float) -> list[float] | None:
+    def logprobs(
+        self,
+        question: str,
+        choices: list[str],
+        seconds: float,
+    ) -> list[float] | None:
         """Return the log-probability of `<answer>CHOICE</answer>` for each choice.
 
         None: the question is too long, or the pass would take more than `seconds`.
@@ -38,7 +43,11 @@ class ChoiceScorer:
         predicted = (self._seconds_per_token or 0.0) * self._count(group)
         return None if predicted > seconds else self._run(group)
 
-    def _tokens(self, question: str, choices: list[str]) -> PromptGroup:
+    def _tokens(
+        self,
+        question: str,
+        choices: list[str],
+    ) -> PromptGroup:
         answers = [tagged(choice) for choice in choices]
         completions = [
             tuple(self._policy.completion_ids(answer, len(answer) + 1)[0]) for answer in answers
