@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from worker import settings
 from worker.chain import deployment, http, peer_proof
@@ -108,6 +108,14 @@ class Account(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class OwnEnrolment(Protocol):
+    """An account that enrols a node in a way of its own."""
+
+    def enrol_peer(self, peer_id: str, coordinator: Coordinator) -> str:
+        """Register the peer, and return its owner on the chain."""
+
+
 @dataclass(frozen=True, slots=True)
 class SwarmInfo:
     """The account service's description of itself: its chain, and the account it sends from.
@@ -154,6 +162,7 @@ class AccountClient:
             headers["Authorization"] = f"Bearer {self.token()}"
         answer = self._request("GET", "/api/swarm", headers=headers)
         try:
+            self._org_id = self._chain.org_id or answer["org_id"]
             return SwarmInfo(
                 chain_id=answer["chain_id"],
                 contract=answer["contract"],
@@ -248,9 +257,9 @@ class AccountClient:
         path: str,
         body: dict[str, Any],
     ) -> str:
-        headers = {"Authorization": f"Bearer {self.token()}"}
+        headers = self._headers()
         if self._org_id is None:
-            self._org_id = self.swarm().org_id
+            self.swarm()
         answer = self._request("POST", path, {"orgId": self._org_id, **body}, headers)
         tx_hash = answer.get("hash")
         if not isinstance(tx_hash, str) or not re.fullmatch(r"0x[0-9a-fA-F]{64}", tx_hash):
@@ -259,6 +268,10 @@ class AccountClient:
             )
         return tx_hash
 
+    def _headers(self) -> dict[str, str]:
+        """Return the headers by which the service knows this node."""
+        return {"Authorization": f"Bearer {self.token()}"}
+
     def token(self) -> str:
         """Return the node's token as it is in its file now."""
         expected = (
@@ -266,6 +279,16 @@ class AccountClient:
             " chain.enrolment_token_file set"
         )
         return read_secret(self.token_file, expected, "chain.account_token_file")
+
+    def _text(self, path: str) -> str:
+        """Return the text that a GET answers."""
+        with deployment.translated(f"{self._url} (chain.account_url)", self._chain.timeout_seconds):
+            answer = self._session.get(
+                self._url + path, timeout=self._chain.timeout_seconds, allow_redirects=False
+            )
+        if answer.status_code != 200:
+            raise self._failure(self._url + path, answer.status_code, None)
+        return answer.text
 
     def _request(
         self,
@@ -361,7 +384,13 @@ def open_account(chain: settings.Chain, state_dir: Path) -> Account:
     Raises IdentityError if the wallet is missing or its password is wrong, ResourceError if another
     process uses it.
     """
-    return AccountClient(chain, state_dir) if chain.wallet_dir is None else Wallet(chain)
+    if chain.wallet_dir is not None:
+        return Wallet(chain)
+    if chain.account_api == "rl-swarm":
+        from worker.chain.login_server import LoginServerClient
+
+        return LoginServerClient(chain, state_dir)
+    return AccountClient(chain, state_dir)
 
 
 def enrol(
@@ -381,6 +410,8 @@ def enrol(
     """
     with closing(open_account(chain, state_dir)) as account:
         coordinator = Coordinator(settings.chain_of_node(chain, state_dir))
+        if isinstance(account, OwnEnrolment):
+            return account.enrol_peer(identity.peer_id, coordinator)
         try:
             ours, is_sent = _register(account, coordinator, identity, move)  # by the present token
         except (IdentityError, SecretError, TokenRefused) as error:

@@ -35,6 +35,8 @@ class StateDir:
     """The libp2p key; it is created once and never replaced (worker/swarm/identity.py)."""
     enrolment = _Entry("enrolment.json")
     account_token = _Entry("account.token")
+    account_address = _Entry("account.address")
+    """The account of a node of an existing login server (worker/chain/login_server.py)."""
     wallet = _Entry("wallet")
     """Folder of a node with its own wallet."""
     model_choice = _Entry("model.json")

@@ -41,6 +41,9 @@ class Chain(Section):
     time."""
     account_url: Url | None = None
     """Address of the account service, which signs and sends for this node."""
+    account_api: Literal["hivewright", "rl-swarm"] = "hivewright"
+    """Kind of the service at `account_url`. `rl-swarm`: a login server of the existing swarm, where
+    a person has signed in; `org_id`, `rpc_url` and `contract` are needed too."""
     account_token_file: Path | None = None
     """File with this node's token for the account service. None: `account.token` in the state
     folder."""
@@ -87,7 +90,17 @@ class Chain(Section):
             )
         if self.wallet_dir is not None:
             self._check_wallet()
+        if self.account_api == "rl-swarm":
+            self._check_login_server()
         return self
+
+    def _check_login_server(self) -> None:
+        for name in ("account_url", "org_id", "rpc_url", "contract"):
+            if getattr(self, name) is None:
+                raise ValueError(
+                    f"account_api is rl-swarm and {name} is not set; expected it, because a login"
+                    " server of the existing swarm does not tell it"
+                )
 
     def _check_wallet(self) -> None:
         if self.account_url is not None:
@@ -223,6 +236,8 @@ class Dashboard(Section):
     names: tuple[Host, ...] = ()
     """Domain names under which browsers may reach it, besides its addresses and the host's own
     name."""
+    accounts_url: Url | None = None
+    """Address of the sign-in page, to which the page links. None: no link."""
     audit_file: Path | None = None
     """Report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None:
     no verdicts."""
