@@ -137,7 +137,9 @@ class Demo:
             "audit_every_rounds": 0,
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
-        dashboard_file = self._write("dashboard", {"dashboard_port": 0})
+        dashboard_file = self._write(
+            "dashboard", {"dashboard_port": 0, "dashboard_accounts_url": account_url}
+        )
         dashboard = children.start("dashboard", dashboard_file, "dashboard")
         self._start_workers(children, account_url)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)

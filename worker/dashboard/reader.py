@@ -37,6 +37,7 @@ class Reader:
 
     def __init__(self, settings: Settings) -> None:
         self._org_id = settings.chain.operator_org_id
+        self._accounts_url = settings.dashboard.accounts_url
         self._chain = settings.chain
         self._coordinator = Coordinator(settings.chain)
         self._counts_unaudited = settings.dashboard.count_unaudited
@@ -77,6 +78,7 @@ class Reader:
             "error": self._error,
             "error_since": self._error_since,
             "org_id": _short(self._org_id),
+            "accounts_url": self._accounts_url,
             "chain_id": self._chain_id,
             "contract": self._contract,
             "round": self._round,
