@@ -1,10 +1,11 @@
 """Load and fault tests on a real anvil: is every reward recorded exactly once, and how fast?
 
-    python -m benchmarks.chain [--only load simultaneous kills faults] [--scale 1.0] [--seconds S]
-                               [--json FILE]
+    python -m benchmarks.chain [--only load accounts simultaneous kills faults] [--scale 1.0]
+                               [--seconds S] [--json FILE]
 
     load          200 nodes submit a reward and a vote each through one account service, a process
                   of its own, over HTTP
+    accounts      the same with an account for every four nodes
     simultaneous  64 submitters of one account at the same instant, 100 times, compared with each
                   of them reading the nonce itself
     kills         a node's ledger and settlement, ended with kill -9 at 500 random points
@@ -30,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eth_account import Account
@@ -49,6 +50,8 @@ from benchmarks.chain_stage import (
 )
 from benchmarks.faults import at_random, faulty
 from worker import log, settings
+from worker.account.accounts import Accounts
+from worker.account.vault import load_account
 from worker.chain.account_client import AccountClient
 from worker.chain.client import Call, NonceUsed
 from worker.chain.coordinator import Coordinator
@@ -56,12 +59,16 @@ from worker.chain.embedded import anvil
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.chain.transaction_queue import Sender
+from worker.runtime.files import write_whole
 
 FAULTS_OF_SERVICE = ("drop", "lose", "error", "twice", "late")
 FAULTS_OF_CHAIN = (*FAULTS_OF_SERVICE, "stale", "elsewhere")
 FAULT_SHARE = 0.05
 VOTE_EVERY = 10
 """Records with a vote, in the run with faults."""
+_NODES_OF_ONE = 4
+"""Nodes of one account, in the run with many."""
+_PASSPHRASE = "of a benchmark"  # noqa: S105 - protects nothing
 AT_A_TIME = 50
 """Records of a node that wait in its ledger together, in the run with faults."""
 
@@ -82,35 +89,67 @@ def load(scale: float, seconds: float = math.inf) -> list[Result]:
         peers = peer_names(nodes)
         on.register(account, peers)
         clients = [client(on, url, peer, timeout_seconds=30.0) for peer in peers]
-        start = threading.Barrier(nodes + 1)
-
-        def submit(number: int) -> None:
-            peer = peers[number]
-            clients[number].swarm()  # the connection is there, as a running node's is
-            start.wait(PATIENCE_SECONDS)
-            clients[number].submit_reward(0, 0, number, peer)
-            clients[number].submit_winner(0, [peers[number - 1]], peer)
-
-        with ThreadPoolExecutor(nodes) as threads:
-            done = [threads.submit(submit, number) for number in range(nodes)]
-            start.wait(PATIENCE_SECONDS)
-            started = time.monotonic()
-            for future in done:
-                future.result(PATIENCE_SECONDS)
-        wait_until(lambda: _num_events(on, "WinnerSubmitted") == nodes, "votes")
-        wait_until(lambda: on.coordinator.total_rewards(peers) == list(range(nodes)), "rewards")
-        seconds = time.monotonic() - started
+        seconds = _submit_at_once(on, peers, clients)
     print(f"load: {nodes} nodes, reward and vote, in {seconds:.2f} s", flush=True)
+    return [_result_of_load(f"{nodes} nodes: reward and vote on the chain", nodes, seconds)]
+
+
+def accounts(scale: float, seconds: float = math.inf) -> list[Result]:
+    """Do the same with an account for every four nodes, each of which has its own queue."""
+    nodes = max(4, int(200 * scale))
+    peers = peer_names(nodes)
+    with stage() as on:
+        folder = on.settings.account.state_dir
+        passphrase = folder / "passphrase"
+        write_whole(passphrase, _PASSPHRASE, mode=0o600)
+        people = Accounts(folder, load_account(folder), "hivewright", _PASSPHRASE)
+        tokens = []
+        for first in range(0, nodes, _NODES_OF_ONE):
+            person = people.create(f"{first}@example.org", _NODES_OF_ONE)
+            own = peers[first : first + _NODES_OF_ONE]
+            tokens += [people.link(person, peer) for peer in own]
+            on.register(people.key_of(person), own)
+        people.close()
+        section = on.settings.account.model_copy(update={"passphrase_file": passphrase})
+        hosted = replace(on, settings=on.settings.model_copy(update={"account": section}))
+        with account_service(hosted) as (url, _):
+            clients = []
+            for peer, token in zip(peers, tokens, strict=True):
+                write_whole(on.folder / f"{peer}/account.token", f"{token}\n", durable=False)
+                chain = node_chain(on, url).model_copy(update={"timeout_seconds": 30.0})
+                clients.append(AccountClient(chain, on.folder / peer))
+            seconds = _submit_at_once(on, peers, clients)
+    num_accounts = math.ceil(nodes / _NODES_OF_ONE)
+    claim = f"{nodes} nodes of {num_accounts} accounts: reward and vote on the chain"
+    print(f"accounts: {claim} in {seconds:.2f} s", flush=True)
+    return [_result_of_load(claim, nodes, seconds)]
+
+
+def _submit_at_once(on: Stage, peers: Sequence[str], clients: Sequence[AccountClient]) -> float:
+    """Submit a reward and a vote of each peer, and return the seconds until all are recorded."""
+    start = threading.Barrier(len(peers) + 1)
+
+    def submit(number: int) -> None:
+        peer = peers[number]
+        clients[number].swarm()  # the connection is there, as a running node's is
+        start.wait(PATIENCE_SECONDS)
+        clients[number].submit_reward(0, 0, number, peer)
+        clients[number].submit_winner(0, [peers[number - 1]], peer)
+
+    with ThreadPoolExecutor(len(peers)) as threads:
+        done = [threads.submit(submit, number) for number in range(len(peers))]
+        start.wait(PATIENCE_SECONDS)
+        started = time.monotonic()
+        for future in done:
+            future.result(PATIENCE_SECONDS)
+    wait_until(lambda: _num_events(on, "WinnerSubmitted") == len(peers), "votes")
+    wait_until(lambda: on.coordinator.total_rewards(peers) == list(range(len(peers))), "rewards")
+    return time.monotonic() - started
+
+
+def _result_of_load(claim: str, nodes: int, seconds: float) -> Result:
     limit = 6.0 * nodes / 200
-    return [
-        Result(
-            f"{nodes} nodes: reward and vote on the chain",
-            round(seconds, 2),
-            limit,
-            round(limit / seconds, 2),
-            "s",
-        )
-    ]
+    return Result(claim, round(seconds, 2), limit, round(limit / seconds, 2), "s")
 
 
 def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
@@ -342,7 +381,13 @@ def _num_events(on: Stage, name: str) -> int:
     return sum(1 for _ in on.coordinator.events(name))
 
 
-CLAIMS = {"load": load, "simultaneous": simultaneous, "kills": kills, "faults": faults}
+CLAIMS = {
+    "load": load,
+    "accounts": accounts,
+    "simultaneous": simultaneous,
+    "kills": kills,
+    "faults": faults,
+}
 
 
 def main() -> None:
