@@ -1,6 +1,6 @@
 """People who sign in, in the tests."""
 
-from tests.account.browser import Visitor
+from tests.account.visitor import Visitor
 from worker.account.sessions import Sessions
 
 ADA, BOB = "ada@example.org", "bob@example.org"

@@ -88,7 +88,7 @@ def test_link_of_an_invitation_fills_it_in(service, url, tab) -> None:
     tab.page.get_by_role("button", name="Continue with e-mail").click()
     tab.page.get_by_label("Code").fill(code_of(service, ADA))
     tab.page.get_by_role("button", name="Sign in").click()
-    expect(tab.page.get_by_text("0 of 2 nodes")).to_be_visible()
+    expect(tab.page.get_by_text("0 of 2 nodes, round 0")).to_be_visible()
 
 
 def test_passkey_signs_in_to_the_same_account(service, url, tab) -> None:

@@ -8,9 +8,9 @@ import requests
 from account_service import ENROLMENT_TOKEN, eventually, some_identity
 from eth_account import Account as EthAccount
 
-from tests.account.browser import Visitor, texts
 from tests.account.hosting import HOST
 from tests.account.people import ADA, BOB, signed_in
+from tests.account.visitor import Visitor, texts
 from worker.account import invitations, sessions
 from worker.chain.account_client import AccountClient, enrol
 from worker.commands import account_admin

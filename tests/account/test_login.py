@@ -7,8 +7,8 @@ import pytest
 import requests
 from account_service import some_identity
 
-from tests.account.browser import texts
 from tests.account.people import ADA, BOB, signed_in
+from tests.account.visitor import texts
 from worker import settings
 from worker.account import device_flow
 from worker.chain.account_client import ENROL_PREFIX

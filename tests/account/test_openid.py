@@ -5,10 +5,10 @@ import pytest
 import requests
 from account_service import serving
 
-from tests.account.browser import Visitor, texts
 from tests.account.hosting import hosted
 from tests.account.npm_tools import openid_provider
 from tests.account.people import ADA, code_of
+from tests.account.visitor import Visitor, texts
 
 CALLBACK = "/sign-in/openid/callback"
 

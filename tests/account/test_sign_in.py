@@ -7,9 +7,9 @@ import requests
 from account_service import serving
 from aiosmtpd.controller import Controller
 
-from tests.account.browser import FORM, Visitor, texts
 from tests.account.hosting import hosted
 from tests.account.people import ADA, BOB, code_of, signed_in
+from tests.account.visitor import FORM, Visitor, texts
 from worker.account import sessions, sign_in_pages
 
 
