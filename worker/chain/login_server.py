@@ -1,6 +1,6 @@
 """Client of a login server of the existing swarm (`chain.account_api: rl-swarm`).
 
-That server has no tokens: `orgId` names the account of a person who has signed in there. It does
+That server has no tokens: `orgId` names the account of a person that has signed in there. It does
 not describe its chain either, so `chain.rpc_url` and `chain.contract` are needed.
 """
 
