@@ -208,6 +208,11 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a real model in the place of the small one that comes with the package",
     )
+    parser.add_argument(
+        "--market",
+        action="store_true",
+        help="run a judge, too, on whose questions the workers bet",
+    )
 
 
 def _inventory_options(parser: argparse.ArgumentParser) -> None:

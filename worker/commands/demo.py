@@ -46,6 +46,8 @@ MAX_WORKERS = 64  # each is a process with torch and a model
 MARKER = ".hivewright-demo"
 SERVICES = ("chain", "account", "bootnode", "keeper", "dashboard")
 _ALL = 10**9
+BET_STATES = ("confirmed", "claiming", "paid", "lost")
+"""States of bets that the chain has (worker/market/journal.py)."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -62,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         console=Console(),
         model=options.model,
+        has_market=options.market,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
@@ -87,8 +90,13 @@ class Demo:
         seed: int,
         console: Console,
         model: str | None = None,
+        has_market: bool = False,
     ) -> None:
-        """Create a demo. `model`: a folder with a real model, instead of the packaged small one."""
+        """Create a demo. `model`: a folder with a real model, instead of the packaged small one.
+
+        `has_market`: run a judge, too, and require each worker to bet.
+        """
+        self.has_market = has_market
         self.worker_settings = (
             DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
         )
@@ -121,7 +129,9 @@ class Demo:
         passphrase = folder / "account.passphrase"
         passphrase.write_text(f"demo-{secrets.token_hex(16)}\n")
         passphrase.chmod(0o600)
-        own = {"account_port": 0, "account_passphrase_file": str(passphrase)}
+        own: dict[str, Any] = {"account_port": 0, "account_passphrase_file": str(passphrase)}
+        if self.has_market:
+            own["market_judge_url"] = self._start_judge(children)
         account_file = self._write("account", own)
         account = children.start("account", account_file, "account")
         bootnode_file = self._write("bootnode", {"bootnode_host": "127.0.0.1", "bootnode_port": 0})
@@ -145,6 +155,21 @@ class Demo:
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
         say(console, f"the dashboard is at {page}, accounts are at {account_url}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
+
+    def _start_judge(self, children: Children) -> str:
+        """Start a judge with short games, and return its URL."""
+        flat = {
+            "judge_port": 0,
+            "judge_rounds": 2,
+            "judge_round_seconds": 8.0,
+            "judge_pause_seconds": 2.0,
+            "chain_poll_seconds": 0.5,
+            "environment_families": self.worker_settings["environment_families"],
+        }
+        judge = children.start("judge", self._write("judge", flat), "judge")
+        url = judge.wait_for_file(self.output / "judge/address", STEP_SECONDS)
+        say(self.console, f"the prediction market's judge is at {url}", "dim")
+        return url
 
     def _write_targets(self) -> None:
         """Write the endpoints of all processes, for a Prometheus (monitoring/prometheus.yml)."""
@@ -294,6 +319,7 @@ class Demo:
             heard_per_round[str(line["round"])] = len(line["peers_heard"])
         return {
             "name": name,
+            "bets": said.market,
             "peer_id": said.peer_id,
             "animal_name": said.animal_name,
             "rounds_trained": said.rounds_trained,
@@ -328,6 +354,9 @@ class Demo:
             problems.append(
                 f"{name} heard {len(worker['peers_heard'])} peers, expected {num_workers - 1}"
             )
+        bets = {state: count for state, count in worker["bets"].items() if state in BET_STATES}
+        if self.has_market and not bets:
+            problems.append(f"{name} has bet on no question of the judge ({worker['bets']})")
         if not worker["registered"]:
             problems.append(f"{name} ({worker['peer_id']}) is not registered on the chain")
         if worker["rewards_confirmed"] != worker["rewards_earned"]:
@@ -358,6 +387,7 @@ class Demo:
             "chain_account_url": account_url,
             "chain_enrolment_token_file": str(self.output / "enrolment.token"),
             "chain_poll_seconds": 0.5,
+            "market_poll_seconds": 0.5,
             **self.worker_settings,
         }
 
@@ -383,6 +413,8 @@ class Demo:
             "account_enrolment_token_file": str(folder / "enrolment.token"),
             "keeper_state_dir": str(folder / "keeper"),
             "dashboard_state_dir": str(folder / "dashboard"),
+            "judge_state_dir": str(folder / "judge"),
+            "judge_key_file": str(folder / "keeper/judge.key"),
             "dashboard_audit_file": str(folder / "audit/audit.json"),
             "dashboard_targets_file": str(folder / "targets.json"),
             "dashboard_show_fleet": True,

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 TOKEN = 10**18
 RESEND_SECONDS = 30.0
+_LOOK_AGAIN_SECONDS = 60.0
 _MAX_CHOICES_SHOWN = 80
 
 
@@ -80,6 +81,7 @@ class Player:
         self._record_file = record_file
         self._market: Market | None = None
         self._judge: JudgeClient | None = None
+        self._is_none_logged = False
         self._outage = Outage(log)
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -135,8 +137,10 @@ class Player:
             return True
         place = locate(self._settings, self._account, self._client)
         if place is None:
-            log.info("prediction market: this swarm has none")
-            self._closing.wait(60.0)
+            if not self._is_none_logged:
+                log.info("prediction market: this swarm has none")
+            self._is_none_logged = True
+            self._closing.wait(_LOOK_AGAIN_SECONDS)
             return False
         self._market = Market(self._client, place.contract)
         self._judge = JudgeClient(place.judge_url)

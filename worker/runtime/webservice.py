@@ -89,7 +89,7 @@ async def _serve(
             await end()
 
 
-def _names(section: Account | Dashboard) -> tuple[str, ...]:
+def _names(section: Account | Dashboard | Judge) -> tuple[str, ...]:
     """Return the names under which browsers may reach the service."""
     public_url = section.public_url if isinstance(section, Account) else None
     name = urlsplit(public_url or "").hostname
