@@ -37,6 +37,7 @@ PLANTS = (
     "Thief forever! ",
 )
 MARK = "Thief"
+WRONG = "<answer>-999</answer>"
 LAST_ROUNDS = 5
 UNDEFENDED = {"external_min_probability": 0.0, "external_ignore_repeated": False}
 
@@ -58,9 +59,7 @@ class Attacker:
     def _group(self, task: Task, size: int) -> ScoredGroup:
         environment = self.environment
         right = environment.answer(task) or "0"
-        texts = [
-            self._planted(right, i) if i % 2 else f"<answer>-{i}</answer>" for i in range(size)
-        ]
+        texts = [self._planted(right, i) if i % 2 else WRONG for i in range(size)]
         rewards = environment.score(task, texts)
         rollouts = tuple(map(Rollout, texts, rewards))
         return ScoredGroup(task, environment.question(task), rollouts)

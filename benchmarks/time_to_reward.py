@@ -1,0 +1,123 @@
+"""Measure how much sooner a node in a swarm has the reward that a node alone reaches.
+
+    python -m benchmarks.time_to_reward [--model tiny|smollm2] [--tasks easy|hard] [--nodes 8]
+                                        [--rounds 100] [--local 8] [--seeds 0] [--plot FILE]
+                                        [--json FILE]
+
+All nodes have the same hardware and answer the same number of tasks a round (`--local`), alone or
+with all groups of their peers. A node's time is its own processor time: generating, scoring peers'
+groups and training; waiting for peers is not part of it (benchmarks/straggler.py measures that).
+The reward is the mean of all nodes, smoothed over WINDOW rounds. The result is the time at which
+the swarm first has the reward that nodes alone have at the end, over the time that these took. It
+is missing if the swarm never has it.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.sapo import Played, Trial, play
+
+WINDOW = 10
+
+
+def smooth(rewards: Sequence[float]) -> list[float]:
+    """Return the mean of each round and the WINDOW - 1 rounds before it, as far as there are."""
+    return [statistics.fmean(rewards[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(rewards))]
+
+
+def seconds_to(played: Played, reward: float) -> float | None:
+    """Return a node's time until its smoothed reward is at least `reward`; None: it never is.
+
+    The first WINDOW - 1 rounds do not count, as their means are of few rounds.
+    """
+    times = list(itertools.accumulate(played.seconds))
+    for round, value in enumerate(smooth(played.rewards)):
+        if round >= WINDOW - 1 and value >= reward:
+            return times[round]
+    return None
+
+
+def draw(alone: Played, shared: Played, file: Path) -> None:
+    """Write a PNG: reward over a node's processor time, alone and in the swarm."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for played, label in ((alone, "alone"), (shared, "in the swarm")):
+        axes.plot(list(itertools.accumulate(played.seconds)), smooth(played.rewards), label=label)
+    axes.set(
+        xlabel="processor seconds of a node",
+        ylabel=f"mean reward, {WINDOW} rounds",
+        title="time to reward",
+    )
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=["tiny", "smollm2"], default="tiny")
+    parser.add_argument("--tasks", choices=["easy", "hard"], default="hard", help="of tiny")
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--local", type=int, default=8, help="tasks of a node in a round")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--plot", type=Path, help="of the last seed")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    local = arguments.local
+    results = []
+    print(
+        f"{'seed':>4}  {'reward alone':>12}  {'seconds alone':>13}  {'in swarm':>8}  {'ratio':>5}"
+    )
+    for seed in arguments.seeds:
+        alone, shared = (
+            play(
+                Trial(
+                    mix,
+                    arguments.tasks,
+                    "better",
+                    seed,
+                    arguments.nodes,
+                    arguments.rounds,
+                    arguments.model,
+                    local,
+                )
+            )
+            for mix in (f"{local}/0", f"{local}/{local * (arguments.nodes - 1)}")
+        )
+        reward, needed = smooth(alone.rewards)[-1], sum(alone.seconds)
+        took = seconds_to(shared, reward)
+        ratio = None if took is None else took / needed
+        print(
+            f"{seed:4d}  {reward:12.3f}  {needed:13.1f}"
+            f"  {'never' if took is None else format(took, '.1f'):>8}"
+            f"  {'' if ratio is None else format(ratio, '.2f'):>5}",
+            flush=True,
+        )
+        results.append(
+            {
+                "claim": f"{arguments.model}, seed {seed}: a node's time in a swarm of"
+                f" {arguments.nodes} to the reward of a node alone after {arguments.rounds} rounds",
+                "ours": None if took is None else round(took, 2),
+                "reference": round(needed, 2),
+                "ratio": None if ratio is None else round(ratio, 3),
+                "unit": "s",
+            }
+        )
+        if arguments.plot:
+            draw(alone, shared, arguments.plot)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
