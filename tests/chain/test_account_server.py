@@ -557,6 +557,8 @@ def test_service_stays_up_without_a_chain_and_works_once_there_is_one(chain, tmp
             "contract": chain.deployment.contract,
             "org_id": "hivewright",
             "account": service.service.address,
+            "market": None,
+            "judge_url": None,
         }
 
 
