@@ -52,6 +52,11 @@ def state_dir(slot: int) -> Path:
     return STATE / f"worker-{slot}"
 
 
+def market_record(slot: int) -> Path:
+    """Return the file with a slot's bets in the prediction market, next to its log."""
+    return LOGS / f"worker-{slot}/prg_record.txt"
+
+
 def settings_file(role: str) -> Path:
     """Return the settings file of a role (`keeper`), or of a slot's worker (`worker-0`)."""
     return CONFIGURATION / f"{role}.yaml"

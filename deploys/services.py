@@ -107,7 +107,7 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "judge",
-        sections=("judge", "chain", "market", "environment", "log"),
+        sections=("judge", "chain", "market", "environment", "log", "metrics"),
         ports=("judge_port",),
         files={
             "judge_state_dir": STATE / "judge",

@@ -11,7 +11,7 @@ from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
 from deploys.inventory.schema import Deployment, pick
 from deploys.inventory.secret_files import ACCOUNT_SECRETS, HUB_TOKEN
 from deploys.inventory.slots import SlotOptions
-from deploys.paths import ANVIL, LOGS, MODELS, credential, state_dir
+from deploys.paths import ANVIL, MODELS, credential, market_record, state_dir
 from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
 from worker import settings
 from worker.settings import Settings
@@ -76,7 +76,7 @@ def slot_settings(
         # Only `hivewright fetch` gets the token, never the worker.
         del flat["model_token_file"]
     flat["node_state_dir"] = str(state_dir(number))
-    flat["market_record_file"] = str(LOGS / f"worker-{number}/prg_record.txt")
+    flat["market_record_file"] = str(market_record(number))
     if is_downloaded(flat.get("model_name")):
         flat["model_shared_dir"] = str(MODELS)
     return flat

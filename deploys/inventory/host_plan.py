@@ -10,7 +10,7 @@ from deploys.inventory.schema import Deployment
 from deploys.inventory.secret_files import HUB_TOKEN
 from deploys.inventory.slots import Slot, place
 from deploys.mesh import Member
-from deploys.paths import ANVIL, credential, state_dir
+from deploys.paths import ANVIL, credential, market_record, state_dir
 from deploys.services import COORDINATOR_ROLES
 from worker.errors import SettingsError
 from worker.settings import Settings
@@ -63,7 +63,9 @@ class HostPlan:
         settings = self.slots[0].settings
         node = {"name": nth_name(settings.node.name, number), "state_dir": state_dir(number)}
         port = settings.swarm.port + number if settings.swarm.port else 0
+        record = {"record_file": market_record(number)}
         own = {
+            "market": settings.market.model_copy(update=record),
             "node": settings.node.model_copy(update=node),
             "swarm": settings.swarm.model_copy(update={"port": port}),
         }

@@ -44,10 +44,11 @@ def test_services_and_slots_have_ports_of_their_own() -> None:
         ("hub", "keeper", None): 9397,
         ("hub", "account", None): 9396,
         ("hub", "dashboard", None): 9395,
+        ("hub", "judge", None): 9394,
         ("gpu-1", "worker", 0): 9400,
         ("gpu-1", "worker", 1): 9401,
     }
-    assert len(COORDINATOR_ROLES) == 5
+    assert len(COORDINATOR_ROLES) == 6
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_facts_of_a_run_replace_what_the_inventory_alone_tells() -> None:
     counted = targets_of(plan.on(gpus.parse([*rows, "cuda 13.0"])), data)
     found = merged(known, {"gpu-1": counted})
     assert [t.port for t in found if t.host == "gpu-1"] == [9400, 9401, 9402]
-    assert len([t for t in found if t.host == "hub"]) == 5
+    assert len([t for t in found if t.host == "hub"]) == 6
 
 
 def test_host_without_an_endpoint_has_no_target() -> None:
