@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.chain.conftest import Chain
+from tests.pages.accessibility import barriers
 from tests.pages.browser import Tab
 from tests.pages.dashboards import showing, with_dashboard
 from worker import metrics_endpoint, settings
@@ -100,6 +101,9 @@ def test_page_shows_the_fleet_in_three_widths(
             tab.expect_count("#processes tr", 2)
             expect(tab.page.locator("#fleet-note")).to_have_text("2 processes, 1 without an answer")
             tab.expect_no_scrolling_sideways(width)
+            for scheme in ("light", "dark"):
+                tab.page.emulate_media(color_scheme=scheme)
+                assert barriers(tab.page) == []
         assert "<b>evil</b>" in tab.text("#processes tr")
         assert "25 %" in tab.text("#processes tr")
         tab.page.screenshot(path=tmp_path / "fleet.png", full_page=True)

@@ -6,10 +6,13 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.chain.conftest import Chain
+from tests.commands.test_training_report import node_with_history
+from tests.pages.accessibility import barriers
 from tests.pages.browser import Tab
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 from tests.pages.test_dashboard import deployed, report_of, two_rounds
 from worker.chain.embedded import anvil
+from worker.commands import training_report
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 
@@ -163,3 +166,47 @@ def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, 
 def cells(page: Page, selector: str) -> list[Locator]:
     """Return the cells of that class, one of each row."""
     return page.locator(f"{ROWS} {selector}").all()
+
+
+def test_peers_are_sorted_by_any_column(chain: Chain, dashboard: Dashboard, tab: Tab) -> None:
+    two_rounds(chain)
+    page = tab.page
+    page.set_viewport_size(DESKTOP)
+    page.goto(dashboard.url)
+    tab.expect_count(ROWS, 3)
+
+    def order() -> list[str]:
+        ids = page.locator("#peers .peer").all()
+        return [str(each.get_attribute("title")) for each in ids]
+
+    assert order() == ["QmThird", "QmSecond", "QmFirst"]
+    page.get_by_role("button", name="Total reward").press("Enter")
+    assert order() == ["QmFirst", "QmSecond", "QmThird"]
+    page.get_by_role("button", name="Last round").click()
+    assert order()[0] == "QmThird"
+    header = page.locator("th:has([data-sort=round])")
+    expect(header).to_have_attribute("aria-sort", "descending")
+    page.get_by_role("button", name="Last round").click()
+    expect(header).to_have_attribute("aria-sort", "ascending")
+    assert order()[-1] == "QmThird"
+
+
+def test_page_and_report_have_no_barriers(
+    chain: Chain, dashboard: Dashboard, tab: Tab, tmp_path: Path
+) -> None:
+    two_rounds(chain)
+    page = tab.page
+    for viewport in (DESKTOP, PHONE):
+        page.set_viewport_size(viewport)
+        page.goto(dashboard.url)
+        tab.expect_count(ROWS, 3)
+        assert barriers(page) == []
+    node_with_history(tmp_path)
+    file = tmp_path / "report.html"
+    training_report.write(file, "hivewright: gpu-1", [tmp_path], Settings())
+    for width in (400, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(file.as_uri())
+        tab.expect_no_scrolling_sideways(width)
+        assert barriers(page) == []
+    page.screenshot(path=tmp_path / "report.png", full_page=True)

@@ -223,6 +223,7 @@ function drawPeers() {
   at("find").hidden = swarm.peers.length <= 10 && !at("find").value;
   const wanted = at("find").value.trim().toLowerCase();
   const found = swarm.peers.map((peer, index) => ({ ...peer, rank: index + 1 })).filter((peer) => matches(peer, wanted));
+  found.sort(compared);
   const shown = showsAll ? found : found.slice(0, ROWS_AT_FIRST);
   at("peers-note").textContent = peersNote();
   at("nobody").hidden = found.length > 0;
@@ -232,6 +233,38 @@ function drawPeers() {
   at("total-title").textContent = swarm.ranked_by === "audited_reward" ? "Audited reward" : "Total reward";
   if (isDrawn("peers", [swarm.round, swarm.ranked_by, shown])) return;
   at("peers").replaceChildren(...shown.map(row));
+}
+
+// ---- the order of peers: by a column, the largest first; again: the smallest first
+
+const SORT_KEYS = {
+  total: (peer) => -peer.rank,
+  last: (peer) => peer.rewards.at(-1)?.[1] ?? -Infinity,
+  round: (peer) => peer.last_round ?? -1,
+  wins: (peer) => peer.wins,
+  voted: (peer) => peer.last_vote ?? -1,
+};
+let sortedBy = "total";
+let isAscending = false;
+
+function compared(one, other) {
+  const key = SORT_KEYS[sortedBy];
+  const difference = key(other) - key(one) || one.rank - other.rank;
+  return isAscending ? -difference : difference;
+}
+
+function sortBy(button) {
+  isAscending = button.dataset.sort === sortedBy && !isAscending;
+  sortedBy = button.dataset.sort;
+  showOrder();
+  drawPeers();
+}
+
+function showOrder() {
+  for (const each of document.querySelectorAll("[data-sort]")) {
+    const order = each.dataset.sort !== sortedBy ? "none" : isAscending ? "ascending" : "descending";
+    each.closest("th").setAttribute("aria-sort", order);
+  }
 }
 
 function matches(peer, wanted) {
@@ -401,6 +434,8 @@ at("more").addEventListener("click", () => {
   drawPeers();
 });
 new ResizeObserver(() => swarm?.round != null && drawCurve()).observe(at("curve"));
+for (const button of document.querySelectorAll("[data-sort]")) button.addEventListener("click", () => sortBy(button));
+showOrder();
 setInterval(tell, 1000);
 look();
 lookAtFleet();
