@@ -73,7 +73,7 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
     assert {service[f"{kind}Directory"] for kind in ("Cache", "Logs")} == {own}
     of_chain = "-%S/hivewright/chain -%S/hivewright/bootnode"
     contract = "-%S/hivewright/chain/rpc -%S/hivewright/keeper/deployment.json"
-    shown = f"{contract} -%S/hivewright/keeper/audit"
+    shown = f"{contract} -%S/hivewright/keeper/audit -%S/hivewright/prometheus"
     reads = {
         "account": contract,
         "contract": of_chain,
