@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.account.hosting import hosted
-from tests.chain.conftest import Chain, anvil_binary, chain, rpc_url
 from worker import settings
 
-# As pytest does for the tests next to them.
+# As pytest does for the tests next to them, which import each other by their bare names.
 sys.path.insert(0, str(Path(__file__).parents[1] / "chain"))
 
 from account_service import Running, serving
+
+from tests.account.hosting import hosted
+from tests.chain.conftest import Chain, anvil_binary, chain, rpc_url
 
 __all__ = ["anvil_binary", "chain", "rpc_url"]
 
