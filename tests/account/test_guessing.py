@@ -1,4 +1,4 @@
-"""Ten thousand guesses of each secret that a stranger may send, and the owner meanwhile."""
+"""Ten thousand guesses of each secret that anybody may send, and the owner meanwhile."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
