@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.poison import MARK, Attacker, configure_swarm
 from benchmarks.sapo import Played
-from benchmarks.time_to_reward import WINDOW, seconds_to, smooth
+from benchmarks.time_to_reward import WINDOW, best_of, seconds_to, smooth
 from worker import environments, settings
 from worker.records import Group
 from worker.swarm.exchange.verify import Verifier
@@ -17,6 +17,7 @@ def test_the_time_to_a_reward_is_that_of_the_first_round_that_has_it():
     assert seconds_to(played, 1 / WINDOW) == 2.0 * (WINDOW + 1)
     assert seconds_to(played, 1.0) == 2.0 * len(rewards)
     assert seconds_to(played, 1.1) is None
+    assert best_of(played) == (1.0, 2.0 * len(rewards))
 
 
 def test_a_lucky_first_round_is_not_a_reward_that_was_reached():
