@@ -6,7 +6,7 @@
 Attackers send right answers to their own tasks with planted text, and wrong answers without it
 (arXiv 2511.09780, whose authors find the plant in up to all answers of honest nodes). The result is
 the share of honest nodes' answers in the last five rounds that carry the plant, with the defences
-of `worker/trainer/foreign.py` and without them, and what the defences cost a swarm without
+of `worker/trainer/peer_text.py` and without them, and what the defences cost a swarm without
 attackers.
 
 before: the text is a sentence of its own. near: it stands between natural words and the tag. style:

@@ -17,7 +17,7 @@ class Lesson:
     `is_hidden`: it is left out of the loss. `peer_id`: the peer that sampled it, None: this node.
     `weight` is the weight of each of its tokens in the loss, 0 if it is hidden. `sampler_logprobs`
     (T,) are the log-probabilities of the engine that sampled it; None: not known, as for a peer's.
-    `repeated` (T,): tokens in stretches that the peer repeats (`trainer/foreign.py`); None: not
+    `repeated` (T,): tokens in stretches that the peer repeats (`trainer/peer_text.py`); None: not
     looked for. `old_logprobs` (T,) and `ratios`, by which the losses of tokens are multiplied, are
     None until the first pass over the batch.
     """

@@ -31,7 +31,7 @@ from worker.policy.logprobs import PromptGroup, Scorer
 from worker.policy.memory_shortage import Shortage
 from worker.policy.policy import Policy
 from worker.records import ScoredGroup, StepMetrics, StepQuality
-from worker.trainer import foreign, micro_batch, quality
+from worker.trainer import micro_batch, peer_text, quality
 from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weights, token_losses
 from worker.trainer.lesson import Lesson, most_different
 
@@ -64,7 +64,7 @@ class Learned:
 
     `advantages` are 0 for completions that were not learned from. `logprobs` are the means of the
     tokens' log-probabilities under the policy before the step; None: not computed. `planted`: text
-    that a peer repeats and this policy would not say (`foreign.is_planted`).
+    that a peer repeats and this policy would not say (`peer_text.is_planted`).
     """
 
     group: ScoredGroup
@@ -400,7 +400,7 @@ class Trainer:
             if sequence.peer_id is None:
                 sequence.ratios = ratios_T
             else:
-                sequence.ratios = foreign.token_weights(
+                sequence.ratios = peer_text.token_weights(
                     old_T, self._settings.external_min_probability, sequence.repeated
                 )
 
@@ -412,15 +412,15 @@ class Trainer:
             return
         prompts = (self.policy.prompt_ids(group.question) for group in sampled)
         answers = (c.token_ids for group in sampled for c in group.sampled)
-        said = foreign.stretches_of(chain(prompts, answers))
+        said = peer_text.stretches_of(chain(prompts, answers))
         by_peer: dict[str, list[list[Lesson]]] = defaultdict(list)
         for group, sequences in lessons:
             if group.peer_id is not None:
                 by_peer[group.peer_id].append(sequences)
         for tasks in by_peer.values():
-            repeated = foreign.repeated_stretches([[s.token_ids for s in t] for t in tasks], said)
+            repeated = peer_text.repeated_stretches([[s.token_ids for s in t] for t in tasks], said)
             for sequence in chain.from_iterable(tasks):
-                sequence.repeated = foreign.is_repeated(sequence.token_ids, repeated)
+                sequence.repeated = peer_text.is_repeated(sequence.token_ids, repeated)
 
     @torch.no_grad()
     def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
@@ -683,7 +683,7 @@ class Trainer:
 def _note_learned(group: ScoredGroup, sequences: Sequence[Lesson]) -> Learned:
     seen = [None if s.old_logprobs is None else float(s.old_logprobs.mean()) for s in sequences]
     advantages = tuple(s.advantage if s.weight else 0.0 for s in sequences)
-    planted = tuple(foreign.is_planted(s.old_logprobs, s.repeated) for s in sequences)
+    planted = tuple(peer_text.is_planted(s.old_logprobs, s.repeated) for s in sequences)
     return Learned(group, advantages, tuple(seen), planted)
 
 

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from worker.trainer.foreign import (
+from worker.trainer.peer_text import (
     MIN_TASKS,
     STRETCH,
     is_planted,
