@@ -44,13 +44,13 @@ def run(
     node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
     model = _model(settings, node_identity.peer_id)
     if registered:
-        from worker.chain import account_client, wallet
+        from worker.chain import registration, wallet
 
         if settings.chain.wallet_dir is not None:
             print(f"wallet {wallet.create(settings.chain)} in {settings.chain.wallet_dir}")
         move = options is not None and options.move
         token = _enrolment_token(settings)
-        account_client.enrol(node_identity, token, settings.chain, folder, move)
+        registration.enrol(node_identity, token, settings.chain, folder, move)
     enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(StateDir(folder).enrolment, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(

@@ -36,7 +36,7 @@ from worker import (
     rollouts,
 )
 from worker.adoption import Adoption
-from worker.chain import account_client
+from worker.chain import account_client, registration
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
@@ -230,7 +230,7 @@ class Node:
         self.pace = Pace()
         if enrolled.registered:
             self.coordinator = Coordinator(chain_of_node(settings.chain, self.folder))
-            self.account = account_client.open_account(settings.chain, self.folder)
+            self.account = registration.open_account(settings.chain, self.folder)
             self.settlement = Settlement(
                 self.ledger, self.coordinator, self.account, settings.chain
             )

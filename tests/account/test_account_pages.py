@@ -12,7 +12,8 @@ from tests.account.hosting import HOST
 from tests.account.people import ADA, BOB, signed_in
 from tests.account.visitor import Visitor, texts
 from worker.account import invitations, sessions
-from worker.chain.account_client import AccountClient, enrol
+from worker.chain.account_client import AccountClient
+from worker.chain.registration import enrol
 from worker.commands import account_admin
 from worker.errors import IdentityError, SettingsError
 

@@ -14,7 +14,7 @@ from account_service import eventually, some_identity
 from eth_account import Account
 
 from worker import settings
-from worker.chain.account_client import enrol, open_account
+from worker.chain.registration import enrol, open_account
 from worker.errors import ContractRefused, IdentityError, SettingsError
 
 

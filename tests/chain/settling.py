@@ -10,9 +10,10 @@ from account_service import ENROLMENT_TOKEN, Running, account_settings, serving,
 from worker import settings
 from worker.chain import settlement as settlement_module
 from worker.chain import transaction_queue as sender_module
-from worker.chain.account_client import AccountClient, enrol
+from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
+from worker.chain.registration import enrol
 from worker.chain.settlement import Settlement
 
 

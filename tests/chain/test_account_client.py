@@ -14,8 +14,9 @@ from account_service import (
 
 from worker import cli, settings
 from worker.chain import peer_proof
-from worker.chain.account_client import AccountClient, enrol
+from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
+from worker.chain.registration import enrol
 from worker.errors import (
     ChainError,
     ChainUnreachable,

@@ -156,7 +156,7 @@ def test_our_client_drives_a_foreign_contract_through_every_call(foreign, used, 
 def test_deploy_leaves_a_foreign_contract_as_it_is(foreign, caplog):
     found = anvil.deploy(foreign.settings)
     assert found == foreign.deployment
-    assert "left as it is: not a coordinator of ours" in caplog.text
+    assert "left as it is: not a SwarmCoordinator of ours" in caplog.text
 
 
 # ---- release 0.6.0

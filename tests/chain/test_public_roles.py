@@ -22,10 +22,11 @@ from public_swarm import (
 )
 
 from worker.chain import settlement
-from worker.chain.account_client import AccountClient, enrol
+from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.keeper import Keeper
 from worker.chain.ledger import Ledger
+from worker.chain.registration import enrol
 from worker.chain.settlement import Settlement
 from worker.chain.transaction_queue import Sender
 from worker.commands import audit

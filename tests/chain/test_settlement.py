@@ -5,8 +5,9 @@ import time
 from account_service import ENROLMENT_TOKEN, eventually, faulty
 from settling import advance, impatience, settling_node, settling_service  # noqa: F401 - fixtures
 
-from worker.chain.account_client import AccountClient, enrol
+from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
+from worker.chain.registration import enrol
 from worker.chain.settlement import Settlement
 from worker.errors import ContractRefused
 
@@ -221,7 +222,7 @@ def test_peer_of_another_account_stops_with_both_and_keeps_the_rows(
     chain, service, tmp_path, node
 ) -> None:
     outsider = chain.new_account("QmStranger")
-    token = service.service._tokens.issue("QmStranger")
+    token = service.service.accounts._operator_tokens.issue("QmStranger")
     (node.folder / "account.token").write_text(token)
     node.ledger.record(0, 0, "QmStranger", 5, [])
     with node.settling() as settling:

@@ -9,7 +9,7 @@ import pytest
 from account_service import eventually, faulty, some_identity
 
 from worker import enrolment, settings
-from worker.chain import account_client, peer_proof, wallet
+from worker.chain import peer_proof, registration, wallet
 from worker.chain import transaction_queue as sender_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -63,7 +63,7 @@ def test_lone_node_enrols_and_settles_with_its_own_wallet(chain, tmp_path, monke
     assert chain.coordinator.owner_of(identity.peer_id) == address
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.record(0, 0, identity.peer_id, 412, ["QmOther"], "ab" * 32)
-    with closing(account_client.open_account(parsed, tmp_path)) as account:
+    with closing(registration.open_account(parsed, tmp_path)) as account:
         settling = Settlement(ledger, Coordinator(parsed), account, parsed)
         settling.start()
         try:
@@ -178,7 +178,7 @@ def test_peer_of_somebody_else_stops_enrolment_with_both_accounts(
     with pytest.raises(
         IdentityError, match=f"registered by {outsider.address}, but this node's account is 0x"
     ):
-        account_client.enrol(node, None, own, tmp_path)
+        registration.enrol(node, None, own, tmp_path)
 
 
 def test_restart_sends_what_no_node_had_taken(chain, own, tmp_path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from worker import environments
 from worker import settings as settings_module
-from worker.chain import account_client
+from worker.chain import registration
 from worker.chain.coordinator import Coordinator
 from worker.commands.demo import Demo
 from worker.commands.demo_processes import Children
@@ -68,7 +68,7 @@ class ForeignClient:
 
     def register(self, demo: Demo) -> None:
         token = (demo.output / "enrolment.token").read_text().strip()
-        account_client.enrol(self.identity, token, self.settings.chain, self.folder)
+        registration.enrol(self.identity, token, self.settings.chain, self.folder)
 
 
 def wait_until(condition, seconds: float, what: str) -> None:

@@ -77,13 +77,13 @@ def test_one_group_that_is_too_large_costs_no_other(lab: Lab) -> None:
     node = lab.peer("a", start=False)
     small = groups_of(node, 1, 3)
     huge = Group(small[0].task, ("x" * 20_000,) * 4)
-    assert list(node._acceptable(1, [huge, *small[1:]])) == small[1:]
+    assert list(node._acceptable(1, [huge, *small[1:]], 0)) == small[1:]
 
 
 def test_first_groups_have_the_room(lab: Lab) -> None:
     node = lab.peer("a", start=False)
     groups = groups_of(node, 1, 60, length=15_000)
-    kept = node._acceptable(1, groups[::-1])
+    kept = node._acceptable(1, groups[::-1], 0)
     assert 30 < len(kept) < 40
     assert kept == groups[::-1][: len(kept)]
 

@@ -22,7 +22,7 @@ from lies import (
 from swarm_lab import Lab, collect_all, make_groups, wait_until
 
 from tests.groups import scored_group
-from worker.records import Group, ScoredGroup, Task, round_seed
+from worker.records import Group, Place, ScoredGroup, Task, round_seed
 from worker.swarm.identity import Identity
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
@@ -108,7 +108,7 @@ def copy_message(victim: Swarm) -> Lie:
     """Send the whole message of another peer, as it was signed."""
 
     async def lie(me: Identity, ask: Ask, stream: Stream) -> None:
-        await stream.send(victim._serving._ours[ask.round].frame)
+        await stream.send(victim._serving._ours[Place(ask.round, 0)].frame)
 
     return lie
 

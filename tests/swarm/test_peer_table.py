@@ -20,7 +20,7 @@ from worker.swarm.discovery.peer_table import (
     Peers,
 )
 from worker.swarm.log_throttle import MAX_LOGGED_PER_MINUTE
-from worker.swarm.protocol.messages import Member
+from worker.swarm.protocol.messages import VERSION, Member
 
 SECTION = settings.Swarm(announce_every_seconds=60.0)
 OURS = ("reasoning-gym 0.1.25",)
@@ -398,7 +398,7 @@ def test_peer_that_speaks_another_version_is_counted_and_named_once(
         peers.speaks("old", 2)
     assert peers.other_versions() == {"exchange 2": 1}
     assert len(caplog.records) == 1
-    assert "peer=old theirs=2 ours=3: upgrade the older of the two" in caplog.text
+    assert f"peer=old theirs=2 ours={VERSION}: upgrade the older of the two" in caplog.text
     clock.now += 181
     assert peers.other_versions() == {}
 

@@ -40,7 +40,7 @@ def found(node: NodeStatus) -> dict[str, str]:
 
 def train(node, rounds: int):
     for _ in range(rounds):
-        node._train_round(node._next_round())
+        node._train_part(node._next_round())
     node.close()
     return status.read(node.folder)
 

@@ -10,26 +10,22 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from worker import settings
-from worker.chain import deployment, http, peer_proof
+from worker.chain import deployment, http
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
 from worker.chain.market import Market
 from worker.chain.peer_proof import Proof
-from worker.chain.rpc import TokenRefused
-from worker.chain.wallet import Wallet
 from worker.errors import (
     ChainError,
     ChainUnreachable,
     ContractRefused,
     IdentityError,
-    SecretError,
     SettingsError,
     WorkerError,
 )
@@ -43,8 +39,6 @@ log = logging.getLogger(__name__)
 ENROL_PREFIX = b"hivewright-enrol/"
 """Begins the message that proves possession of the peer's key at enrolment; the peer id follows."""
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-_REGISTER_SECONDS = 60.0
-_POLL_SECONDS = 0.25
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
 """Form of the names of the contract's errors; other errors in an answer are text for people."""
 _EXPLAINED = ("PeerOfAnotherAccount", "TooManyNodes", "AccountSuspended", "InvitationInvalid")
@@ -376,118 +370,6 @@ def _contract_refusal(error: object, said: str) -> ContractRefused:
         advice = ADVICE.get(error, "the contract refused")
         return ContractRefused(error, f"{said}; {advice}")
     return ContractRefused("", f"{said}; check that node and account service are of one version")
-
-
-def open_account(chain: settings.Chain, state_dir: Path) -> Account:
-    """Return the wallet that the settings name, or else the client of their account service.
-
-    Raises IdentityError if the wallet is missing or its password is wrong, ResourceError if another
-    process uses it.
-    """
-    if chain.wallet_dir is not None:
-        return Wallet(chain)
-    if chain.account_api == "rl-swarm":
-        from worker.chain.login_server import LoginServerClient
-
-        return LoginServerClient(chain, state_dir)
-    return AccountClient(chain, state_dir)
-
-
-def enrol(
-    identity: Identity,
-    enrolment_token: str | None,
-    chain: settings.Chain,
-    state_dir: Path,
-    move: bool = False,
-) -> str:
-    """Register the node's peer id and return the account that the peer belongs to.
-
-    With an account service, its token is requested first unless the node has a valid one. Enrolment
-    may be repeated at any time. `enrolment_token` None: the node must have its token already.
-    `move`: also take the peer from another account that holds it. Raises IdentityError if another
-    account registered the peer id or a token is refused, SecretError if the node has neither a
-    token of its own nor an enrolment token, ChainUnreachable if service or chain do not answer.
-    """
-    with closing(open_account(chain, state_dir)) as account:
-        coordinator = Coordinator(settings.chain_of_node(chain, state_dir))
-        if isinstance(account, OwnEnrolment):
-            return account.enrol_peer(identity.peer_id, coordinator)
-        try:
-            ours, is_sent = _register(account, coordinator, identity, move)  # by the present token
-        except (IdentityError, SecretError, TokenRefused) as error:
-            if enrolment_token is None or not isinstance(account, AccountClient):
-                if isinstance(error, SecretError):
-                    raise
-                raise IdentityError(str(error)) from None
-            account.enrol(identity, enrolment_token)
-            ours, is_sent = _register(account, coordinator, identity, move)
-        return _await_owner(coordinator, identity.peer_id, ours, is_sent)
-
-
-def _register(
-    account: Account,
-    coordinator: Coordinator,
-    identity: Identity,
-    move: bool,
-) -> tuple[str, bool]:
-    """Return the account's address, and whether a registration was sent.
-
-    If none was, the peer is registered already.
-    """
-    if isinstance(account, AccountClient):
-        account.token()  # fail early: reading the chain needs it
-    ours = account.address()
-    proof = peer_proof.needed(coordinator, identity, ours, move)
-    try:
-        account.register_peer(identity.peer_id, proof)
-    except ContractRefused as refusal:
-        if refusal.name != "PeerIdAlreadyRegistered":
-            raise
-        return ours, False
-    return ours, True
-
-
-def _await_owner(
-    coordinator: Coordinator,
-    peer_id: str,
-    ours: str,
-    is_sent: bool,
-) -> str:
-    """Wait until the chain has an owner for the peer, and verify that it is our account."""
-    deadline = time.monotonic() + _REGISTER_SECONDS
-    while True:
-        owner = _owner_if_told(coordinator, peer_id, deadline)
-        # A pending registration may take the peer from a squatter.
-        if owner is not None and (not is_sent or owner.lower() == ours.lower()):
-            break
-        if time.monotonic() > deadline:
-            if owner is not None:
-                break
-            raise ChainUnreachable(
-                f"registration of {peer_id}: not on the chain within {_REGISTER_SECONDS:g} s; see"
-                " whether the chain makes blocks, then run `hivewright enrol` again"
-            )
-        time.sleep(_POLL_SECONDS)
-    require_owner(peer_id, owner, ours)
-    return owner
-
-
-def _owner_if_told(
-    coordinator: Coordinator,
-    peer_id: str,
-    deadline: float,
-) -> str | None:
-    """Return the peer's owner; None if it has none, or if the chain does not answer for now.
-
-    Raises ChainUnreachable if it does not answer after `deadline` (time.monotonic).
-    """
-    try:
-        return coordinator.owner_of(peer_id)
-    except ChainUnreachable as error:
-        if time.monotonic() > deadline:
-            raise
-        log.info("waiting for the registration; the chain does not answer error=%s", error)
-        return None
 
 
 def server_time(

@@ -153,7 +153,8 @@ class Demo:
         dashboard = children.start("dashboard", dashboard_file, "dashboard")
         self._start_workers(children, account_url)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
-        say(console, f"the dashboard is at {page}, accounts are at {account_url}", "dim")
+        say(console, f"the dashboard is at {page}", "dim")
+        say(console, f"accounts are at {account_url}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
 
     def _start_judge(self, children: Children) -> str:

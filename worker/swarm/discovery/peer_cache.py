@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ def load(path: Path) -> Cache:
     """Return the cache at `path`; empty if there is none or if it is corrupt, which is logged."""
     try:
         with path.open("rb") as file:
-            data = json.loads(file.read(MAX_FILE_BYTES))  # a longer file is not valid JSON
+            # A longer file is not valid JSON. Unlike json.loads, from_json limits how deep lists
+            # are nested, whatever recursion limit a library has set.
+            data = from_json(file.read(MAX_FILE_BYTES))
         port = int(data["port"])
         peers, bootnodes = _texts(data["peers"]), _texts(data.get("bootnodes", []))
     except FileNotFoundError:
@@ -43,7 +47,6 @@ def load(path: Path) -> Cache:
         TypeError,
         AttributeError,
         OverflowError,
-        RecursionError,
     ) as error:
         log.warning("peer cache ignored path=%s reason=%r", path, error)
         return Cache()
