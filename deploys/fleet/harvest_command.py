@@ -22,6 +22,7 @@ from deploys.fleet import commands, queries
 from deploys.fleet.pyinfra_process import Pyinfra, Ran, heed_signals
 from worker.errors import SettingsError, WorkerError
 from worker.log import printable
+from worker.runtime.archives import unpack
 
 _OFFER, _WEIGHTS, _MODEL, _RESULT = "offer.json", "weights", "model", "result.json"
 
@@ -151,7 +152,7 @@ class Harvesting:
         unpacked = self.folder / "unpacked"
         try:
             with tarfile.open(made) as tar:
-                tar.extractall(unpacked, filter="data")
+                unpack(tar, unpacked)
             result: dict[str, Any] = json.loads((unpacked / _RESULT).read_text())
         except (tarfile.TarError, OSError, ValueError) as error:
             raise WorkerError(

@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 
 from deploys import operator
 from worker.errors import WorkerError
+from worker.runtime.archives import unpack
 from worker.runtime.files import write_whole
 
 FOLDER = Path(__file__).parents[2] / ".cache/wheelhouse"
@@ -238,7 +239,7 @@ def _unpacked(
     with tempfile.TemporaryDirectory(prefix="release-", dir=FOLDER) as folder:
         with tarfile.open(parcel.path) as tar:
             there = [member for member in tar if member.isfile() and member.name in NEEDED_FILES]
-            tar.extractall(folder, there, filter="data")
+            unpack(tar, Path(folder), there)
         yield Path(folder)
 
 

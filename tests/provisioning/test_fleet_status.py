@@ -229,7 +229,7 @@ def test_what_can_not_be_read_of_a_worker_or_its_gpus_is_not_well() -> None:
 
 HUB = [
     f"hivewright-{name}.service"
-    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")
+    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard", "judge")
 ]
 
 

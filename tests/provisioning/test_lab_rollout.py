@@ -57,8 +57,10 @@ def main_pid(host: Host) -> int:
 
 
 def rounds(host: Host) -> list[int]:
-    lines = (host.root / "var/lib/hivewright/worker-0/rounds.jsonl").read_text().splitlines()
-    return [json.loads(line)["round"] for line in lines]
+    """Return the rounds that the host has trained, without their further parts."""
+    text = (host.root / "var/lib/hivewright/worker-0/rounds.jsonl").read_text()
+    lines = map(json.loads, text.splitlines())
+    return [line["round"] for line in lines if line["part"] == 0]
 
 
 def wait_for_rounds(*hosts: Host, timeout: float = 120) -> None:

@@ -231,7 +231,8 @@ def test_logs_of_a_service_that_nobody_has_are_refused_and_those_of_a_quiet_one_
     (tmp_path / "fleet.py").write_text(f"workers = {[('@fake/gpu-0', data)]!r}\n")
     done = hivewright("fleet", "logs", "fleet.py", "--unit", unit, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert done.stdout == (f"@fake/gpu-0 {lines}\n" if lines else "")
+    shown = "@fake/gpu-0/worker@0 2026-01-01T10:00:00+0000 round finished\n"
+    assert done.stdout == (shown if lines else "")
     assert message in done.stderr
 
 

@@ -21,6 +21,7 @@ from worker.environments import Environment
 from worker.errors import ModelError, SettingsError, TrainingError, WorkerError
 from worker.evaluation import Asked
 from worker.policy.policy import Policy
+from worker.runtime.archives import unpack
 from worker.runtime.state_dir import StateDir
 from worker.settings import Settings
 from worker.telemetry import status
@@ -233,7 +234,7 @@ def _receive(folder: Path) -> list[Path]:
     """Unpack standard input; return the folders of weights in it, the best first."""
     try:
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
-            tar.extractall(folder, filter="data")
+            unpack(tar, folder)
     except (tarfile.TarError, OSError) as error:
         raise SettingsError(f"standard input: not a tar of weights: {error}") from None
     found = sorted(path for path in folder.iterdir() if path.is_dir())
