@@ -81,7 +81,8 @@ def host(lab: Lab) -> Iterator[Host]:
     host = lab.host(4)
     current = host.root / str(CURRENT).lstrip("/")
     host.ssh(
-        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright; mkdir -p"
+        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright;"
+        f" rm -rf {CURRENT}; mkdir -p"  # a deploy of another test made it a link
         f" {CURRENT} /etc/hivewright {STATE} /var/cache/hivewright /var/log/hivewright; touch"
         " /etc/hivewright/enrolment.token; ln -sfn /opt/hivewright/environments/*"
         f" {CURRENT}/environment; ln -sfn /opt/hivewright/anvil/* {CURRENT}/anvil; for address in"
