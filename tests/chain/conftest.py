@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from hall import Hall, open_hall
 
+from tests.chain.hall import Hall, open_hall
 from worker import settings
 from worker.chain import contract
 from worker.chain.client import Call, Receipt

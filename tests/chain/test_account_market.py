@@ -2,8 +2,8 @@
 
 import requests
 from account_service import account_settings, serving, some_identity
-from hall import Hall
 
+from tests.chain.hall import Hall
 from worker.chain.coordinator import Coordinator
 from worker.chain.market import TOKEN, Market
 from worker.settings import chain_of_node

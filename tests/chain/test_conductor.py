@@ -3,8 +3,7 @@
 import itertools
 from pathlib import Path
 
-from hall import Hall
-
+from tests.chain.hall import Hall
 from worker import settings
 from worker.chain.client import ChainClient
 from worker.chain.market import TOKEN, GameStatus

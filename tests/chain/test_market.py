@@ -6,9 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from hall import with_market
 from market_model import MIN_BET, ONE, Model
 
+from tests.chain.hall import with_market
 from worker.chain import contract, upgrade
 from worker.chain.deployment import read_deployment, resolve
 from worker.chain.embedded import anvil

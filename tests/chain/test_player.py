@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from hall import Hall
 
+from tests.chain.hall import Hall
 from worker import settings
 from worker.chain.market import TOKEN, Market
 from worker.errors import BadAnswer, ChainUnreachable
