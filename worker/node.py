@@ -99,7 +99,7 @@ WARN_AFTER_ROUNDS = 16  # rounds in a row without a signal; a power of two
 
 @dataclass(frozen=True, slots=True)
 class _Further:
-    """What a checkpoint has of the further parts of rounds.
+    """The further parts of rounds in a checkpoint.
 
     `part`: the last one of its round; `steps` and `groups`: of all since the first start; `used`:
     by peer, round and part of the newest groups that were used.

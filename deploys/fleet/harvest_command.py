@@ -40,7 +40,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a worker has: rewards on held-out tasks, and weights, in `file`.
+    """A worker's rewards on held-out tasks, and its weights in `file`.
 
     `tasks`: digest of the tasks; `rewards`: by family and level, of each task; `shapes`: of the
     weights, by name.
@@ -166,7 +166,7 @@ class Harvesting:
         slot: Slot,
         number: int,
     ) -> Offer | str:
-        """Return a worker's offer, or why there is none."""
+        """Return a worker's offer, or the reason for its absence."""
         file = self.folder / f"{number}.tar"
         ran = self._run(slot, "offer", file, self._tasks())
         if ran.outcome != "done":

@@ -173,7 +173,7 @@ def test_invalid_invitation_enrols_nobody(service, ada, node, tmp_path, state) -
     if state == "withdrawn":
         (invitation,) = service.service._site.invitations.of(ada.account)
         ada.submit("/invitations/withdraw", invitation=invitation.hash.hex())
-    with pytest.raises(IdentityError, match="not a valid invitation"):
+    with pytest.raises(IdentityError, match="this invitation is unknown, used up or expired"):
         AccountClient(service.node_chain(), tmp_path / "node").enrol(node, secret)
 
 

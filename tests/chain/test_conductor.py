@@ -96,6 +96,8 @@ def test_kill_at_any_write_or_send_leaves_no_stuck_game(hall, tmp_path, monkeypa
         # One game, whatever happened, and it is settled.
         assert hall.market.num_games() == before + 1
         assert hall.market.game(before).status == GameStatus.SETTLED
+        recorded = [game["game"] for game in make(hall, folder).past_games()]
+        assert recorded.count(before) == 1
         if num_kills < point:
             break
     assert num_kills > 20

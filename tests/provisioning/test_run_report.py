@@ -1,4 +1,4 @@
-"""What a run of pyinfra reports at its end: for people in its last lines, for programs as JSON."""
+"""The report at the end of a pyinfra run: for people in its last lines, for programs as JSON."""
 
 import json
 import logging

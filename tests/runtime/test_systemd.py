@@ -1,4 +1,4 @@
-"""What systemd is told, over a real datagram socket."""
+"""Messages to systemd, over a real datagram socket."""
 
 import socket
 from collections.abc import Iterator

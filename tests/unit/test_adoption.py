@@ -192,7 +192,7 @@ def test_unusable_weights_are_counted_and_change_nothing(
 
 
 class _NoSwarm:
-    """What a swarm has of weights, without a network."""
+    """The weights of a swarm, without a network."""
 
     is_fetching_weights = False
 
@@ -290,8 +290,8 @@ def test_transfer_that_broke_off_goes_on_with_the_next_piece(lab: Lab, tmp_path:
 def test_weights_are_refused(lab: Lab, tmp_path: Path, why: str) -> None:
     file = tmp_path / "own.safetensors"
     file.write_bytes(b"weights")
-    stranger = "QmTzQ1JRkWErjk39mryYw2WVaphAZNAREyMchXzYQ7c15n"
-    only = {"only_peers": (stranger,)} if why == "not-allowed" else {}
+    outsider = "QmTzQ1JRkWErjk39mryYw2WVaphAZNAREyMchXzYQ7c15n"
+    only = {"only_peers": (outsider,)} if why == "not-allowed" else {}
     lab.bootnode()
     giver = lab.peer("giver", weights="off" if why == "off" else "on", **only)
     taker = lab.peer("taker", weights="on")
@@ -325,7 +325,7 @@ def test_same_weights_are_sent_to_the_same_peer_a_few_times(lab: Lab, tmp_path: 
     assert giver.status().requests_refused == {"flood": 1}
 
 
-def test_exchange_is_off_for_strangers_and_on_in_a_fleet() -> None:
+def test_exchange_is_off_for_outsiders_and_on_in_a_fleet() -> None:
     peer = "QmTzQ1JRkWErjk39mryYw2WVaphAZNAREyMchXzYQ7c15n"
     assert not settings.Swarm().shares_weights
     assert settings.Swarm(only_peers=(peer,)).shares_weights

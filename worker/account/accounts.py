@@ -75,7 +75,7 @@ class Node:
 
     @property
     def has_access(self) -> bool:
-        """Whether a token of the node can be valid."""
+        """Return whether a token of the node can be valid."""
         expires_at = self.token_expires_at
         return self.revoked_at is None and (expires_at is None or expires_at > time.time())
 
@@ -119,7 +119,7 @@ class Accounts:
 
     @property
     def has_people(self) -> bool:
-        """Whether people can have accounts."""
+        """Return whether people can have accounts."""
         return self._seal is not None
 
     def close(self) -> None:
@@ -316,7 +316,7 @@ class Accounts:
             raise Refused(404, "NodeUnknown", "the account has no such node")
 
     def caller(self, token: str) -> tuple[str, Account] | None:
-        """Return the peer and account of a token; None if it is not valid (any more).
+        """Return the peer and account of a token; None if it is invalid or expired.
 
         An HMAC of the operator's is valid unless the node was revoked, or moved to a person.
         """

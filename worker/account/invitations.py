@@ -64,7 +64,7 @@ class Invitations:
         )
 
     def find(self, hash: bytes) -> Invitation:
-        """Return a valid invitation. Raises Refused if it is not (any more)."""
+        """Return a valid invitation. Raises Refused if it is unknown, used up or expired."""
         rows = self._database.execute(
             "SELECT hash, account_id, max_nodes, used, expires_at FROM invitations WHERE hash = ?"
             " AND expires_at > ?",
@@ -72,7 +72,9 @@ class Invitations:
         )
         if not rows:
             raise Refused(
-                403, "InvitationInvalid", "not a valid invitation (any more); ask for a new one"
+                403,
+                "InvitationInvalid",
+                "this invitation is unknown, used up or expired; ask for a new one",
             )
         return Invitation(*rows[0])
 

@@ -539,7 +539,11 @@ class Service:
                 raise Refused(
                     429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
                 )
-            raise Refused(401, "TokenWrong", "not a token of this account service (any more)")
+            raise Refused(
+                401,
+                "TokenWrong",
+                "this token is unknown here, revoked or expired; enrol the node again",
+            )
         return caller
 
     async def _send(

@@ -66,7 +66,7 @@ class Sessions:
         return cookie
 
     def find(self, cookie: str) -> Session | None:
-        """Return the session of a cookie; None if there is none (any more)."""
+        """Return the session of a cookie; None if it is unknown or has ended."""
         rows = self._database.execute(
             "SELECT hash, account_id, fresh_at FROM sessions WHERE hash = ? AND expires_at > ?",
             (digest(cookie), time.time()),
@@ -109,7 +109,7 @@ class Sessions:
         return cookie
 
     def sign_in(self, cookie: str) -> SignIn:
-        """Return the sign-in of a cookie. Raises Refused if there is none (any more)."""
+        """Return the sign-in of a cookie. Raises Refused if it is unknown or has ended."""
         rows = self._database.execute(
             "SELECT hash, email, data FROM sign_ins WHERE hash = ? AND expires_at > ?",
             (digest(cookie), time.time()),

@@ -68,7 +68,7 @@ class Visitor:
 
 
 class Site:
-    """What the pages share. The functions that wait for disk or chain run in threads."""
+    """Functions that all pages use. Those that wait for disk or chain run in threads."""
 
     def __init__(
         self,

@@ -192,7 +192,7 @@ class ChainClient:
             return float(self.web3.eth.get_block(block)["timestamp"])
 
     def block_hash(self, block: int) -> str | None:
-        """Return the hash of the block with this number; None if there is no such block (any more).
+        """Return the hash of the block with this number; None if it is unknown or pruned.
 
         After a reorganisation another block, with another hash, has the number.
         """

@@ -151,12 +151,13 @@ class Conductor:
             self._send(state, self._market.call("incrementRound", state.game))
 
     def _end(self, state: State, result: str) -> None:
-        """Record how a game ended, and forget it. A crash in between records it twice."""
+        """Record how a game ended, and forget it; once, also after a crash in between."""
         self._clue = NO_CLUE
         problem = state.problem.model_dump(mode="json")
         line = {"game": state.game, "result": result, "ended_at": time.time(), **problem}
-        with self._past_file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        others = [game for game in self.past_games() if game["game"] != state.game]
+        lines = "".join(json.dumps(game) + "\n" for game in [*others, line])
+        write_whole(self._past_file, lines)
         log.info("game ended game=%s result=%s", state.game, result)
         self._file.unlink(missing_ok=True)
         self._state = None

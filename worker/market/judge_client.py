@@ -30,7 +30,7 @@ class Clue(BaseModel):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to bet on."""
+        """Return whether there is something to bet on."""
         return self.game_id >= 0 and self.clue_id >= 0 and len(self.choices) >= 2
 
 

@@ -41,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What nvidia-smi tells of a card. None: not reported.
+    """The state of a card as nvidia-smi reports it. None: not reported.
 
     Temperature in °C, power in W, clocks in MHz. `throttled_by`: active reasons, without idleness
     and limits that are set on purpose. `ecc_uncorrected`: errors since the driver's start.

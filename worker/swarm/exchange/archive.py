@@ -30,7 +30,7 @@ class Archive:
         return digest
 
     def find(self, digest: str) -> bytes | None:
-        """Return the groups with this digest, None if they are not stored (any more)."""
+        """Return the groups with this digest, None if they are not stored."""
         for file in self._files():
             if file.stem.endswith(f"-{digest}"):
                 return file.read_bytes()

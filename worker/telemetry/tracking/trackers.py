@@ -26,7 +26,7 @@ CLOSE_SECONDS = 10.0
 
 
 class Tracker(Protocol):
-    """What a tracker's module offers. Every method may raise any error."""
+    """The interface of a tracker's module. Every method may raise any error."""
 
     def log(
         self,
