@@ -239,7 +239,15 @@ def test_every_answer_has_the_security_headers(service, path) -> None:
 
 def test_no_page_refers_to_another_server(service) -> None:
     visitor = signed_in(service)
-    for path in ("/", "/transactions", "/settings", "/device", "/page.css", "/page.js"):
+    for path in (
+        "/",
+        "/transactions",
+        "/settings",
+        "/device",
+        "/base.css",
+        "/page.css",
+        "/page.js",
+    ):
         assert "http" not in visitor.get(path).text
 
 

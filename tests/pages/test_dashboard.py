@@ -107,7 +107,7 @@ def test_page_and_all_that_it_needs_come_from_here_alone(lonely: Dashboard) -> N
     assert page.status_code == 200
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert "'unsafe-inline'" not in page.headers["Content-Security-Policy"]
-    for path in ("/page.js", "/page.css", "/icon.svg"):
+    for path in ("/page.js", "/page.css", "/base.css", "/icon.svg"):
         assert f'"{path}"' in page.text
         assert requests.get(lonely.url + path, timeout=10).status_code == 200
     assert "://" not in page.text

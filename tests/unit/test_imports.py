@@ -18,7 +18,7 @@ GROUND = {
     "worker.settings",
     "worker.records",
 }
-WEB = {"worker.runtime.webguard", "worker.runtime.webservice"}
+WEB = {"worker.runtime.webguard", "worker.runtime.webpages", "worker.runtime.webservice"}
 
 # Package or module -> the parts of our own that it may import, besides itself. The longest name
 # that fits decides.
@@ -79,6 +79,7 @@ ONLY_IN = {
         "worker.dashboard",
         "worker.judge",
         "worker.runtime.webguard",
+        "worker.runtime.webpages",
         "worker.runtime.webservice",
     },
     "pyinfra": {"deploys", "lab"},

@@ -8,13 +8,11 @@ import functools
 import hmac
 import ipaddress
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import jinja2
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import MultiDictProxy
@@ -27,18 +25,12 @@ from worker.account.sessions import Session, Sessions
 from worker.chain.coordinator import Coordinator
 from worker.chain.quotas import Quota
 from worker.errors import WorkerError
-from worker.log import printable
-from worker.runtime import webguard
+from worker.runtime import webguard, webpages
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent / "page"
-_FILES = {
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src"
@@ -91,18 +83,11 @@ class Site:
         self.guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         self._networks = [ipaddress.ip_network(each) for each in self.settings.trusted_networks]
         self._sparingly = webguard.Sparingly()
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_FOLDER),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters["day"] = _day
+        self._templates = webpages.templates(_FOLDER)
 
     def add_to(self, application: web.Application) -> None:
-        for path, (name, content_type) in _FILES.items():
-            application.router.add_get(path, _serving((_FOLDER / name).read_bytes(), content_type))
+        headers = {**HEADERS, "Cache-Control": "max-age=300"}
+        webpages.add_files(application, _FOLDER, ("page.css", "page.js"), headers)
 
     async def in_thread(
         self,
@@ -354,22 +339,3 @@ def text_of(form: Form, name: str, most: int = 200) -> str:
     if len(text) > most or not text.isprintable():
         raise Refused(400, "FieldInvalid", f"{name}: expected at most {most} printable characters")
     return text
-
-
-def _serving(body: bytes, content_type: str) -> Handler:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(
-            body=body,
-            content_type=content_type,
-            charset="utf-8",
-            headers={**HEADERS, "Cache-Control": "max-age=300"},
-        )
-
-    return answer
-
-
-def _day(seconds: float | None) -> str:
-    """Return a time in UTC; a dash for None."""
-    if seconds is None:
-        return "–"
-    return printable(time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)))

@@ -7,12 +7,12 @@ starts and keeps running without a chain; the page then says so, next to the las
 import asyncio
 import json
 import logging
-from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from worker.dashboard.fleet_view import FleetView
+from worker.dashboard.pages import HEADERS, Page, Pages
 from worker.dashboard.reader import Reader
 from worker.errors import SettingsError
 from worker.log import printable
@@ -21,23 +21,6 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_PAGE = Path(__file__).parent / "page"
-_FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-_HEADERS = {
-    # All parts of the page come from this server, and nothing in the shown text may run.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 _MAX_BODY_BYTES = 1024
 FLEET_SECONDS = 10.0
 """Time between two looks at the fleet's metrics."""
@@ -69,11 +52,11 @@ class Service:
         file = section.targets_file if section.show_fleet else None
         self._fleet = None if file is None else FleetView(file)
         self._fleet_content = self._encoded_fleet()
+        self._pages = Pages(settings, (Page("/", "Swarm", "swarm.html", lambda _: {}),))
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
-        for path, (name, content_type) in _FILES.items():
-            application.router.add_get(path, _serving((_PAGE / name).read_bytes(), content_type))
+        self._pages.add_to(application)
         application.router.add_get("/api/swarm", self.swarm)
         application.router.add_get("/api/fleet", self.fleet)
         application.on_response_prepare.append(add_headers)
@@ -113,19 +96,12 @@ class Service:
         return json.dumps(self._reader.content()).encode()
 
 
-def _serving(body: bytes, content_type: str) -> Handler:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=body, content_type=content_type, charset="utf-8")
-
-    return answer
-
-
 async def add_headers(
     request: web.Request,
     response: web.StreamResponse,
 ) -> None:
     """Set the security headers of every answer."""
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
 
 
 @web.middleware

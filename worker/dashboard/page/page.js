@@ -95,8 +95,6 @@ function drawTiles() {
   const last = finished.at(-1) ?? swarm.rounds.at(-1);
   const before = finished.slice(-6, -1);
   at("org").textContent = swarm.org_id === "hivewright" ? "" : swarm.org_id;
-  at("accounts").hidden = !swarm.accounts_url;
-  if (swarm.accounts_url) at("accounts").href = swarm.accounts_url;
   at("round").textContent = swarm.round.toLocaleString("en");
   at("reporting").textContent = last ? last.num_peers.toLocaleString("en") : "0";
   at("reporting-note").textContent =

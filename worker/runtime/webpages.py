@@ -1,0 +1,51 @@
+"""The common part of all pages: style, icon, templates, and files served as they are."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from worker.log import printable
+
+_ASSETS = Path(__file__).parent / "assets"
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+def templates(folder: Path) -> jinja2.Environment:
+    """Return the templates in a folder. Every text in them is escaped, every name must be known."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["day"] = _day
+    return environment
+
+
+def add_files(
+    application: web.Application, folder: Path, names: tuple[str, ...], headers: Mapping[str, str]
+) -> None:
+    """Serve these files of a folder at /NAME, and the style and icon that all pages share."""
+    files = [_ASSETS / "base.css", _ASSETS / "icon.svg", *(folder / name for name in names)]
+    for file in files:
+        handler = _serving(file.read_bytes(), _TYPES[file.suffix], headers)
+        application.router.add_get(f"/{file.name}", handler)
+
+
+def _serving(body: bytes, content_type: str, headers: Mapping[str, str]) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
+
+    return answer
+
+
+def _day(seconds: float | None) -> str:
+    """Return a time in UTC; a dash for None."""
+    if seconds is None:
+        return "–"
+    return printable(time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)))
