@@ -8,6 +8,7 @@ never guessed.
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,7 +32,7 @@ from deploys.paths import (
     WHOLE,
 )
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES
-from worker.runtime import gpu_health
+from worker.runtime import gpu_health, host_memory, tailscale_key
 from worker.runtime.state_dir import StateDir
 
 # How many of a worker's last rounds are looked at.
@@ -125,7 +126,8 @@ class NodeReport:
     rounds were finished, oldest first, at most NUM_ROUNDS, without rounds that had non-finite
     values. `rewards`: the mean rewards of these rounds, None if not recorded. `problem`: why
     `status` is None although the file exists. `last_words`: the log line that best explains its
-    last end, if it is not running or was restarted by systemd.
+    last end, if it is not running or was restarted by systemd. `result`: systemd's word for its
+    last end, such as "oom-kill"; "success" while it runs.
     """
 
     unit: str
@@ -138,6 +140,7 @@ class NodeReport:
     rewards: tuple[float | None, ...] = ()
     problem: str | None = None
     last_words: str | None = None
+    result: str | None = None
 
 
 class NodeReports(Answer[list[dict[str, Any]]]):
@@ -146,7 +149,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
     def command(self) -> str:
         show = (
             f"TZ=UTC {WITHIN} systemctl show"
-            " --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
+            " --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus,Result"
         )
         finished = (
             f"own_file {STATE}/$role/{StateDir.rounds} | tail -n {NUM_ROUNDS}"
@@ -209,6 +212,7 @@ def _node_report(block: Mapping[str, str]) -> NodeReport:
         rewards=tuple(one.reward for one in finished),
         problem=problem,
         last_words=last_words(block.get("words", "").splitlines()),
+        result=block.get("Result") or None,
     )
 
 
@@ -283,8 +287,10 @@ class HostState:
     configuration after its last deploy; None if no deploy was ever completed or the last one was
     cut off. `previous`: the release that `rollback` restores. Disk space in 10^6 bytes, of the
     state folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its
-    control server. `problem`: nvidia-smi's error; None without an error or without nvidia-smi.
-    `ill`: problems of cards, from `nvidia-smi -q` and the kernel's log, with what to do.
+    control server; `key_expires_at`: Unix time at which its key expires, None: never. `problem`:
+    nvidia-smi's error; None without an error or without nvidia-smi.
+    `ill`: problems of cards, from `nvidia-smi -q` and the kernel's log, and of memory, with what to
+    do. `clock_offset`: seconds that its clock is ahead of ours, None: unknown.
     """
 
     commit: str | None = None
@@ -294,6 +300,8 @@ class HostState:
     disk_total_mb: int | None = None
     tailscale: str | None = None
     tailscale_server: str | None = None
+    key_expires_at: float | None = None
+    clock_offset: float | None = None
     gpus: tuple[Gpu, ...] = ()
     problem: str | None = None
     ill: tuple[str, ...] = ()
@@ -322,8 +330,9 @@ class HostStates(Answer[dict[str, Any]]):
             f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/';"
             f" case $code in 0|15) {WITHIN} nvidia-smi -q | sed 's/^/health=/';; esac;"
             f" {WITHIN} journalctl --dmesg --quiet --no-pager --output=cat --grep=NVRM"
-            " | tail -n 500 | sed 's/^/kernel=/'; }; echo "
-            f"{END}"
+            " | tail -n 500 | sed 's/^/kernel=/'; };"
+            " sed 's/^/meminfo=/' /proc/meminfo; sed 's/^/pressure=/' /proc/pressure/memory;"
+            f" echo clock=$(date +%s); echo {END}"
         )
 
     def read(
@@ -338,6 +347,7 @@ class HostStates(Answer[dict[str, Any]]):
         for uuid, pid in re.findall(r"^process=(GPU-\S+), (\d+)$", "\n".join(lines), re.MULTILINE):
             pids.setdefault(uuid, []).append(int(pid))
         rows = [value for key, value in pairs if key == "gpu"]
+        clock = _number(one.get("clock", ""))
         cards = [_gpu(row, pids) for row in rows]
         return asdict(
             HostState(
@@ -348,11 +358,20 @@ class HostStates(Answer[dict[str, Any]]):
                 disk_total_mb=total,
                 tailscale=_backend_state(one.get("tailscale")),
                 tailscale_server=one.get("tailscale-server"),
+                key_expires_at=tailscale_key.parse(one.get("tailscale", "")),
+                clock_offset=None if clock is None else clock - time.time(),
                 gpus=tuple(card for card in cards if card is not None),
                 problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, cards),
-                ill=tuple(_illnesses(pairs)),
+                ill=(*_illnesses(pairs), *host_memory.problems(_memory(pairs))),
             )
         )
+
+
+def _memory(pairs: Sequence[tuple[str, str]]) -> host_memory.HostMemory:
+    files = (
+        "\n".join(value for key, value in pairs if key == name) for name in ("meminfo", "pressure")
+    )
+    return host_memory.parse(*files)
 
 
 def _illnesses(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -149,6 +149,23 @@ all = (
         # "tailscale_serve": {},
         # "tailscale_serve_http": {},
         #
+        # --- Figures, trackers and alerts (docs/operations/monitoring.md) ---
+        # Every process serves its figures for Prometheus: slot N at this port + N, a coordinator's
+        # services at the ports below it. The endpoints have no password: name an address of a
+        # private network, host by host, or 0.0.0.0 behind a firewall. The deploy writes the list
+        # of endpoints, and monitoring/ has alert rules and a Grafana dashboard.
+        # "metrics_port": None,
+        # "metrics_host": "127.0.0.1",
+        # Trackers of each round's figures, besides rounds.jsonl: "logs/..." in a slot's folder.
+        # "tracking_trackio": False,
+        # "tracking_tensorboard": False,
+        # "off", "offline" (for `wandb sync`), or "online", with a file on the host that has the key
+        # and that only hivewright's user can read.
+        # "tracking_wandb": "off",
+        # "tracking_wandb_key_file": None,
+        # Lines of the logs as JSON, for a collector of logs: "json".
+        # "log_format": "text",
+        #
         # --- Settings of every role on every host ---
         # The model that the swarm trains. "auto": each machine chooses one by its memory, once;
         # `hivewright check` prints what fits.

@@ -4,6 +4,7 @@ import shutil
 
 from worker import settings
 from worker.policy.policy import Policy
+from worker.runtime import host_memory
 from worker.telemetry.status import Condition
 from worker.trainer.micro_batch import Budget
 
@@ -30,6 +31,13 @@ def see_budget(found: Condition, budget: Budget) -> None:
     found.recomputes = budget.recomputes and not (
         budget.full_recomputes or budget.full_tokens is None
     )
+
+
+def see_host(found: Condition, node: settings.Node) -> None:
+    """Fill in free disk space, and the pressure on the machine's memory."""
+    memory = host_memory.read()
+    found.disk_spare_mb = spare_mb(node)
+    found.ram_available_mb, found.memory_stalled = memory.available_mb, memory.stalled
 
 
 def spare_mb(node: settings.Node) -> int | None:

@@ -200,7 +200,7 @@ class Node:
         self.status.condition.unused_gpus = unused_gpus
         self.trainer = Trainer(self.policy, self._method(), settings.generation)
         self.last_record: dict[str, Any] | None = None
-        self.recent: deque[dict[str, Any]] = deque(maxlen=health.RECENT_ROUNDS)
+        self.recent: deque[dict[str, Any]] = deque(maxlen=health.KEPT_ROUNDS)
         self.stopwatch = Stopwatch()
         self.rounds_unsaved = self.rounds_without_signal = 0
         self.used: dict[str, Place] = {}  # by peer, the newest place whose groups were used
@@ -801,7 +801,7 @@ class Node:
         condition.see_policy(found, self.policy)
         condition.see_budget(found, self.trainer.budget)
         found.gpu = self.gpu_watch.card
-        found.disk_spare_mb = condition.spare_mb(self.settings.node)
+        condition.see_host(found, self.settings.node)
         if isinstance(self.account, account_client.AccountClient):
             found.clock_offset = self.account.clock_offset
         found.recent = health.recent(self.recent)

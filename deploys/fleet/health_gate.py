@@ -21,8 +21,8 @@ MAX_POOR_ROUNDS = 8
 # An earlier reward is only a measure if it is the mean of this many rounds.
 MIN_ROUNDS_BEFORE = 3
 
-# The health check of a worker's card (worker/telemetry/health.py).
-GPU_CHECK = "gpu"
+# Health checks of a worker (worker/telemetry/health.py) that judge its host, not the release.
+HOST_CHECKS = ("gpu", "disk", "ram", "pressure", "clock")
 # Exit codes whose cause is the host.
 _OF_THE_HOST = (ResourceError.exit_code, DeviceIll.exit_code)
 
@@ -104,7 +104,7 @@ def _judge_worker(
     wanted: Wanted,
 ) -> Verdict:
     for warning in _status(now).get("warnings", ()):
-        if warning["check"] == GPU_CHECK and warning["severity"] == "severe":
+        if warning["check"] in HOST_CHECKS and warning["severity"] == "severe":
             return Verdict("bad-host", f"{unit}: {warning['text']}")
     started_at = now["started_at"]
     num_finished = sum(at > started_at for at in now["finished"])

@@ -142,7 +142,7 @@ def page(report: Report) -> str:
         for name, host in report.hosts.items()
     ]
     parts = [
-        html_report.Part("Rollout", tables=[html_report.Table(("", ""), about)]),
+        html_report.Part("Rollout", tables=[html_report.Table(("figure", "value"), about)]),
         html_report.Part("Hosts", tables=[html_report.Table(columns, rows)]),
     ]
     return html_report.render("hivewright rollout", Path(report.inventory).stem, parts)

@@ -21,6 +21,7 @@ from deploys.services import COORDINATOR_UNITS, worker_unit
 from deploys.tailscale import tailnet
 from worker.errors import WorkerError
 from worker.log import printable
+from worker.runtime import tailscale_key
 from worker.runtime.cells import add_row, cell, say
 
 Row = Mapping[str, str | Text]
@@ -30,6 +31,10 @@ ASK_SECONDS = 120.0
 SILENT_SECONDS = 300.0
 # Less free space than this, in 10^6 bytes, needs attention too: a checkpoint is that large.
 LOW_DISK_MB = 2000
+# A keeper may take this much longer than twice its limit to end a round (as monitoring/alerts.yml).
+SLACK_SECONDS = 60.0
+# A host's clock may differ from ours by this, and by the time that its answer takes.
+CLOCK_SECONDS = 30.0
 # Stands for the workers of `slots: auto`, whose number only the host knows; at least the first
 # exists.
 AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
@@ -223,9 +228,17 @@ def _row(
     was_stopped = report["active_state"] == "inactive" and not report.get("exit_status")
     if last_words and last_words != error and not was_stopped:
         notes.append(f"before its last end it said: {last_words}")
+    if report.get("result") == "oom-kill":
+        notes.append(_OUT_OF_MEMORY)
     if not is_expected:
         notes.append("the inventory does not name it; the next deploy stops it")
     return _Row(cells, is_well and is_expected, tuple(notes))
+
+
+_OUT_OF_MEMORY = (
+    "the kernel ended it because its memory was used up; it starts again with smaller steps; if"
+    " that goes on, raise slot_memory_gb, run fewer slots there, or set a smaller model_name"
+)
 
 
 def _table(
@@ -272,7 +285,10 @@ def _host_notes(
             " rollback`"
         )
     if state["disk_free_mb"] is not None and state["disk_free_mb"] < LOW_DISK_MB:
-        notes.append(f"{host}: disk: {state['disk_free_mb']} of {state['disk_total_mb']} MB free")
+        notes.append(
+            f"{host}: disk: {state['disk_free_mb']} of {state['disk_total_mb']} MB free; make room:"
+            " without it no checkpoint is written, and no worker starts"
+        )
     if state["tailscale"] == tailnet.NO_STATE:
         server = printable(state.get("tailscale_server") or "its URL is not known")
         notes.append(
@@ -284,10 +300,24 @@ def _host_notes(
             f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up`"
             " there"
         )
+    notes += [f"{host}: {printable(line)}" for line in _clock_and_key(state)]
     notes += [f"{host}: {printable(line)}" for line in state.get("ill", ())]
     if state.get("problem"):
         notes.append(f"{host}: {printable(state['problem'])}; `hivewright doctor` there says more")
     return notes
+
+
+def _clock_and_key(state: Mapping[str, Any]) -> Iterator[str]:
+    offset = state.get("clock_offset")
+    if offset is not None and abs(offset) > CLOCK_SECONDS:
+        direction = "ahead of" if offset > 0 else "behind"
+        yield (
+            f"clock: {abs(offset):.0f} s {direction} this machine's; let NTP set both:"
+            " `timedatectl set-ntp true`"
+        )
+    expiry = tailscale_key.problem(state.get("key_expires_at"), time.time())
+    if expiry is not None:
+        yield f"tailscale: {expiry}"
 
 
 def _service_cells(
@@ -306,7 +336,7 @@ def _service_cells(
     status = report["status"]
     if status is None:
         return {"state": cell("starting", "yellow")}, True, []
-    return _keeper_cells(status) if is_keeper else _worker_cells(status, state["gpus"], now)
+    return _keeper_cells(status, now) if is_keeper else _worker_cells(status, state["gpus"], now)
 
 
 def _worker_cells(
@@ -339,15 +369,35 @@ def _worker_cells(
     return cells | _gpu_cells(gpus, status.get("pid")), is_well, notes
 
 
-def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
-    is_well = status["state"] != "chain-unreachable"
+def _keeper_cells(status: Mapping[str, Any], now: float) -> tuple[Row, bool, list[str]]:
+    cause = _keeper_trouble(status, now)
     cells = {
-        "state": status["state"] if is_well else cell(status["state"], "red"),
+        "state": status["state"] if cause is None else cell(status["state"], "red"),
         "round": _number(status["round"]),
         "peers": f"{status['reporters']}/{status['expected']}",
     }
-    silent = "it has no answer from the chain: no round ends, nobody is credited"
-    return cells, is_well, [] if is_well else [silent]
+    if cause is None:
+        return cells, True, []
+    note = f"{cause}: no round ends, nobody is credited"
+    if status.get("problem"):
+        note += f"; its last error: {status['problem']}"
+    return cells, False, [f"{note}; {_KEEPER_HELP}"]
+
+
+_KEEPER_HELP = "see that the chain runs (hivewright-chain there), then restart the keeper"
+
+
+def _keeper_trouble(status: Mapping[str, Any], now: float) -> str | None:
+    """Return why a keeper is not well; None if it is, or if its version does not tell."""
+    if status["state"] == "chain-unreachable":
+        return "it has no answer from the chain"
+    began_at, limit = status.get("began_at"), status.get("limit_seconds")
+    if status["state"] != "round-open" or began_at is None or limit is None:
+        return None
+    seconds = now - began_at
+    if seconds <= 2 * limit + SLACK_SECONDS:
+        return None
+    return f"its round is open for {seconds / 60:.0f} min, of at most {limit / 60:.0f} min"
 
 
 def _missing_credit(status: Mapping[str, Any]) -> list[str]:
@@ -370,7 +420,7 @@ def _missing_credit(status: Mapping[str, Any]) -> list[str]:
         )
     if notes and status.get("ledger_error"):
         notes[0] += f": {status['ledger_error']}"
-    return notes
+    return [f"{note}; see that chain and account service run" for note in notes]
 
 
 def _gpu_cells(

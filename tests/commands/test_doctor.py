@@ -4,17 +4,19 @@ import argparse
 import json
 import socket
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.runtime.test_gpu_health import changed
 from worker import enrolment, settings
 from worker.commands import bundle, doctor
 from worker.errors import ModelError, ResourceError
 from worker.policy import device
-from worker.runtime import host
+from worker.runtime import gpu_health, host, host_memory
 from worker.swarm.status import SwarmStatus
 from worker.telemetry.status import NodeStatus
 
@@ -242,3 +244,29 @@ def test_bundle_holds_what_helps_and_no_secret(enrolled: Path) -> None:
         assert secret not in everything
     with pytest.raises(ResourceError, match="can't be written"):
         bundle.write(enrolled / "no/such/folder.tgz", of, [])
+
+
+def test_pressure_key_and_own_card_are_found_with_what_to_do(
+    enrolled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = findings_of(settings_of(enrolled))
+    assert (well["pressure"].verdict, well["tailscale"].verdict) == ("ok", "ok")
+    short = host_memory.HostMemory(300, 64_000, 0.4)
+    monkeypatch.setattr(doctor.host_memory, "read", lambda: short)
+    in_two_days = time.time() + 2 * 86400
+    monkeypatch.setattr(doctor.tailscale_key, "expires_at", lambda: in_two_days)
+    text = changed("Reset Required", "Yes")
+    own, neighbour = (card.uuid for card in gpu_health.parse(text))
+    monkeypatch.setattr(doctor.gpu_health, "query", lambda: text)
+    monkeypatch.setattr(doctor.device, "gpu_uuid", lambda _: own)
+    found = findings_of(settings_of(enrolled))
+    assert found["pressure"].verdict == "warning"
+    assert found["pressure"].cause == "programs waited for memory in 40% of the last minute"
+    assert "run fewer slots" in found["pressure"].fix
+    assert found["tailscale"].cause.startswith("the Tailscale key expires in 2 days")
+    assert "deploy again with an auth key" in found["tailscale"].fix
+    assert found["device"].verdict == "refuse"
+    assert "the worker's own card must not train" in found["device"].cause
+    assert "it must be reset; reset it" in found["device"].cause
+    monkeypatch.setattr(doctor.device, "gpu_uuid", lambda _: neighbour)
+    assert findings_of(settings_of(enrolled))["device"].verdict == "ok"

@@ -169,7 +169,7 @@ def test_prometheus_scrapes_the_targets_and_loads_the_rules(tmp_path, caplog):
     assert found[0]["value"][1] == "7"
     assert labels.items() <= found[0]["metric"].items()
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
-    assert len(rules) == 12
+    assert len(rules) == 15
 
 
 def test_rules_and_dashboard_name_figures_that_exist():

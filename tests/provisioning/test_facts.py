@@ -33,6 +33,7 @@ from deploys.facts import (
 from deploys.fleet_facts import Footprint, HostStates, Logs, NodeReports, last_words
 from deploys.paths import ANVILS, CONFIGURATION, ENVIRONMENTS, STATE
 from deploys.tailscale.join import TailnetOfHost
+from tests.runtime.test_gpu_health import recording
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -126,6 +127,7 @@ def test_node_reports_with_and_without_a_status() -> None:
         "words=Traceback (most recent call last):",
         "words=RuntimeError: boom",
         "words=Exiting.",
+        "Result=oom-kill",
         "finished=",
         "end",
     ]
@@ -141,7 +143,9 @@ def test_node_reports_with_and_without_a_status() -> None:
         "rewards": (0.25, None),
         "last_words": None,
         "problem": None,
+        "result": None,
     }
+    assert second["result"] == "oom-kill"
     assert (second["active_state"], second["status"], second["exit_status"]) == ("failed", None, 4)
     assert second["last_words"] == "RuntimeError: boom"
 
@@ -372,6 +376,29 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
         "pids": (4711,),
     }
     assert found["gpus"][1]["use"] is None
+
+
+def test_memory_clock_and_key_of_a_host() -> None:
+    expiry = '{"BackendState": "Running", "Self": {"KeyExpiry": "2027-01-01T00:00:00Z"}}'
+    lines = [
+        *(f"meminfo={line}" for line in recording("meminfo.txt").splitlines()),
+        *(f"pressure={line}" for line in recording("pressure-memory.txt").splitlines()),
+        f"tailscale={expiry}",
+        f"clock={int(time.time()) + 3600}",
+        "end",
+    ]
+    found = HostStates().process(lines)
+    assert found["clock_offset"] == pytest.approx(3600, abs=5)
+    assert found["key_expires_at"] == 1798761600
+    (line,) = found["ill"]
+    assert line.startswith("pressure: programs waited for memory in 59% of the last minute; ")
+    bare = HostStates().process(["clock=", "end"])
+    assert (bare["clock_offset"], bare["key_expires_at"], bare["ill"]) == (None, None, ())
+
+
+def test_this_machine_tells_its_clock_and_its_memory(tmp_path: Path) -> None:
+    found = answer_of(HostStates(), tmp_path)
+    assert abs(found["clock_offset"]) < 10
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,20 @@ def test_more_is_shown_where_there_is_room() -> None:
         assert word in text, text
 
 
+def test_clock_key_and_memory_of_a_host_are_named_with_what_to_do() -> None:
+    wrong: dict[str, tuple[Any, str]] = {
+        "clock_offset": (-3600.0, "clock: 3600 s behind this machine's; let NTP set both"),
+        "key_expires_at": (time.time() + 2 * 86400, "the Tailscale key expires in 2 days"),
+        "ill": (["ram: 120 of 64000 MB are available; end"], "ram: 120 of 64000 MB"),
+    }
+    for name, (value, said) in wrong.items():
+        text, is_well = rendered(["gpu-1"], {"gpu-1": [report()]}, **{name: value})
+        assert not is_well
+        assert f"gpu-1: {said}" in text or f"gpu-1: tailscale: {said}" in text, text
+    fine = {"clock_offset": 3.0, "key_expires_at": time.time() + 30 * 86400, "ill": []}
+    assert rendered(["gpu-1"], {"gpu-1": [report()]}, **fine)[1]
+
+
 def test_what_a_host_or_worker_complains_of_stands_below_the_table() -> None:
     text, is_well = rendered(
         ["gpu-1"],
@@ -265,6 +279,26 @@ def test_keeper_without_a_chain_is_not_well() -> None:
     text, is_well = rendered(["hub"], {"hub": [keeper("chain-unreachable")]})
     assert not is_well
     assert "hub/keeper: it has no answer from the chain" in text
+
+
+def test_keeper_whose_round_does_not_end_is_not_well_and_gives_its_last_error() -> None:
+    stuck = keeper()
+    stuck["status"] |= {"began_at": NOW - 2400, "limit_seconds": 600.0, "problem": "no gas\x1b[2J"}
+    text, is_well = rendered(["hub"], {"hub": [stuck]})
+    assert not is_well
+    assert "hub/keeper: its round is open for 40 min, of at most 10 min: no round ends" in text
+    assert "its last error: no gas\\x1b[2J; see that the chain runs" in text
+    for well in ({"began_at": NOW - 1200}, {"limit_seconds": None}, {"state": "waiting-for-peers"}):
+        told = stuck | {"status": stuck["status"] | well}
+        assert rendered(["hub"], {"hub": [told]})[1], well
+
+
+def test_service_that_the_kernel_ended_for_its_memory_says_so() -> None:
+    ended = report(active="activating") | {"result": "oom-kill", "exit_status": 9}
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [ended]})
+    assert not is_well
+    assert "gpu-1/0: the kernel ended it because its memory was used up" in text
+    assert "kernel" not in rendered(["gpu-1"], {"gpu-1": [report() | {"result": "success"}]})[0]
 
 
 def test_worker_whose_rewards_do_not_come_to_the_chain_is_not_well() -> None:

@@ -81,6 +81,42 @@ def test_screen_has_table_curves_and_hosts_that_do_not_answer() -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_screen_fits_the_terminal(width: int) -> None:
+    trends, found = Trends(), queries.Looked()
+    for number in range(3):
+        host = f"gpu-host-{number:02}.example"
+        for round in range(1, 40):
+            rewards = {"finished": [float(round)], "rewards": [round / 40]}
+            told = report(round, round / 40, **rewards)
+            told["status"] |= {"swarm": {"peers_known": 99}, "state": "training-alone"}
+            found.states[host], found.reports[host] = STATE, [told]
+            trends.see(found.reports)
+    units = {host: ["hivewright-worker@0.service"] for host in found.reports}
+    console = Console(file=io.StringIO(), width=width)
+    console.print(screen(units, found, trends, width))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    assert sum(BARS[7] in line for line in lines) == 3
+    text = "\n".join(lines)
+    for word in ("gpu-host-02", "training-alone", "Ctrl-C ends"):
+        assert word in text
+
+
+def test_lines_of_a_pipe_are_whole_however_narrow_the_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    error = f"no checkpoint is written: {'x' * 200}\x1b[2J"
+    told = looked(7, 0.9)
+    told.reports["gpu-1"][0]["status"]["last_error"] = error
+    console = Console()
+    watch._print_changes(console, told, {})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("x\\x1b[2J")
+    assert "gpu-1/worker@0 active state=connected round=7" in line
+
+
 def test_without_a_terminal_there_is_a_line_for_each_change(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

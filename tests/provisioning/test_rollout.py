@@ -15,6 +15,7 @@ from deploys.fleet.report import HostReport, Report
 from deploys.fleet.rollout import Rollout, Rules, Seen
 from deploys.fleet.rollout_command import _resumed
 from worker.errors import SettingsError
+from worker.telemetry import health
 
 OLD, NEW = "a" * 40, "b" * 40
 INVENTORY = str(CHECKOUT / "inventory/x.py")
@@ -431,6 +432,10 @@ def test_host_with_an_ill_gpu_is_to_blame_and_not_the_release() -> None:
         verdict = health_gate.judge([], [now], health_gate.Wanted())
         assert verdict.health == expected
         assert ("fallen off the bus" in verdict.reason) == (expected == "bad-host")
+    for check in health_gate.HOST_CHECKS:
+        now = worker(status={"activity": "training", "warnings": [ill | {"check": check}]})
+        assert check in health.BY_NAME
+        assert health_gate.judge([], [now], health_gate.Wanted()).health == "bad-host"
     ended = worker(active_state="failed", exit_status=11, last_words="must be reset")
     assert health_gate.judge([], [ended], health_gate.Wanted()).health == "bad-host"
 

@@ -1,15 +1,20 @@
 """A worker's card: which one it is, and that a worker on an ill one stops with its reason."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.runtime.test_gpu_health import LOST, changed, recording
+from tests.unit.test_node import enrolled
+from worker import node
 from worker.errors import DeviceIll, ResourceError
 from worker.runtime.gpu_health import parse
+from worker.telemetry import status
 from worker.telemetry.gpu_watch import GpuWatch, choose
 
+ROOT = Path(__file__).resolve().parents[2]
 UUID = "GPU-370465f5-30e0-6877-b85c-16729f41b90f"
 
 
@@ -37,6 +42,36 @@ def test_worker_on_a_well_card_trains_and_on_an_ill_one_stops_with_what_to_do(an
     finally:
         watch.close()
     assert (DeviceIll.exit_code, issubclass(DeviceIll, ResourceError)) == (11, True)
+
+
+def test_worker_on_an_ill_card_ends_before_a_round_and_its_status_has_the_reason(
+    answer: Path, tmp_path: Path, monkeypatch
+):
+    answer.write_text(changed("Remapping Failure Occurred", "Yes"))
+    monkeypatch.setattr(node.device, "gpu_uuid", lambda _: UUID)
+    monkeypatch.setattr(node, "exit_on_signals", lambda: None)
+    with pytest.raises(DeviceIll, match=r"RMA.*then start this worker again"):
+        node.run(enrolled(tmp_path / "node"))
+    told = status.read(tmp_path / "node")
+    assert told is not None
+    assert (told.state, told.rounds_trained) == ("failed", 0)
+    assert told.last_error is not None
+    assert "remapping a memory row failed; reboot the host" in told.last_error
+    unit = (ROOT / "templates/service.j2").read_text()
+    (codes,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE)
+    assert str(DeviceIll.exit_code) in codes.split()
+
+
+def test_one_answer_that_came_too_late_does_not_end_a_worker(answer: Path):
+    answer.write_text("Unknown Error: nvidia-smi did not answer within 20 s")
+    watch = GpuWatch(UUID)
+    try:
+        assert watch.card is not None
+        assert watch.card.is_ill
+        answer.write_text(recording("rtx4090-smi-q.txt"))
+        watch.require_healthy()
+    finally:
+        watch.close()
 
 
 def test_thread_sees_a_change_by_itself(answer: Path):

@@ -67,6 +67,12 @@ PAST = {
     "engine": lambda node: node.condition.setbacks.update(engine=("a", "b")),
     "truncated": lambda node: setattr(node.condition.recent, "truncated", 0.6),
     "no-signal": lambda node: setattr(node.condition.recent, "no_signal", 0.95),
+    "reward": lambda node: setattr(node.condition.recent, "reward", 0.2),
+    "peers": lambda node: setattr(node.condition.recent, "alone", 1.0),
+    "quarantine": lambda node: setattr(
+        node, "swarm", SwarmStatus("connected", "Qm", reach="relay", quarantined=("QmLiar",))
+    ),
+    "chain": lambda node: setattr(node, "chain", "unreachable"),
     "reachability": lambda node: setattr(
         node, "swarm", SwarmStatus("starting", "Qm", reach="none")
     ),
@@ -77,6 +83,8 @@ PAST = {
     "sampler": lambda node: setattr(node.condition.recent, "sampling_gap", 0.2),
     "rewards": lambda node: node.ledger.update(earned=20),
     "disk": lambda node: setattr(node.condition, "disk_spare_mb", 500),
+    "ram": lambda node: setattr(node.condition, "ram_available_mb", 999),
+    "pressure": lambda node: setattr(node.condition, "memory_stalled", 0.6),
     "answers": lambda node: setattr(node.condition, "answers_share", 0.25),
     "training": lambda node: setattr(node.condition, "training_share", 0.5),
     "form": lambda node: setattr(node.condition.recent, "closed", 0.3),
@@ -85,17 +93,28 @@ PAST = {
 
 def well() -> NodeStatus:
     node = blank(device="cpu", form="system", ledger={"earned": 5, "confirmed": 5})
-    node.swarm = SwarmStatus("connected", "Qm", reach="relay")
+    node.swarm, node.chain = SwarmStatus("connected", "Qm", reach="relay"), "ok"
     node.condition = status.Condition(
         precision="float32",
         engine="torch, lean decoder",
         template="its own chat template",
         clock_offset=0.2,
         disk_spare_mb=50_000,
+        ram_available_mb=64_000,
+        memory_stalled=0.0,
         answers_share=1.0,
         training_tokens=8192,
         training_share=1.0,
-        recent=Recent(8, truncated=0.1, closed=0.9, no_signal=0.3, sampling_gap=0.001),
+        recent=Recent(
+            8,
+            truncated=0.1,
+            closed=0.9,
+            no_signal=0.3,
+            sampling_gap=0.001,
+            alone=0.25,
+            reward=0.5,
+            reward_before=0.5,
+        ),
     )
     return node
 
@@ -167,6 +186,40 @@ def test_a_single_bad_round_is_no_warning():
         health.BY_NAME["truncated"].show(node)
         == "100% of the answers were cut off, in the last round"
     )
+
+
+def test_reward_is_compared_with_rounds_before_if_they_are_enough():
+    def means(*rewards: float) -> Recent:
+        return health.recent({"reward_mean": r, "peers_heard": ["Qm"]} for r in rewards)
+
+    few = means(*[0.8] * 15, *[0.1] * 8)
+    assert (few.reward, few.reward_before) == (pytest.approx(0.1), None)
+    node = blank()
+    node.condition.recent = means(*[0.0] * 9, *[0.8] * 64, *[0.06] * 8)
+    assert node.condition.recent.reward_before == pytest.approx(0.8)
+    health.watch(node)
+    assert found(node) == {"reward": "severe"}
+    assert "mean 0.060, over the last 8 rounds; before these 0.800" in node.warnings[0].text
+    node.condition.recent = means(*[0.04] * 20, *[0.0] * 8)  # it never earned enough to collapse
+    health.watch(node)
+    assert found(node) == {}
+
+
+def test_node_is_alone_if_no_peer_answered_in_any_of_its_last_rounds():
+    def heard(*counts: int) -> Recent:
+        return health.recent({"peers_heard": ["Qm"] * n, "reward_mean": 0.5} for n in counts)
+
+    node = blank()
+    node.condition.recent = heard(*[0] * 8)
+    assert health.find(node) == ()  # it has no swarm
+    node.swarm = SwarmStatus("training-alone", "Qm")
+    health.watch(node)
+    assert found(node) == {"peers": "warning"}
+    node.condition.recent = heard(*[0] * 7, 1)
+    health.watch(node)
+    assert found(node) == {}
+    node.condition.recent = health.recent([{"closed": 0.5}] * 8)  # practice
+    assert node.condition.recent.alone is None
 
 
 # ---- each with the part that it watches

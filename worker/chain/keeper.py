@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from worker.chain.client import NonceUsed, ReceiptTimeout, TransactionRefused
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError, WorkerError
+from worker.log import discreet
 from worker.runtime import host
 from worker.runtime.files import write_whole
 from worker.runtime.outage import Outage
@@ -45,6 +46,8 @@ class Status:
     """The content of `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
 
     `reporters` peers reported in `round`; `expected` is the number of peers that it waits for.
+    `limit_seconds`: `keeper.round_seconds`. `problem`: why the chain could not be read, or why the
+    last transaction failed; None if there is nothing.
     """
 
     state: State = "starting"
@@ -52,6 +55,8 @@ class Status:
     reporters: int = 0
     expected: int = 0
     began_at: float | None = None
+    limit_seconds: float | None = None
+    problem: str | None = None
 
 
 _STATUS = TypeAdapter(Status)
@@ -153,6 +158,7 @@ class Keeper:
         self._published_file = settings.keeper.state_dir / "published.json"
         self._status = Status()
         self._outage = Outage(log)
+        self._problem: str | None = None
         self._is_checked = False
         self._is_populated = False
         self._round: Round | None = None
@@ -171,19 +177,23 @@ class Keeper:
                 pause = self._settings.poll_seconds
             except ChainUnreachable as error:
                 self._outage.begin("chain unreachable, waiting for it: %s", error)
-                self._tell(Status("chain-unreachable", self._status.round))
+                self._tell(
+                    Status("chain-unreachable", self._status.round, problem=discreet(str(error)))
+                )
                 # The deployment file may name another address by now: locate the chain again.
                 self._coordinator = Coordinator(self._chain)
                 self._is_checked = False
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except (NonceUsed, ReceiptTimeout) as error:
                 log.warning("transaction lost, looking again: %s", error)
+                self._fail(error)
             except (TransactionRefused, ContractRefused) as error:
                 # A named refusal is about the keeper's rights, and final; other reasons are the
                 # node's, and may pass.
                 if isinstance(error, ContractRefused) and error.name:
                     raise
                 log.warning("transaction refused, trying again: %s", error)
+                self._fail(error)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             progress(
                 f"{self._status.state} round={self._status.round}"
@@ -216,12 +226,15 @@ class Keeper:
                 len(reporters),
                 needed(expected, self._settings),
                 self._round.began_at,
+                self._settings.round_seconds,
+                self._problem,
             )
         )
         seconds = max(0.0, time.time() - self._round.began_at)
         self._audits.see(number)
         reason = verdict(reporters, expected, self._is_populated, seconds, self._settings)
         if reason and self._advance(number):
+            self._problem = None
             log.info(
                 "round advanced round=%d reporters=%d expected=%d seconds=%.1f reason=%s",
                 number,
@@ -389,6 +402,11 @@ class Keeper:
         log.info("bootnode withdrawn removed=%s", multiaddr)
 
     # ----
+
+    def _fail(self, error: WorkerError) -> None:
+        """Keep the reason why a transaction failed in the status, until one succeeds."""
+        self._problem = discreet(str(error))
+        self._tell(replace(self._status, problem=self._problem))
 
     def _tell(self, status: Status) -> None:
         if status != self._status:

@@ -31,11 +31,11 @@ from worker.commands import bundle
 from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerError
 from worker.log import discreet, printable
 from worker.policy import device, engine_forecast, model_sizing
-from worker.runtime import gpu_health, host
+from worker.runtime import gpu_health, host, host_memory, tailscale_key
 from worker.runtime.state_dir import StateDir
 from worker.settings import Model, Settings, chain_of_node
 from worker.swarm.transport import reachability as swarm_probe
-from worker.telemetry import status
+from worker.telemetry import gpu_watch, status
 from worker.trainer import micro_batch
 
 DISK_PROBE_MB = 64
@@ -131,7 +131,8 @@ def _device(patient: Patient) -> Iterator[Finding]:
     for line in device.sick_cards():
         cause = f"a GPU of this machine does not work: {line}"
         yield Finding("device", "warning", cause, "reset or replace it, and see the kernel's log")
-    for card in gpu_health.parse(gpu_health.query()):
+    cards = gpu_health.parse(gpu_health.query())
+    for card in cards:
         name = f"{card.name or 'GPU'} at {card.bus_id}"
         for problem in card.problems:
             yield Finding("device", "warning", f"{name}: {problem.text}", problem.action)
@@ -140,6 +141,11 @@ def _device(patient: Patient) -> Iterator[Finding]:
     yield Finding(
         "device", "ok", f"{name} ({machine.device}) computes and differentiates in {seconds:.2f} s"
     )
+    uuid = device.gpu_uuid(machine.device)
+    own = None if uuid is None else gpu_watch.choose(cards, uuid)
+    if own is not None and own.is_ill:
+        cause = f"the worker's own card must not train: {gpu_watch.describe(own)}"
+        yield Finding("device", "refuse", cause, "then start the worker again")
 
 
 def _model(patient: Patient) -> Iterator[Finding]:
@@ -222,6 +228,15 @@ def _ram(patient: Patient) -> Iterator[Finding]:
         yield Finding("ram", "refuse", cause, fix)
 
 
+def _pressure(patient: Patient) -> Iterator[Finding]:
+    stalled = host_memory.read().stalled
+    said = host_memory.show_stalled(stalled)
+    if stalled is not None and stalled > host_memory.STALLED:
+        yield Finding("pressure", "warning", said, host_memory.LESS_USE)
+    else:
+        yield Finding("pressure", "ok", said)
+
+
 def _disk(patient: Patient) -> Iterator[Finding]:
     host.require_disk(patient.folder, patient.settings.node.min_free_disk_mb)
     free_gb = shutil.disk_usage(patient.folder).free / 10**9
@@ -296,6 +311,19 @@ def _chain(patient: Patient) -> Iterator[Finding]:
             yield Finding("registration", "refuse", cause, fix)
         else:
             account_client.require_owner(identity.peer_id, owner, ours.account)
+
+
+def _tailscale(patient: Patient) -> Iterator[Finding]:
+    expires_at = tailscale_key.expires_at()
+    trouble = tailscale_key.problem(expires_at, time.time())
+    if trouble is not None:
+        cause, _, fix = trouble.partition("; ")
+        yield Finding("tailscale", "warning", cause, fix)
+    else:
+        when = "no key of this host expires"
+        if expires_at is not None:
+            when = f"the key expires in {(expires_at - time.time()) / 86400:.0f} days"
+        yield Finding("tailscale", "ok", when)
 
 
 def _clock(patient: Patient) -> Iterator[Finding]:
@@ -427,11 +455,13 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     _model,
     _memory,
     _ram,
+    _pressure,
     _disk,
     _port,
     _account,
     _chain,
     _clock,
+    _tailscale,
     _dht,
     _announced,
     _versions,

@@ -41,11 +41,12 @@ def sick_cards() -> list[str]:
     return [line.strip() for line in (said.stdout + said.stderr).splitlines() if _SICK.search(line)]
 
 
-def gpu_uuid(device: torch.device) -> str | None:
+def gpu_uuid(device: torch.device | str) -> str | None:
     """Return the id of a model's card, as nvidia-smi has it; None: it is not on a GPU."""
-    if device.type != "cuda":
+    where = torch.device(device)
+    if where.type != "cuda":
         return None
-    found = str(torch.cuda.get_device_properties(device).uuid)
+    found = str(torch.cuda.get_device_properties(where).uuid)
     return found if found.startswith(("GPU-", "MIG-")) else f"GPU-{found}"
 
 

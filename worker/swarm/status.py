@@ -34,7 +34,8 @@ class SwarmStatus:
     our groups); `refused_by_peers`: ours, by theirs. `versions`: the versions that a peer must
     share, such as "exchange 3"; `other_versions`: number of known peers for each other version of
     one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
-    hivewright's protocol. `rounds_unanswered`: rounds trained alone because the event loop did not
+    hivewright's protocol. `quarantined`: peer ids that are not asked for a while, because they sent
+    invalid groups. `rounds_unanswered`: rounds trained alone because the event loop did not
     answer.
     """
 
@@ -60,6 +61,7 @@ class SwarmStatus:
     addresses: tuple[str, ...] = ()
     reach: Reach = "unknown"
     foreign_bootnodes: tuple[str, ...] = ()
+    quarantined: tuple[str, ...] = ()
     last_error: str | None = None
 
 

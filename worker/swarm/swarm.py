@@ -255,6 +255,7 @@ class Swarm:
             addresses=tuple(f"{a}/p2p/{context.identity.peer_id}" for a in context.addresses),
             reach=context.reach,
             foreign_bootnodes=tuple(sorted(context.foreign_bootnodes)),
+            quarantined=context.peers.quarantined(),
             last_error=context.last_error,
             newest_group_at=tally.newest_group_at,
             groups_handed_on=tally.groups["handed-on"],

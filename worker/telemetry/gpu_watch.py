@@ -38,7 +38,12 @@ class GpuWatch:
             self.card = choose(gpu_health.parse(gpu_health.query()), self._uuid)
 
     def require_healthy(self) -> None:
-        """Raise DeviceIll if the card must not train."""
+        """Raise DeviceIll if the card must not train.
+
+        nvidia-smi is asked again first: on a busy machine one answer may be late or cut off.
+        """
+        if self.card is not None and self.card.is_ill:
+            self.look()
         if self.card is not None and self.card.is_ill:
             raise DeviceIll(f"{describe(self.card)}; then start this worker again")
 

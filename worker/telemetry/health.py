@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from worker.log import discreet, printable
+from worker.runtime import host_memory
 from worker.swarm.status import SwarmStatus
 from worker.telemetry.status import Finding, NodeStatus, Recent
 
@@ -20,6 +21,13 @@ log = logging.getLogger(__name__)
 RECENT_ROUNDS = 8
 """Shares are averaged over this many rounds, from ENOUGH_ROUNDS on: a single one is noise."""
 ENOUGH_ROUNDS = 4
+ROUNDS_BEFORE, ENOUGH_BEFORE = 64, 16
+"""The mean reward is compared with that of up to 64 rounds before, if there are at least 16."""
+KEPT_ROUNDS = RECENT_ROUNDS + ROUNDS_BEFORE
+_LEAST_REWARD = 0.05
+"""A mean reward below this can't collapse."""
+_MAX_NAMED = 3
+"""Peers that a line names."""
 _RELIEF = 0.1
 """A warning ends when its number is better than the threshold by this share: no flicker."""
 _FIGURES = {
@@ -107,13 +115,24 @@ _LEVELS = {"warning": logging.WARNING, "severe": logging.ERROR}
 
 def recent(rounds: Iterable[Mapping[str, Any]]) -> Recent:
     """Return the means of the last rounds' records (status.RoundRecord, as dicts)."""
-    last = list(rounds)[-RECENT_ROUNDS:]
+    known = list(rounds)
+    last, before = known[-RECENT_ROUNDS:], known[-KEPT_ROUNDS:-RECENT_ROUNDS]
+    rewards_before = [r["reward_mean"] for r in before if "reward_mean" in r]
     figures = {
         name: _mean([(r.get("quality") or {}).get(key) for r in last])
         for name, key in _FIGURES.items()
     }
     closed = _mean([r.get("closed") for r in last])
-    return Recent(len(last), closed=closed, seconds_by=_seconds_by(last), **figures)
+    return Recent(
+        len(last),
+        closed=closed,
+        # Practice has neither peers nor a reward on record.
+        alone=_mean([float(not r["peers_heard"]) for r in last if "peers_heard" in r]),
+        reward=_mean([r.get("reward_mean") for r in last]),
+        reward_before=_mean(rewards_before) if len(rewards_before) >= ENOUGH_BEFORE else None,
+        seconds_by=_seconds_by(last),
+        **figures,
+    )
 
 
 def _seconds_by(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -211,6 +230,54 @@ def _show_bootnodes(node: NodeStatus) -> str:
     return f"{foreign} answers, but is not hivewright's" if foreign else "no foreign one is known"
 
 
+def _alone(node: NodeStatus) -> float | None:
+    return None if node.swarm is None else _of_recent("alone")(node)
+
+
+def _show_alone(node: NodeStatus) -> str:
+    found = node.condition.recent
+    if node.swarm is None or found.alone is None:
+        return "not known yet" if node.swarm is not None else "no swarm"
+    return f"none answered in {found.alone:.0%} of the rounds{_over(found.rounds)}"
+
+
+def _show_quarantine(node: NodeStatus) -> str:
+    if node.swarm is None:
+        return "no swarm"
+    peers = node.swarm.quarantined
+    if not peers:
+        return "no peer is in quarantine"
+    named = ", ".join(peers[:_MAX_NAMED]) + (" ..." if len(peers) > _MAX_NAMED else "")
+    return f"{len(peers)} in quarantine for invalid groups: {named}"
+
+
+def _chain_away(node: NodeStatus) -> float | None:
+    return {"ok": 0.0, "unreachable": 1.0}.get(node.chain)
+
+
+_CHAIN = {
+    "none": "none: rounds are counted here",
+    "unknown": "not known yet",
+    "ok": "answers",
+    "unreachable": "does not answer: the node practises, which earns nothing",
+}
+
+
+def _reward_share(node: NodeStatus) -> float | None:
+    reward, before = _of_recent("reward")(node), node.condition.recent.reward_before
+    if reward is None or before is None or before < _LEAST_REWARD:
+        return None
+    return reward / before
+
+
+def _show_reward(node: NodeStatus) -> str:
+    found = node.condition.recent
+    if found.reward is None:
+        return "not known yet"
+    before = "" if found.reward_before is None else f"; before these {found.reward_before:.3f}"
+    return f"mean {found.reward:.3f}{_over(found.rounds)}{before}"
+
+
 def _clock(node: NodeStatus) -> float | None:
     offset = node.condition.clock_offset
     return None if offset is None else abs(offset)
@@ -251,6 +318,11 @@ def _show_disk(node: NodeStatus) -> str:
         return "not known yet"
     than = f"{abs(spare)} MB {'more' if spare >= 0 else 'less'}"
     return f"{than} free than node.min_free_disk_mb"
+
+
+def _show_ram(node: NodeStatus) -> str:
+    available = node.condition.ram_available_mb
+    return "not known yet" if available is None else f"{available} MB of this host are available"
 
 
 def _show_answers(node: NodeStatus) -> str:
@@ -361,6 +433,61 @@ CHECKS = (
         severe=0.995,
     ),
     Check(
+        name="reward",
+        metric="reward_share_of_before",
+        what="mean reward of the last rounds, as a share of that of the rounds before",
+        unit="",
+        measure=_reward_share,
+        show=_show_reward,
+        warn=0.5,
+        advice=(
+            "see in `hivewright answers` what the model writes now, and in `hivewright report`"
+            " entropy, clip ratio and truncated share; unless a level has risen, stop it and lower"
+            " trainer.learning_rate"
+        ),
+        severe=0.1,
+        is_low=True,
+    ),
+    Check(
+        name="peers",
+        metric="alone_share",
+        what="share of our rounds in which no peer answered",
+        unit="",
+        measure=_alone,
+        show=_show_alone,
+        warn=0.99,
+        advice=(
+            "it trains alone and joins again by itself; if others run, `hivewright doctor` tries"
+            " the bootnodes: open swarm.port, or correct swarm.bootnodes"
+        ),
+    ),
+    Check(
+        name="quarantine",
+        metric="quarantined_peers",
+        what="peers that sent invalid groups again and again, and are not asked for a while",
+        unit="",
+        measure=_of_swarm(lambda swarm: len(swarm.quarantined)),
+        show=_show_quarantine,
+        warn=0,
+        advice=(
+            "nothing is lost, their groups do not count; if such a peer is yours, upgrade it; the"
+            " log has each reason (`groups rejected`)"
+        ),
+    ),
+    Check(
+        name="chain",
+        metric="chain_unreachable",
+        what="1: the chain does not answer",
+        unit="",
+        measure=_chain_away,
+        show=lambda node: _CHAIN[node.chain],
+        warn=0,
+        advice=(
+            "nothing is lost; `hivewright doctor` shows what this host can't reach: start chain and"
+            " account service, or correct chain.account_url"
+        ),
+    ),
+    Check(
         name="reachability",
         metric="unreachable",
         what="1: others cannot connect to this node, not even through a relay",
@@ -430,6 +557,29 @@ CHECKS = (
         ),
         severe=0,
         is_low=True,
+    ),
+    Check(
+        name="ram",
+        metric="ram_available_mb",
+        what="available memory of the host",
+        unit="MB",
+        measure=lambda node: node.condition.ram_available_mb,
+        show=_show_ram,
+        warn=host_memory.LOW_MB,
+        advice=f"the kernel soon ends programs to make room: {host_memory.MORE_ROOM}",
+        severe=host_memory.TOO_LOW_MB,
+        is_low=True,
+    ),
+    Check(
+        name="pressure",
+        metric="memory_stalled_share",
+        what="share of the last minute in which programs of the host waited for memory",
+        unit="",
+        measure=lambda node: node.condition.memory_stalled,
+        show=lambda node: host_memory.show_stalled(node.condition.memory_stalled),
+        warn=host_memory.STALLED,
+        advice=host_memory.LESS_USE,
+        severe=host_memory.STALLED_BADLY,
     ),
     Check(
         name="gpu",

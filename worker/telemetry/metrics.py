@@ -143,10 +143,12 @@ def _of_card(card: Card | None) -> list[_Figure]:
 
 def _of_round(record: RoundRecord) -> list[_Figure]:
     rewards: dict[tuple[str, ...], float] = {}
+    deviations: dict[tuple[str, ...], float] = {}
     no_signal: dict[tuple[str, ...], float] = {}
     for family in record.families:
         key = family.family, "" if family.level is None else str(family.level)
-        rewards[key], no_signal[key] = family.reward, family.frac_reward_zero_std
+        rewards[key], deviations[key] = family.reward, family.reward_std
+        no_signal[key] = family.frac_reward_zero_std
     by = ("family", "level")
     return [
         *(
@@ -170,6 +172,7 @@ def _of_round(record: RoundRecord) -> list[_Figure]:
             "round_groups_dropped", "Last round: groups left out.", "reason", record.groups_dropped
         ),
         _Figure("family_reward_mean", "Last round: mean reward of a family.", by, rewards),
+        _Figure("family_reward_std", "Last round: its standard deviation.", by, deviations),
         _Figure("family_no_signal_share", "Last round: groups without signal.", by, no_signal),
     ]
 

@@ -43,8 +43,10 @@ class Recent:
 
     `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer>
     tag; `no_signal`: share of our groups whose answers all earn the same; `sampling_gap`: mean
-    difference of a token's log-probability between trainer and sampler, in nats. `seconds_by`:
-    seconds a round by activity (worker/telemetry/stopwatch.py).
+    difference of a token's log-probability between trainer and sampler, in nats. `alone`: share of
+    the rounds in which no peer answered; `reward`: mean reward, and `reward_before` that of the
+    rounds before these, None if they are too few. `seconds_by`: seconds a round by activity
+    (worker/telemetry/stopwatch.py).
     """
 
     rounds: int = 0
@@ -52,6 +54,9 @@ class Recent:
     closed: float | None = None
     no_signal: float | None = None
     sampling_gap: float | None = None
+    alone: float | None = None
+    reward: float | None = None
+    reward_before: float | None = None
     seconds_by: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,12 +68,13 @@ class Condition:
     the type of the weights. `engine`: the generation engine and its type; `setbacks`: why a
     preferred "engine" or "precision" is not used. `template`: whether the model has a chat
     template. `clock_offset`: seconds that this clock is ahead of the account service's.
-    `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes. `answers_share`: share
-    of a round's answers that are generated at once. `training_tokens`: tokens of a micro-batch;
+    `disk_spare_mb`: free space beyond node.min_free_disk_mb, and `ram_available_mb`: the host's
+    available memory, both in 10^6 bytes. `memory_stalled`: share of the last minute in which
+    programs waited for memory. `answers_share`: share of a round's answers that are generated at
+    once. `training_tokens`: tokens of a micro-batch;
     `training_share`: their share of what was measured to fit; `recomputes`: layers are recomputed
     to save memory, though that was not needed when it was measured. `gpu`: the card of the model.
-    None: unknown or not
-    applicable.
+    None: unknown or not applicable.
     """
 
     unused_gpus: int = 0
@@ -78,6 +84,8 @@ class Condition:
     template: str | None = None
     clock_offset: float | None = None
     disk_spare_mb: int | None = None
+    ram_available_mb: int | None = None
+    memory_stalled: float | None = None
     answers_share: float | None = None
     training_tokens: int | None = None
     training_share: float | None = None

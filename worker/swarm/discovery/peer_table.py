@@ -356,6 +356,11 @@ class Peers:
         if not conduct.strikes:
             del self._conduct[peer_id]
 
+    def quarantined(self) -> tuple[str, ...]:
+        """Return the peers in quarantine, for readers in other threads."""
+        now = self._clock()
+        return tuple(sorted(p for p, conduct in [*self._conduct.items()] if now < conduct.until))
+
     def is_quarantined(self, peer_id: str) -> bool:
         return self._is_quarantined(peer_id, self._clock())
 

@@ -52,3 +52,4 @@ def _all(record: RoundRecord) -> Iterator[tuple[str, float]]:
         level = "" if family.level is None else f"/level_{family.level}"
         yield f"rewards/{family.family}{level}/mean", family.reward
         yield f"rewards/{family.family}{level}/std", family.reward_std
+        yield f"rewards/{family.family}{level}/frac_reward_zero_std", family.frac_reward_zero_std
