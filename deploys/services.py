@@ -95,7 +95,7 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "dashboard",
-        sections=("dashboard", "chain", "log", "metrics"),
+        sections=("dashboard", "chain", "market", "log", "metrics"),
         ports=("dashboard_port",),
         files={
             "dashboard_state_dir": STATE / "dashboard",

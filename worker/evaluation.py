@@ -15,6 +15,9 @@ from worker import settings
 from worker.environments import Environment
 from worker.environments.answers import END
 from worker.errors import TrainingError
+from worker.judge import problems
+from worker.market import policies
+from worker.market.player import Opinion
 from worker.records import Completion, Task
 from worker.telemetry.evaluation_log import Evaluation, FamilyScore
 
@@ -23,6 +26,8 @@ HELD_OUT = 1 << 31
 RIGHT = 0.999
 """Rewards of at least this are right answers."""
 _TASKS_AT_ONCE = 16
+NUM_CHOICES = settings.Judge().choices
+"""Choices of the questions that measure calibration, as in the prediction market."""
 _QUANTILE = 1.96  # of the normal distribution: intervals of 95 %
 
 
@@ -49,7 +54,8 @@ class Score:
 
     `closed`: share of answers with a closed tag; `truncated`: share of truncated answers.
     `too_long`: number of tasks that were skipped, as their prompts are too long. `rewards`: the
-    mean reward of each of `tasks`, in the order in which they were asked.
+    mean reward of each of `tasks`, in the order in which they were asked. `brier`: mean Brier score
+    of the model's probabilities of right and wrong answers; None: not measured.
     """
 
     family: str
@@ -62,6 +68,7 @@ class Score:
     truncated: float
     too_long: int = 0
     rewards: tuple[float, ...] = ()
+    brier: float | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +79,7 @@ class _Tally:
     closed: int = 0
     truncated: int = 0
     too_long: int = 0
+    briers: list[float] = field(default_factory=list)
 
 
 Asked = tuple[str, int | None]
@@ -87,13 +95,14 @@ def evaluate(
     seed: int = 0,
     until: float = math.inf,
     progress: Callable[[], None] = lambda: None,
+    opinion: Opinion | None = None,
 ) -> list[Score]:
     """Put `tasks_each` held-out tasks of each of `asked` to the policy, and return the scores.
 
     A task gets `generation.num_generations` answers. The tasks alternate between the families, so
     that an evaluation that ends early (`until`, monotonic seconds) has asked all of them about as
-    often; `Score.tasks` tells how many. `progress` is called before each batch. Raises
-    SettingsError for an unknown family or level.
+    often; `Score.tasks` tells how many. `progress` is called before each batch. With `opinion`,
+    the calibration is measured, too. Raises SettingsError for an unknown family or level.
     """
     tallies: dict[Asked, _Tally] = {one: _Tally() for one in asked}
     drawn = {one: environment.tasks_of(*one, HELD_OUT + seed, tasks_each) for one in asked}
@@ -106,6 +115,8 @@ def evaluate(
         answers = policy.generate(questions, generation, seed * 1_000_003 + number)
         for (one, task), completions in zip(piece, answers, strict=True):
             _count(tallies[one], environment, task, completions)
+            if opinion is not None:
+                _calibrate(tallies[one], environment, task, opinion)
     return [_score(one, tally) for one, tally in tallies.items()]
 
 
@@ -130,11 +141,13 @@ def measure(
     round: int | None,
     rounds_trained: int,
     progress: Callable[[], None] = lambda: None,
+    opinion: Opinion | None = None,
 ) -> Evaluation:
     """Evaluate the policy for at most `seconds`, and return a record for the evaluation log.
 
     `tasks_each` held-out tasks of each of `asked` are put to it. `progress` is called now and
-    then. Raises TrainingError if not even one task was answered.
+    then. `opinion`: the model's log-probabilities, to measure its calibration. Raises TrainingError
+    if not even one task was answered.
     """
     started = time.monotonic()
     scores = evaluate(
@@ -146,6 +159,7 @@ def measure(
         seed=seed,
         until=started + seconds,
         progress=progress,
+        opinion=opinion,
     )
     reward = mean_reward(scores)
     if math.isnan(reward):
@@ -208,6 +222,7 @@ def _family_score(score: Score) -> FamilyScore:
         k=k,
         closed=score.closed,
         truncated=score.truncated,
+        brier=score.brier,
     )
 
 
@@ -226,6 +241,16 @@ def _count(
     tally.rewards.append(environment.score(task, texts))
     tally.closed += sum(END in text for text in texts)
     tally.truncated += sum(completion.truncated for completion in completions)
+
+
+def _calibrate(tally: _Tally, environment: Environment, task: Task, opinion: Opinion) -> None:
+    """Add the Brier score of a task with choices; none if it has too few short answers."""
+    problem = problems.of_task(environment, task, NUM_CHOICES, 1, task.seed)
+    if problem is None:
+        return
+    found = opinion.logprobs(problem.clues[-1], list(problem.choices), math.inf)
+    if found is not None:
+        tally.briers.append(policies.brier(policies.probabilities(found), problem.answer))
 
 
 def _score(one: Asked, tally: _Tally) -> Score:
@@ -255,4 +280,5 @@ def _score(one: Asked, tally: _Tally) -> Score:
         truncated=tally.truncated / answers if answers else 0.0,
         too_long=tally.too_long,
         rewards=means,
+        brier=math.fsum(tally.briers) / len(tally.briers) if tally.briers else None,
     )

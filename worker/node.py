@@ -755,8 +755,8 @@ class Node:
     def _leave(self) -> None:
         """Finish after the last trained round.
 
-        Settle the earned rewards, finish the hub pushes, and serve the round's groups to peers that
-        are still collecting.
+        Settle the earned rewards and bets, finish the hub pushes, and serve the round's groups to
+        peers that are still collecting.
         """
         self._show("leaving")
         deadline = time.monotonic() + self.settings.swarm.collect_timeout_seconds
@@ -764,6 +764,9 @@ class Node:
             self.settlement.flush(FLUSH_SECONDS)
         if self.hub is not None:
             self.hub.flush(FLUSH_SECONDS)
+        if self.player is not None:
+            self._show("waiting for the result of its bets")
+            self.player.flush(FLUSH_SECONDS)
         if self.coordinator is not None:
             self.clock.next(self.last.round, waiting=self._wait, deadline=deadline)
             self._see_chain()
@@ -791,6 +794,7 @@ class Node:
             self.status.hub = self.hub.status()
         if self.player is not None:
             self.status.market = self.player.status()
+            self.status.market_brier = self.player.calibration()
         self._see_condition()
         self.status.write(self.folder)
         systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")

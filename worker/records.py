@@ -8,13 +8,16 @@ lie about either (docs/decisions/0001).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 MAX_PARTS = 256
 """Of a round."""
 MAX_PART_TASKS = 256
 """Of a part: it has the indices from `part * MAX_PART_TASKS` on. The first part may have more if
 the node trains alone; peers take no more."""
+
+BetState = Literal["planned", "sent", "confirmed", "claiming", "paid", "lost", "missed", "skipped"]
+"""The state of a node's bet in the prediction market (worker/market/journal.py)."""
 
 
 class Place(NamedTuple):

@@ -116,6 +116,7 @@ def service_settings(
         "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
         "bootnode": dict(bootnode_announce(entry.data)),
         "judge": {"judge_host": _judge_host(entry)},
+        "dashboard": _judge_url(entry),
         "account": {
             **_proxy_settings(entry, deployment),
             **_judge_url(entry),

@@ -103,6 +103,12 @@ def foreign_build_060(tmp_path_factory, anvil_binary) -> dict:
     return _built("ForeignCoordinator060", tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def foreign_market_build(tmp_path_factory, anvil_binary) -> dict:
+    """Compile a foreign prediction market."""
+    return _built("ForeignMarket", tmp_path_factory)
+
+
 def _built(name: str, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp(name)
     source = ROOT / f"tests/chain/foreign/{name}.sol"

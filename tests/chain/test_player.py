@@ -1,62 +1,29 @@
 """A node's bets on a real chain, with judges of every kind."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from tests.chain.hall import Hall
+from tests.chain.desk import Desk, judging
+from tests.chain.hall import Hall, open_hall
+from tests.chain.own_chain import own_chain, skip_seconds
 from worker import settings
-from worker.chain.market import TOKEN, Market
-from worker.errors import BadAnswer, ChainUnreachable
-from worker.market.journal import Journal
+from worker.chain.market import TOKEN, GameStatus, Market
+from worker.errors import BadAnswer, ChainUnreachable, ContractRefused
+from worker.market import judge_client
+from worker.market.journal import UNKNOWN_FAMILY, Journal, Row
 from worker.market.judge_client import JudgeClient
 from worker.market.player import Player
 
 
-class Desk:
-    """A foreign judge: says what a test tells it to say."""
-
-    def __init__(self) -> None:
-        self.status, self.body = 200, b"{}"
-        self.url = ""
-
-    def say(self, game: int, round: int, rounds_remaining: int, *choices: str) -> None:
-        clue = {
-            "game_id": game,
-            "clue_id": round,
-            "rounds_remaining": rounds_remaining,
-            "clue": "which?",
-            "choices": list(choices),
-        }
-        self.body = json.dumps(clue).encode()
-
-
 @pytest.fixture
 def desk() -> Iterator[Desk]:
-    told = Desk()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(told.status)
-            self.send_header("Content-Length", str(len(told.body)))
-            self.end_headers()
-            self.wfile.write(told.body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        told.url = f"http://127.0.0.1:{server.server_port}"
+    with judging() as told:
         yield told
-        server.shutdown()
 
 
 class OwnAccount:
@@ -289,3 +256,120 @@ def test_thread_bets_by_itself(hall, desk, tmp_path):
             time.sleep(0.02)
         player.close()
     assert model.num_asked == 1
+
+
+DAY = 86_400
+
+
+@pytest.mark.parametrize("lacks", ["an end of the round", "a reveal"])
+def test_bet_of_a_game_whose_judge_is_gone_is_claimed_back(place, tmp_path, lacks):
+    """Nobody else cancels the game: the player's claim does, after the deadline."""
+    with own_chain(place) as chain, judging() as desk:
+        hall = open_hall(chain)
+        game, _ = hall.open(1, 2, 0)
+        hall.bet(game, "bert", 0, 0, TOKEN)
+        with playing(hall, desk, tmp_path) as player:
+            desk.say(game, 0, 1, "yes", "no")
+            turn(player, Fixed(-3.0, -1.0))
+            player.step()
+            if lacks == "a reveal":
+                hall.send("incrementRound", game)
+            desk.status = 503
+            with pytest.raises(ChainUnreachable):
+                player.step()
+            assert (player.status(), hall.market.balance("anna")) == ({"confirmed": 1}, 0)
+            skip_seconds(chain, DAY + 1)
+            for _ in range(2):
+                with pytest.raises(ChainUnreachable, match="HTTP 503"):
+                    player.step()
+            assert player.status() == {"paid": 1}
+        assert hall.market.game(game).status == GameStatus.CANCELLED
+        # With the grant of the new day.
+        assert hall.market.balance("anna") == 200 * TOKEN
+        assert hall.claim(game, "bert") == TOKEN
+    lines = (tmp_path / "logs/prg_record.txt").read_text().splitlines()
+    assert lines[-1].endswith("Game 0 Round 0: got back 100.000: the game was cancelled")
+
+
+def test_bet_that_the_chain_lost_is_given_up_and_others_go_on(hall, desk, tmp_path):
+    """A killed chain may lose its last seconds, and with them a game or a bet."""
+    kept, _ = hall.open(1, 2, 0)
+    with playing(hall, desk, tmp_path) as player:
+        for game in (kept, 7):
+            row = Row(hall.market.address, game, 0, 0, 0, TOKEN, (), "confirmed", 1.0)
+            player.journal.add(row)
+        game, _ = hall.open(1, 2, 0)
+        desk.say(game, 0, 1, "yes", "no")
+        turn(player, Fixed(-1.0, -2.0))
+        player.step()
+        assert player.status() == {"sent": 1, "missed": 1, "confirmed": 1}
+        hall.send("incrementRound", kept)
+        player.step()
+        assert player.status() == {"missed": 2, "confirmed": 1}
+    record = (tmp_path / "logs/prg_record.txt").read_text()
+    assert "the chain was restored from before the game" in record
+
+
+def test_refused_claim_delays_no_bet(hall, desk, tmp_path, monkeypatch):
+    game, salt = hall.open(1, 2, 0)
+    account = OwnAccount(hall, "anna")
+    with playing(hall, desk, tmp_path, account) as player:
+        desk.say(game, 0, 1, "yes", "no")
+        turn(player, Fixed(-1.0, -2.0))
+        hall.send("incrementRound", game)
+        hall.send("revealAnswer", game, 0, salt)
+
+        def refuse(*_: object) -> str:
+            raise ContractRefused("NotPeersAccount", "another account")
+
+        monkeypatch.setattr(account, "claim_reward", refuse)
+        player.step()
+        second, _ = hall.open(1, 2, 0)
+        desk.say(second, 0, 1, "yes", "no")
+        player.step()
+        (row,) = player.journal.open_rows(hall.market.address)
+        assert (row.state, row.reason) == ("claiming", "another account")
+        assert player._asked is not None
+
+
+def test_calibration_is_told_by_family(hall, desk, tmp_path):
+    with playing(hall, desk, tmp_path) as player:
+        for family, logprobs in (("bf", (-0.1, -9.0)), ("bf", (-9.0, -0.1)), (None, (0.0, 0.0))):
+            game, salt = hall.open(1, 2, 0)
+            desk.say(game, 0, 1, "yes", "no")
+            if family is not None:
+                desk.body = json.dumps(json.loads(desk.body) | {"family": family}).encode()
+            turn(player, Fixed(*logprobs))
+            hall.send("incrementRound", game)
+            hall.send("revealAnswer", game, 0, salt)
+            for _ in range(3):
+                player.step()
+        assert player.calibration() == {
+            "bf": pytest.approx(1.0, abs=0.01),
+            UNKNOWN_FAMILY: pytest.approx(0.5),
+        }
+
+
+def test_slow_or_huge_judge_never_delays_the_round_loop(hall, tmp_path, monkeypatch):
+    """A judge that drips bytes, or sends too many, costs its own thread a few seconds at most."""
+    monkeypatch.setattr(judge_client, "_SECONDS", 0.5)
+    hall.open(1, 2, 0)
+    with judging() as desk, playing(hall, desk, tmp_path, poll_seconds=0.05) as player:
+        for body, pause in ((b"[" * 1000, 0.1), (b"x" * (40 << 20), 0.0)):
+            desk.body, desk.pause_seconds = body, pause
+            started = time.monotonic()
+            with pytest.raises(ChainUnreachable, match="no answer"):
+                player.step()
+            assert time.monotonic() - started < 8
+        desk.pause_seconds = 0.1
+        model = Fixed(-1.0, -2.0)
+        player.start()
+        slowest = 0.0
+        for _ in range(50):
+            started = time.monotonic()
+            player.think(lambda: model)
+            slowest = max(slowest, time.monotonic() - started)
+            time.sleep(0.02)
+        player.close()
+        assert (model.num_asked, player.status()) == (0, {})
+        assert slowest < 0.5  # microseconds, on a machine that does nothing else

@@ -1,5 +1,7 @@
 """Scoring choices: one batched pass gives what each answer alone has."""
 
+import time
+
 import pytest
 import torch
 
@@ -36,3 +38,14 @@ def test_pass_that_would_take_too_long_is_not_made(tiny):
 
 def test_long_question_is_not_scored(tiny):
     assert ChoiceScorer(tiny, 4).logprobs("What is 2 + 3?" * 9, ["5", "6"], 60.0) is None
+
+
+def test_longest_clue_of_a_judge_costs_no_more_than_its_budget(tiny):
+    """The longest clue with the most and longest choices, and time for a part of them."""
+    scorer = ChoiceScorer(tiny, 100_000)
+    question, choices = "word " * 4000, ["answer " * 140 + str(i) for i in range(64)]
+    assert scorer.logprobs("short", ["yes", "no"], 60.0) is not None
+    started = time.monotonic()
+    assert scorer.logprobs(question, choices, 0.01) is None
+    tokenizing = time.monotonic() - started
+    assert tokenizing < 5  # a tenth of a second on a machine that does nothing else

@@ -27,7 +27,7 @@ DEPLOY_SECONDS = 600
 WORKER = "hivewright-worker@0.service"
 SERVICES = [
     f"hivewright-{name}.service"
-    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")
+    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard", "judge")
 ]
 
 

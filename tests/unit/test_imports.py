@@ -44,8 +44,14 @@ MAY_IMPORT = {
     "worker.swarm": GROUND,
     "worker.swarm.identity": {"worker.errors"},
     "worker.chain": GROUND | {"worker.swarm.identity"},
-    "worker.account": GROUND | WEB | {"worker.chain", "worker.swarm.identity"},
-    "worker.dashboard": GROUND | WEB | {"worker.chain.coordinator", "worker.swarm.identity"},
+    "worker.account": GROUND
+    | WEB
+    | {"worker.chain", "worker.swarm.identity", "worker.market_view"},
+    "worker.dashboard": GROUND
+    | WEB
+    | {"worker.chain.coordinator", "worker.swarm.identity", "worker.market_view"},
+    "worker.market_view": GROUND
+    | {"worker.chain", "worker.swarm.identity", "worker.market.judge_client"},
     "worker.market": GROUND | {"worker.chain"},
     "worker.judge": GROUND | WEB | {"worker.chain", "worker.environments"},
     "worker.hub": GROUND,

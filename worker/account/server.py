@@ -28,6 +28,7 @@ from worker.account.accounts import Account, Accounts, digest, require_active
 from worker.account.device_flow import DeviceFlow
 from worker.account.host_pages import HostPages
 from worker.account.invitations import PREFIX as INVITATION
+from worker.account.market_pages import MarketPages
 from worker.account.openid import OpenId
 from worker.account.passkeys import Passkeys
 from worker.account.queues import Queues
@@ -162,6 +163,7 @@ class Service:
             site,
             SignInPages(site, has_openid, has_passkeys=True),
             AccountPages(site),
+            MarketPages(site),
             HostPages(site),
             DeviceFlow(site),
             Passkeys(site),

@@ -25,6 +25,8 @@ from worker.account.sessions import Session, Sessions
 from worker.chain.coordinator import Coordinator
 from worker.chain.quotas import Quota
 from worker.errors import WorkerError
+from worker.market_view import rendering
+from worker.market_view.market_history import History
 from worker.runtime import webguard, webpages
 from worker.settings import Settings
 
@@ -83,11 +85,15 @@ class Site:
         self.guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         self._networks = [ipaddress.ip_network(each) for each in self.settings.trusted_networks]
         self._sparingly = webguard.Sparingly()
-        self._templates = webpages.templates(_FOLDER)
+        self._templates = webpages.templates(_FOLDER, rendering.FOLDER)
+        rendering.prepare(self._templates)
+        self.market = History(settings, lambda: coordinator)
+        self.has_market = settings.market.enabled is not False
 
     def add_to(self, application: web.Application) -> None:
         headers = {**HEADERS, "Cache-Control": "max-age=300"}
         webpages.add_files(application, _FOLDER, ("page.css", "page.js"), headers)
+        webpages.add_file(application, rendering.STYLE, headers)
 
     async def in_thread(
         self,
@@ -113,6 +119,7 @@ class Site:
             account=visitor and visitor.account,
             csrf=visitor.session.csrf if visitor else "",
             is_host=visitor is not None and visitor.account.is_operator,
+            has_market=self.has_market,
             dashboard_url=self.settings.dashboard_url,
             path=request.path,
             **content,

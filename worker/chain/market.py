@@ -173,13 +173,19 @@ class Market:
         name: str,
         filters: dict[str, Any],
         from_block: int,
+        to_block: int | None = None,
+        *,
+        newest_first: bool = False,
     ) -> Iterator[Event]:
-        """Yield the log entries of one name, with `filters` by indexed arguments."""
+        """Yield the log entries of one name, with `filters` by indexed arguments.
+
+        `to_block` None: up to the latest block.
+        """
         yield from walk(
             functools.partial(self._fetch_log, name, filters),
             from_block,
-            self.client.block_number(),
-            False,
+            self.client.block_number() if to_block is None else to_block,
+            newest_first,
             self._window,
         )
 

@@ -46,6 +46,8 @@ MAX_WORKERS = 64  # each is a process with torch and a model
 MARKER = ".hivewright-demo"
 SERVICES = ("chain", "account", "bootnode", "keeper", "dashboard")
 _ALL = 10**9
+SHORT_ROUND_SECONDS, LONG_ROUND_SECONDS = 4.0, 45.0
+"""Duration of a round of a game with the small model, and with a real one, which is slower."""
 BET_STATES = ("confirmed", "claiming", "paid", "lost")
 """States of bets that the chain has (worker/market/journal.py)."""
 
@@ -97,6 +99,7 @@ class Demo:
         `has_market`: run a judge, too, and require each worker to bet.
         """
         self.has_market = has_market
+        self.is_tiny = model is None
         self.worker_settings = (
             DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
         )
@@ -130,9 +133,10 @@ class Demo:
         passphrase.write_text(f"demo-{secrets.token_hex(16)}\n")
         passphrase.chmod(0o600)
         own: dict[str, Any] = {"account_port": 0, "account_passphrase_file": str(passphrase)}
+        judge = {}
         if self.has_market:
-            own["market_judge_url"] = self._start_judge(children)
-        account_file = self._write("account", own)
+            judge = {"market_judge_url": self._start_judge(children)}
+        account_file = self._write("account", own | judge)
         account = children.start("account", account_file, "account")
         bootnode_file = self._write("bootnode", {"bootnode_host": "127.0.0.1", "bootnode_port": 0})
         bootnode = children.start("bootnode", bootnode_file, "bootnode")
@@ -148,12 +152,14 @@ class Demo:
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
         dashboard_file = self._write(
-            "dashboard", {"dashboard_port": 0, "dashboard_accounts_url": account_url}
+            "dashboard", {"dashboard_port": 0, "dashboard_accounts_url": account_url, **judge}
         )
         dashboard = children.start("dashboard", dashboard_file, "dashboard")
         self._start_workers(children, account_url)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
         say(console, f"the dashboard is at {page}", "dim")
+        if self.has_market:
+            say(console, f"the prediction market's page is at {page}/market", "dim")
         say(console, f"accounts are at {account_url}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
 
@@ -162,13 +168,15 @@ class Demo:
         flat = {
             "judge_port": 0,
             "judge_rounds": 2,
-            "judge_round_seconds": 8.0,
-            "judge_pause_seconds": 2.0,
+            "judge_round_seconds": SHORT_ROUND_SECONDS if self.is_tiny else LONG_ROUND_SECONDS,
+            "judge_pause_seconds": 1.0,
             "chain_poll_seconds": 0.5,
             "environment_families": self.worker_settings["environment_families"],
         }
         judge = children.start("judge", self._write("judge", flat), "judge")
         url = judge.wait_for_file(self.output / "judge/address", STEP_SECONDS)
+        # Fix the port, so that a judge started later is where the others look for it.
+        self._write("judge", flat | {"judge_port": int(url.rpartition(":")[2])})
         say(self.console, f"the prediction market's judge is at {url}", "dim")
         return url
 
@@ -281,6 +289,8 @@ class Demo:
             "logs": "logs",
             "metrics": "targets.json",
         }
+        if self.has_market:
+            files["bets"] = f"{self.worker_names[0]}/logs/prg_record.txt"
         for what, file in files.items():
             say(self.console, f"{what:8} {self.output / file}")
 

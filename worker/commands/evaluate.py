@@ -13,6 +13,7 @@ from worker import environments, evaluation, model_setup
 from worker.environments import Environment
 from worker.errors import TrainingError
 from worker.evaluation import Asked
+from worker.policy.choices import ChoiceScorer
 from worker.policy.policy import Policy
 from worker.runtime.cells import add_row, say
 from worker.runtime.state_dir import StateDir
@@ -53,6 +54,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
             seconds=options.seconds,
             round=state.get("round"),
             rounds_trained=state.get("rounds_trained", 0),
+            opinion=ChoiceScorer(policy, settings.generation.max_prompt_length),
         )
     if options.json:
         records = {name: asdict(found[name]) for name in wanted}
@@ -112,6 +114,7 @@ def _print(
         table.add_column(f"reward {name}", justify="right")
         table.add_column("pass@1", justify="right")
         table.add_column(f"pass@{found[name].scores[0].k}", justify="right")
+        table.add_column("Brier", justify="right")
     if len(names) == 2:
         table.add_column("gain", justify="right")
     by_key: dict[Asked, list[FamilyScore]] = {}
@@ -133,12 +136,13 @@ def _print(
 
 
 def _cells(scores: Sequence[FamilyScore]) -> list[str]:
-    """Return reward, pass@1 and pass@k of each score, and the gain if there are two."""
+    """Return reward, pass@1, pass@k and Brier of each score, and the gain if there are two."""
     cells = []
     for score in scores:
         half = (score.reward_high - score.reward_low) / 2
         cells.append(f"{score.reward:.3f} ±{half:.2f}")
         cells += [f"{score.pass_1:.2f}", f"{score.pass_k:.2f}"]
+        cells.append("-" if score.brier is None else f"{score.brier:.2f}")
     if len(scores) == 2:
         first, last = scores
         cells.append(f"{last.reward - first.reward:+.3f}")

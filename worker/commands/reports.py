@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.table import Table
 from worker import environments
 from worker.errors import WorkerError
 from worker.log import printable
+from worker.records import BetState
 from worker.runtime.cells import add_row, say
 from worker.runtime.state_dir import StateDir
 from worker.settings import Settings
@@ -85,9 +86,25 @@ def _figures(node: NodeStatus) -> Iterator[str]:
     if seconds_by := node.condition.recent.seconds_by:
         spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds_by.items())
         yield f"seconds a round: {spent}"
+    yield from _of_market(node)
     now, before = node.held_out_now, node.held_out_before
     if now is not None and before is not None:
         yield f"held-out reward {now:.3f}, before training {before:.3f}"
+
+
+def _of_market(node: NodeStatus) -> Iterator[str]:
+    """Yield lines about bets in the prediction market, and the model's calibration."""
+    bets = {state: node.market[state] for state in get_args(BetState) if state in node.market}
+    if bets:
+        counts = ", ".join(f"{count:.0f} {state}" for state, count in bets.items())
+        yield f"bets in the prediction market: {counts}"
+    if "brier" in node.market:
+        yield (
+            f"Brier score of {node.market['rated']:.0f} answers (0 best, 2 worst):"
+            f" {node.market['brier']:.3f}"
+        )
+        for family, score in sorted(node.market_brier.items()):
+            yield f"  {printable(family)} {score:.3f}"
 
 
 def _print_health(console: Console, node: NodeStatus) -> None:

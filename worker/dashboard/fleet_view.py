@@ -52,6 +52,7 @@ class _Process:
     version: str | None = None
     warnings: tuple[str, ...] = ()
     families: dict[str, float] = field(default_factory=dict)
+    brier: dict[str, float] = field(default_factory=dict)
     rejected: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
@@ -92,6 +93,7 @@ class FleetView:
             "error": self._error,
             "processes": [_row(process) for process in processes],
             "families": _means(process.families for process in processes),
+            "brier": _means(process.brier for process in processes),
             "rejected": _sums(process.rejected for process in processes),
         }
 
@@ -119,7 +121,7 @@ def _ask(address: str, process: _Process) -> None:
 def _take(process: _Process, text: str) -> None:
     wanted = {metric: name for name, metric in _FIGURES.items()}
     figures: dict[str, float | None] = {"as_of": time.time()}
-    warnings, families, rejected = [], {}, {}
+    warnings, families, brier, rejected = [], {}, {}, {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name, labels, value = sample.name, sample.labels, sample.value
@@ -136,11 +138,13 @@ def _take(process: _Process, text: str) -> None:
                 warnings.append(_short(f"{labels.get('check')} ({labels.get('severity')})"))
             elif name == "hivewright_family_reward_mean":
                 families[_short(labels.get("family", ""))] = value
+            elif name == "hivewright_market_brier":
+                brier[_short(labels.get("family", ""))] = value
             elif name == "hivewright_groups_rejected_total":
                 rejected[_short(labels.get("reason", ""))] = value
     process.figures = figures
     process.warnings = tuple(sorted(warnings))
-    process.families, process.rejected = families, rejected
+    process.families, process.brier, process.rejected = families, brier, rejected
 
 
 def _row(process: _Process) -> dict[str, Any]:

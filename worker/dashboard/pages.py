@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from worker.market_view import rendering
 from worker.runtime import webpages
 from worker.settings import Settings
 
@@ -47,10 +48,13 @@ class Pages:
     def __init__(self, settings: Settings, pages: tuple[Page, ...]) -> None:
         self._accounts_url = settings.dashboard.accounts_url
         self._pages = pages
-        self._templates = webpages.templates(_FOLDER)
+        self._templates = webpages.templates(_FOLDER, rendering.FOLDER)
+        rendering.prepare(self._templates)
 
     def add_to(self, application: web.Application) -> None:
-        webpages.add_files(application, _FOLDER, ("page.css", "page.js"), {})
+        files = ("page.css", "page.js", "market.js")
+        webpages.add_files(application, _FOLDER, files, {})
+        webpages.add_file(application, rendering.STYLE, {})
         for page in self._pages:
             application.router.add_get(page.path, self._handler(page))
 

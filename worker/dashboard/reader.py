@@ -69,6 +69,10 @@ class Reader:
             self._verdicts.look(self._contract)
         return self._error is None
 
+    def coordinator(self) -> Coordinator:
+        """Return the client that was read last."""
+        return self._coordinator
+
     def content(self) -> dict[str, Any]:
         """Return the answer of /api/swarm, described in docs/operations/host-a-swarm.md."""
         peers = self._tally.peers

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from worker.dashboard.fleet_view import FleetView
+from worker.dashboard.market_page import MarketPage
 from worker.dashboard.pages import HEADERS, Page, Pages
 from worker.dashboard.reader import Reader
 from worker.errors import SettingsError
@@ -52,13 +53,19 @@ class Service:
         file = section.targets_file if section.show_fleet else None
         self._fleet = None if file is None else FleetView(file)
         self._fleet_content = self._encoded_fleet()
-        self._pages = Pages(settings, (Page("/", "Swarm", "swarm.html", lambda _: {}),))
+        self._market = MarketPage(settings, self._reader.coordinator)
+        pages = (
+            Page("/", "Swarm", "swarm.html", lambda _: {}),
+            Page("/market", "Market", "market.html", lambda _: self._market.content()),
+        )
+        self._pages = Pages(settings, pages)
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
         self._pages.add_to(application)
         application.router.add_get("/api/swarm", self.swarm)
         application.router.add_get("/api/fleet", self.fleet)
+        application.router.add_get("/api/market", self.market)
         application.on_response_prepare.append(add_headers)
         return application
 
@@ -66,8 +73,13 @@ class Service:
         log.info("dashboard up url=%s", url)
 
     async def tend(self) -> None:
-        """Poll the chain and the fleet, forever."""
-        await asyncio.gather(self._tend_chain(), self._tend_fleet())
+        """Poll the chain, the market and the fleet, forever."""
+        await asyncio.gather(self._tend_chain(), self._tend_market(), self._tend_fleet())
+
+    async def _tend_market(self) -> None:
+        while True:
+            await asyncio.to_thread(self._market.look)
+            await asyncio.sleep(self._poll_seconds)
 
     async def _tend_fleet(self) -> None:
         while self._fleet is not None:
@@ -87,6 +99,9 @@ class Service:
 
     async def fleet(self, request: web.Request) -> web.Response:
         return web.Response(body=self._fleet_content, content_type="application/json")
+
+    async def market(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._market.data, content_type="application/json")
 
     def _encoded_fleet(self) -> bytes:
         """Return the fleet, or null if it is not shown."""

@@ -140,13 +140,16 @@ class Conductor:
         if state.round != game.round:
             state = replace(state, round=game.round, began_at=time.time())
             self._save(state)
-        self._clue = {
+        clue = {
             "game_id": state.game,
             "clue_id": game.round,
             "rounds_remaining": game.num_rounds - game.round,
             "clue": state.problem.clues[game.round],
             "choices": list(state.problem.choices),
         }
+        if state.problem.family is not None:  # beyond the existing judge's form
+            clue["family"] = state.problem.family
+        self._clue = clue
         if time.time() - state.began_at >= self._settings.round_seconds:
             self._send(state, self._market.call("incrementRound", state.game))
 

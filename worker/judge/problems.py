@@ -30,13 +30,17 @@ Choice = Annotated[str, Field(min_length=1, max_length=_MAX_CHOICE)]
 
 
 class Problem(BaseModel):
-    """A problem: a clue for each round, the choices, and the index of the right one."""
+    """A problem: a clue for each round, the choices, and the index of the right one.
+
+    `family`: the task family that it is from; None: not known.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clues: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
     choices: Annotated[tuple[Choice, ...], Field(min_length=2, max_length=64)]
     answer: Annotated[int, Field(ge=0)]
+    family: Annotated[str, Field(min_length=1, max_length=100)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -115,19 +119,34 @@ def of_seed(
 ) -> Problem | None:
     """Return the problem of a seed; None if its task is not suitable."""
     (task,) = environment.sample(seed, 1)
+    return of_task(environment, task, judge.choices, judge.rounds, seed)
+
+
+def of_task(
+    environment: Environment,
+    task: Task,
+    num_choices: int,
+    num_rounds: int,
+    seed: int,
+) -> Problem | None:
+    """Return the problem of a task; None if it is not suitable. `seed` chooses wrong answers."""
     right = environment.answer(task)
     try:
         question = environment.question(task)
     except BadRecord:
         return None
-    if right is None or not _is_choice(right) or len(question) < judge.rounds:
+    if right is None or not _is_choice(right) or len(question) < num_rounds:
         return None
-    choices = [right, *_wrong_choices(environment, task, right, judge.choices - 1, seed)]
-    if len(choices) < judge.choices:
+    choices = [right, *_wrong_choices(environment, task, right, num_choices - 1, seed)]
+    if len(choices) < num_choices:
         return None
     Random(seed).shuffle(choices)
-    clues = tuple(_beginning(question, i + 1, judge.rounds) for i in range(judge.rounds))
-    return Problem(clues=clues, choices=tuple(choices), answer=choices.index(right))
+    return Problem(
+        clues=tuple(_beginning(question, i + 1, num_rounds) for i in range(num_rounds)),
+        choices=tuple(choices),
+        answer=choices.index(right),
+        family=task.family,
+    )
 
 
 def _wrong_choices(

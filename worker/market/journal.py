@@ -10,18 +10,21 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from worker.chain.database import Database
+from worker.records import BetState
 
-State = Literal["planned", "sent", "confirmed", "claiming", "paid", "lost", "missed", "skipped"]
 OPEN_STATES = ("planned", "sent", "confirmed", "claiming")
+UNKNOWN_FAMILY = "unknown"
+"""The family of questions whose judge names none."""
+_MAX_FAMILIES = 64
+"""Families reported: a foreign judge may name any number."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS bets (
         market TEXT NOT NULL, game INTEGER NOT NULL, round INTEGER NOT NULL, block INTEGER NOT NULL,
         choice INTEGER NOT NULL, amount TEXT NOT NULL, beliefs TEXT NOT NULL, state TEXT NOT NULL,
-        changed_at REAL NOT NULL, reason TEXT, brier REAL,
+        changed_at REAL NOT NULL, reason TEXT, brier REAL, family TEXT,
         PRIMARY KEY (market, game, round)
     ) STRICT, WITHOUT ROWID;
 """
@@ -33,6 +36,7 @@ class Row:
 
     `block`: the newest block when it was written; the bet is in a later one. `beliefs`: the model's
     probabilities, empty if it was not asked. `brier`: their score; None: the answer is not known.
+    `family`: the question's task family, as the judge says; None: it does not.
     """
 
     market: str
@@ -42,10 +46,11 @@ class Row:
     choice: int
     amount: int
     beliefs: tuple[float, ...]
-    state: State
+    state: BetState
     changed_at: float
     reason: str | None = None
     brier: float | None = None
+    family: str | None = None
 
 
 class Journal:
@@ -53,12 +58,13 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA, "FULL")
+        self._database.ensure_column("bets", "family", "TEXT")
 
     def add(self, row: Row) -> None:
         """Write a new row; one of the same clue stays as it is."""
         beliefs = json.dumps(list(row.beliefs))
         self._database.execute(
-            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 row.market,
                 row.game,
@@ -71,6 +77,7 @@ class Journal:
                 row.changed_at,
                 row.reason,
                 row.brier,
+                row.family,
             ),
         )
 
@@ -101,13 +108,20 @@ class Journal:
     def move(
         self,
         row: Row,
-        state: State,
+        state: BetState,
         reason: str | None = None,
     ) -> None:
         self._database.execute(
             "UPDATE bets SET state = ?, changed_at = ?, reason = ?"
             " WHERE market = ? AND game = ? AND round = ?",
             (state, time.time(), reason, row.market, row.game, row.round),
+        )
+
+    def note(self, row: Row, reason: str) -> None:
+        """Note why a row does not move on."""
+        self._database.execute(
+            "UPDATE bets SET reason = ? WHERE market = ? AND game = ? AND round = ?",
+            (reason, row.market, row.game, row.round),
         )
 
     def rate(self, row: Row, brier: float) -> None:
@@ -122,9 +136,24 @@ class Journal:
         ((count, mean),) = self._database.execute("SELECT count(brier), avg(brier) FROM bets")
         return int(count), mean
 
+    def brier_by_family(self) -> dict[str, float]:
+        """Return the mean score of each family's rated rows, of those with the most rows."""
+        return dict(
+            self._database.execute(
+                "SELECT coalesce(family, ?), avg(brier) FROM bets WHERE brier IS NOT NULL"
+                " GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT ?",
+                (UNKNOWN_FAMILY, _MAX_FAMILIES),
+            )
+        )
+
     def counts(self) -> dict[str, int]:
         """Return the number of rows in each state."""
         return dict(self._database.execute("SELECT state, count(*) FROM bets GROUP BY state"))
+
+    def num_open(self) -> int:
+        """Return the number of rows that the chain has not settled."""
+        counts = self.counts()
+        return sum(counts.get(state, 0) for state in OPEN_STATES)
 
     def close(self) -> None:
         self._database.close()

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 TOKEN = 10**18
 RESEND_SECONDS = 30.0
 _LOOK_AGAIN_SECONDS = 60.0
+_FORGET_SECONDS = 600.0
+"""Time until a bet is given up whose game the chain does not know."""
 _MAX_CHOICES_SHOWN = 80
 
 
@@ -98,6 +100,13 @@ class Player:
         if self._thread.ident is not None:
             self._thread.join(10.0)
 
+    def flush(self, seconds: float) -> None:
+        """Wait until every bet is settled and claimed, or the time is up."""
+        deadline = time.monotonic() + seconds
+        while self.journal.num_open() and time.monotonic() < deadline:
+            if self._closing.wait(min(self._settings.poll_seconds, 0.5)):
+                return
+
     def status(self) -> dict[str, float]:
         """Return the number of bets by state; `brier`: mean score of the probabilities rated."""
         count, mean = self.journal.mean_brier()
@@ -106,10 +115,15 @@ class Player:
             found |= {"rated": count, "brier": round(mean, 4)}
         return found
 
+    def calibration(self) -> dict[str, float]:
+        """Return the mean Brier score of the rated probabilities, by task family."""
+        return self.journal.brier_by_family()
+
     def think(self, make_opinion: Callable[[], Opinion]) -> None:
         """Ask the model about a new clue, if there is one; called by the round loop.
 
-        It takes at most about `market.seconds_per_round`.
+        It takes at most about `market.seconds_per_round`. A round that opens meanwhile begins after
+        it, so that is the longest delay.
         """
         with self._lock:
             clue = self._asked
@@ -159,7 +173,10 @@ class Player:
         if market is None or judge is None:
             return
         for row in self.journal.open_rows(market.address):
-            self._follow(market, row)
+            try:
+                self._follow(market, row)
+            except ContractRefused as refusal:
+                self._note_refusal(row, refusal)
         self._take_opinion(market)
         clue = judge.clue()
         if not clue.is_open or self.journal.has(market.address, clue.game_id, clue.clue_id):
@@ -205,6 +222,7 @@ class Player:
             "planned" if reason is None else "skipped",
             time.time(),
             reason,
+            family=clue.family,
         )
         self.journal.add(row)
         if reason is None:
@@ -268,8 +286,7 @@ class Player:
             return
         is_over = market.current_round(row.game) != row.round or self._is_cancelled(market, row)
         if is_over:
-            self.journal.move(row, "missed", "not on the chain when the round ended")
-            self._record(row, "no bet: it did not arrive in time")
+            self._give_up(row, "it was not on the chain when the round ended")
         elif row.state == "planned" or (market.version is not None and _is_old(row)):
             self._send(market, row)
 
@@ -280,6 +297,10 @@ class Player:
 
     def _claim(self, market: Market, row: Row) -> None:
         """Rate a bet whose answer is known, and claim what it is paid."""
+        if market.version is not None and self._is_lost(market, row):
+            # The chain was restored from before it: as if the answer to the bet were lost.
+            self.journal.move(row, "sent")
+            return
         right = market.right_choice(row.game, row.block)
         if right is not None and row.brier is None and row.beliefs:
             self.journal.rate(row, policies.brier(row.beliefs, right))
@@ -287,13 +308,36 @@ class Player:
             self._claim_from_foreign(market, row, right)
         elif right is not None or self._is_cancelled(market, row):
             payout, is_claimed = market.payout(row.game, self._peer_id)
-            self._claim_known(market, row, payout, is_claimed)
+            self._claim_known(market, row, payout, is_claimed, is_refund=right is None)
 
-    def _claim_known(self, market: Market, row: Row, payout: int, is_claimed: bool) -> None:
+    def _is_lost(self, market: Market, row: Row) -> bool:
+        """Return whether the chain does not have a confirmed bet any more."""
+        return market.guess_of(row.game, self._peer_id, row.round, row.block) is None
+
+    def _give_up(self, row: Row, why: str) -> None:
+        self.journal.move(row, "missed", why)
+        self._record(row, f"no bet: {why}")
+
+    def _note_refusal(self, row: Row, refusal: ContractRefused) -> None:
+        """Give up a bet of a game that the chain lost; try others again at the next step.
+
+        The judge may bring the game back, so that takes a while.
+        """
+        if refusal.name == "UnknownGame" and time.time() - row.changed_at > _FORGET_SECONDS:
+            self._give_up(row, "the chain was restored from before the game")
+        elif row.reason != str(refusal):
+            self.journal.note(row, str(refusal))
+            log.warning("bet waits game=%d round=%d %s", row.game, row.round, refusal)
+
+    def _claim_known(
+        self, market: Market, row: Row, payout: int, is_claimed: bool, is_refund: bool = False
+    ) -> None:
         if is_claimed:
             self.journal.move(row, "paid")
             if row.state == "claiming":  # the game's other bets are paid by the same claim
-                self._record(row, f"claimed {payout / TOKEN:.3f} for the game")
+                tokens = f"{payout / TOKEN:.3f}"
+                refund = f"got back {tokens}: the game was cancelled"
+                self._record(row, refund if is_refund else f"claimed {tokens} for the game")
         elif payout == 0:
             self.journal.move(row, "lost")
             self._record(row, "lost")
@@ -308,15 +352,16 @@ class Player:
         """
         if right is None:
             return
-        if not market.shares_of(row.game, right, self._peer_id):
-            self.journal.move(row, "lost")
-            self._record(row, "lost")
-            return
         for event in market.events("RewardClaimed", {"gameIdx": row.game}, row.block):
             if event.arguments["peerId"] == self._peer_id:
                 paid = event.arguments["betTokensOut"]
                 self._claim_known(market, row, paid, is_claimed=True)
                 return
+        # After the events: a market may take the shares when it pays.
+        if not market.shares_of(row.game, right, self._peer_id):
+            self.journal.move(row, "lost")
+            self._record(row, "lost")
+            return
         if row.state == "confirmed" or _is_old(row):
             self.journal.move(row, "claiming")
             self._send_claim(market, row)

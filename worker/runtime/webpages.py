@@ -14,10 +14,10 @@ _ASSETS = Path(__file__).parent / "assets"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-def templates(folder: Path) -> jinja2.Environment:
-    """Return the templates in a folder. Every text in them is escaped, every name must be known."""
+def templates(*folders: Path) -> jinja2.Environment:
+    """Return the templates in folders. Every text in them is escaped, every name must be known."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(folders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -33,8 +33,13 @@ def add_files(
     """Serve these files of a folder at /NAME, and the style and icon that all pages share."""
     files = [_ASSETS / "base.css", _ASSETS / "icon.svg", *(folder / name for name in names)]
     for file in files:
-        handler = _serving(file.read_bytes(), _TYPES[file.suffix], headers)
-        application.router.add_get(f"/{file.name}", handler)
+        add_file(application, file, headers)
+
+
+def add_file(application: web.Application, file: Path, headers: Mapping[str, str]) -> None:
+    """Serve a file at /NAME."""
+    handler = _serving(file.read_bytes(), _TYPES[file.suffix], headers)
+    application.router.add_get(f"/{file.name}", handler)
 
 
 def _serving(body: bytes, content_type: str, headers: Mapping[str, str]) -> Handler:

@@ -18,7 +18,8 @@ class FamilyScore:
     """Mean reward (with its interval of 95 %) and pass rates of one family at one level.
 
     `pass_1` is the probability that one answer is right, `pass_k` that at least one of `k` is.
-    `level`: None for a family without a curriculum.
+    `level`: None for a family without a curriculum. `brier`: mean Brier score of the model's
+    probabilities of right and wrong answers (0 best, 2 worst); None: not measured.
     """
 
     family: str
@@ -32,6 +33,7 @@ class FamilyScore:
     k: int
     closed: float
     truncated: float
+    brier: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from worker.log import printable
+from worker.records import BetState
 from worker.runtime.gpu_health import Card
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
@@ -110,6 +111,8 @@ def _of_node(node: NodeStatus) -> list[_Figure]:
     updated = "When the node last wrote its status (Unix time)."
     speed = "Speed of generation in the last round."
     ledger = "Rewards in the ledger, by what became of them."
+    brier = "Mean Brier score of the model in the prediction market: 0 (best) to 2."
+    bets = {state: count for state, count in node.market.items() if state in get_args(BetState)}
     return [
         _by("state", "1: the state that the node is in.", "state", states),
         _by("device_info", "1: the device that the model computes on.", "device", devices),
@@ -121,6 +124,8 @@ def _of_node(node: NodeStatus) -> list[_Figure]:
         _one("tokens_per_second", speed, node.tokens_per_second),
         _by("groups_trained", "Groups that the last round trained on.", "source", groups),
         _by("ledger", ledger, "state", node.ledger),
+        _by("market_bets", "Bets in the prediction market, by state.", "state", bets),
+        _by("market_brier", brier, "family", node.market_brier),
         *_of_card(node.condition.gpu),
     ]
 

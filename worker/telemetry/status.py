@@ -188,10 +188,10 @@ class NodeStatus:
     yet. `extra_steps` and `extra_groups`: training steps and own groups of further parts of rounds;
     `groups_behind`: number of peers' groups that came, by how many rounds older than ours they
     were. `market`: number of bets by state, and `brier`, the mean Brier score of the model's
-    probabilities; empty without a prediction market. `ledger_error`: why rewards wait in the
-    ledger, None if they do not. `last_round`: the last line of its history. `warnings`: checks that
-    are past their threshold. `weights`: number of sets "offered" to peers, and of those of peers
-    "fetched", "unusable", "worse" than ours, and "taken".
+    probabilities; `market_brier`: that by task family. Both are empty without a prediction market.
+    `ledger_error`: why rewards wait in the ledger, None if they do not. `last_round`: the last line
+    of its history. `warnings`: checks that are past their threshold. `weights`: number of sets
+    "offered" to peers, and of those of peers "fetched", "unusable", "worse" than ours, and "taken".
     """
 
     name: str
@@ -230,6 +230,7 @@ class NodeStatus:
     hub: HubStatus | None = None
     ledger_error: str | None = None
     market: dict[str, float] = field(default_factory=dict)
+    market_brier: dict[str, float] = field(default_factory=dict)
     last_error: str | None = None
     last_round: RoundRecord | None = None
     condition: Condition = field(default_factory=Condition)

@@ -345,6 +345,7 @@ function drawFleet(fleet) {
   if (isDrawn("fleet", fleet)) return;
   at("processes").replaceChildren(...fleet.processes.map(processRow));
   at("by-family").replaceChildren(...figures("Mean reward by family", fleet.families, (value) => value.toFixed(2)));
+  at("by-brier").replaceChildren(...figures("Brier score by family (0 best, 2 worst)", fleet.brier, (value) => value.toFixed(2)));
   at("by-reason").replaceChildren(...figures("Rejected groups by reason", fleet.rejected, (value) => String(value)));
 }
 

@@ -1,0 +1,1 @@
+"""What the pages of dashboard and account service show of the prediction market."""

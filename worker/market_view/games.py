@@ -1,0 +1,118 @@
+"""Games of a prediction market with their bets, and what follows from them. Plain data."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Literal
+
+GameState = Literal["open", "closed", "settled", "cancelled"]
+OPENING = 100.0
+"""Shares of each choice with which a game of our contract opens."""
+
+
+@dataclass(slots=True)
+class Bet:
+    """A bet: `amount` in tokens, `shares` (None: the contract does not tell), `at` in Unix time."""
+
+    peer_id: str
+    round: int
+    choice: int
+    amount: float
+    shares: float | None
+    at: float
+
+
+@dataclass(slots=True)
+class Game:
+    """A game. `round_ends` and `ended_at` are Unix times; None: it has not ended, as far as known.
+
+    `paid`: tokens claimed, by peer. `family`, `question` and `choices` are the judge's words; empty
+    if it does not tell. `is_whole`: whether `question` has all clues. `num_omitted`: bets beyond
+    the limit on those kept.
+    """
+
+    number: int
+    num_rounds: int
+    num_choices: int
+    opened_at: float
+    state: GameState = "open"
+    round_ends: list[float] = field(default_factory=list)
+    ended_at: float | None = None
+    right_choice: int | None = None
+    bets: list[Bet] = field(default_factory=list)
+    num_omitted: int = 0
+    paid: dict[str, float] = field(default_factory=dict)
+    family: str = ""
+    question: str = ""
+    is_whole: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether only claims can follow."""
+        return self.state in ("settled", "cancelled")
+
+    @property
+    def pot(self) -> float:
+        """Tokens that were bet."""
+        return sum(bet.amount for bet in self.bets)
+
+    def name_of(self, choice: int) -> str:
+        """Return the judge's words for a choice, or its number from 1."""
+        return self.choices[choice] if self.choices else f"choice {choice + 1}"
+
+    def beliefs(self) -> list[tuple[float, list[float]]]:
+        """Return the market's probability of each choice, from each point in time on.
+
+        Empty if the shares of a bet are not known: then the prices are not known either.
+        """
+        if any(bet.shares is None for bet in self.bets) or self.num_omitted:
+            return []
+        supplies = [OPENING] * self.num_choices
+        points = [(self.opened_at, _shares_of_one(supplies))]
+        for bet in sorted(self.bets, key=lambda bet: bet.at):
+            supplies[bet.choice] += bet.shares or 0.0
+            points.append((bet.at, _shares_of_one(supplies)))
+        return points
+
+    def result_of(self, bet: Bet) -> str:
+        """Return what came of a bet, in one word."""
+        if self.state == "cancelled":
+            return "refunded" if bet.peer_id in self.paid else "refund due"
+        if self.right_choice is None:
+            return "open"
+        if bet.choice == self.right_choice:
+            return "won"
+        # If nobody bet on the right choice, everybody gets the stake back.
+        is_refunded = all(other.choice != self.right_choice for other in self.bets)
+        return "refunded" if is_refunded and not self.num_omitted else "lost"
+
+
+@dataclass(slots=True)
+class Standing:
+    """A peer's part in the games that are known; amounts in tokens. `balance` None: not read."""
+
+    peer_id: str
+    num_bets: int = 0
+    staked: float = 0.0
+    paid: float = 0.0
+    balance: float | None = None
+
+
+def standings(games: list[Game]) -> list[Standing]:
+    """Return the peers that bet, those with the most claimed first."""
+    found: defaultdict[str, Standing] = defaultdict(lambda: Standing(""))
+    for game in games:
+        for bet in game.bets:
+            row = found[bet.peer_id]
+            row.peer_id = bet.peer_id
+            row.num_bets += 1
+            row.staked += bet.amount
+        for peer_id, tokens in game.paid.items():
+            found[peer_id].peer_id = peer_id
+            found[peer_id].paid += tokens
+    return sorted(found.values(), key=lambda row: (-row.paid, row.peer_id))
+
+
+def _shares_of_one(supplies: list[float]) -> list[float]:
+    total = sum(supply**2 for supply in supplies)
+    return [supply**2 / total for supply in supplies]
