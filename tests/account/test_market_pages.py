@@ -70,7 +70,8 @@ def test_somebody_else_sees_nothing_of_it(service, hall) -> None:
     assert "No node is linked to this account." in text
     assert "my node" not in text
     assert "Game 0" not in text
-    assert Visitor(service.url).get("/market", follow=False).headers["Location"] == "/sign-in"
+    gone = Visitor(service.url).get("/market", follow=False)
+    assert (gone.status_code, gone.headers.get("Location")) == (303, "/sign-in"), gone.text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -59,6 +59,20 @@ def test_name_of_a_peer_cannot_drive_the_terminal():
     assert "\x1b" not in "".join(lines(status))
 
 
+def test_status_tells_bets_and_calibration_by_family(tmp_path, capsys):
+    status = node()
+    status.market = {"paid": 3, "lost": 1, "skipped": 2, "rated": 4, "brier": 0.5}
+    status.market_brier = {"bf": 0.25, "\x1b[2J": 2.0}
+    status.write(tmp_path)
+    parsed = settings.from_flat({"node_state_dir": str(tmp_path)}, "test")
+    print_status(parsed, argparse.Namespace(json=False, metrics=False))
+    printed = capsys.readouterr().out
+    assert "bets in the prediction market: 3 paid, 1 lost, 2 skipped\n" in printed
+    assert "Brier score of 4 answers (0 best, 2 worst): 0.500\n" in printed
+    assert "  bf 0.250\n" in printed
+    assert "\x1b" not in printed
+
+
 def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_path, capsys):
     status = node()
     status.swarm = SwarmStatus(

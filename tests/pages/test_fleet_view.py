@@ -25,6 +25,7 @@ def status_of(folder: Path, name: str, round: int) -> NodeStatus:
     node = NodeStatus(name, "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", round=round)
     node.state, node.reward_mean, node.last_round = "connected", 0.5, record
     node.warnings = (Finding("clock", "severe", "7 s"),)
+    node.market_brier = {"bf": 0.25}
     node.write(folder)
     return node
 
@@ -59,6 +60,7 @@ def test_each_process_is_told_with_its_figures_or_its_reason(targets: Path) -> N
     assert worker["warnings"] == ("clock (severe)",)
     assert worker["host"] == r"<b>evil</b>\x1b"
     assert (worker["error"], worker["version"]) == (None, "0.1.0")
+    assert view.content()["brier"] == {"bf": 0.25}
     assert worker["as_of"] > 1e9
     assert (keeper["error"], keeper["round"], keeper["as_of"]) == ("Connection refused", None, None)
 
@@ -106,6 +108,7 @@ def test_page_shows_the_fleet_in_three_widths(
                 assert barriers(tab.page) == []
         assert "<b>evil</b>" in tab.text("#processes tr")
         assert "25 %" in tab.text("#processes tr")
+        assert "bf 0.25" in tab.text("#by-brier")
         tab.page.screenshot(path=tmp_path / "fleet.png", full_page=True)
 
 

@@ -166,7 +166,7 @@ def test_judge_that_is_away_leaves_what_is_known(shown: Shown, tab: Tab) -> None
 
 def test_swarm_without_a_market_says_so(dashboard: Dashboard, tab: Tab) -> None:
     tab.page.goto(dashboard.url)
-    tab.page.get_by_role("link", name="Prediction market").click()
+    tab.page.get_by_role("link", name="Market").click()
     expect(tab.page.locator("#market")).to_contain_text("This swarm has no prediction market.")
     assert barriers(tab.page) == []
 

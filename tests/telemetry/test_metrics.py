@@ -64,6 +64,15 @@ def test_figures_of_the_exchange_are_in_prometheus_form(node: NodeStatus) -> Non
     assert 41 < value(text, "newest_group_age_seconds") < 60
 
 
+def test_bets_and_calibration_are_figures(node: NodeStatus) -> None:
+    node.market = {"paid": 3, "lost": 1, "rated": 4, "brier": 0.5}
+    node.market_brier = {"bf": 0.25}
+    text = render(node)
+    assert value(text, "market_bets", state="paid") == 3
+    assert value(text, "market_brier", family="bf") == 0.25
+    assert 'state="brier"' not in text  # only states of bets
+
+
 def test_control_characters_of_peers_are_escaped(node: NodeStatus) -> None:
     text = render(node)
     assert text.replace("\n", "").isprintable()

@@ -131,3 +131,30 @@ def test_intervals_are_as_wide_as_they_must_be():
     nothing = evaluation.interval(0.0, 10)
     assert nothing.low == 0.0
     assert nothing.high == pytest.approx(0.278, abs=0.001)
+
+
+class Sure:
+    """Gives the right answer of a question a log-probability, and wrong ones another."""
+
+    def __init__(self, parrot, right, wrong):
+        self.parrot, self.values = parrot, (wrong, right)
+
+    def logprobs(self, question, choices, seconds):
+        assert len(set(choices)) == evaluation.NUM_CHOICES
+        answer = self.parrot.answers[question]
+        assert choices.count(answer) == 1
+        return [self.values[choice == answer] for choice in choices]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "brier"), [(0.0, -99.0, 0.0), (0.0, 0.0, 0.75), (-99.0, 0.0, 4 / 3)]
+)
+def test_calibration_is_measured_by_family_with_wrong_answers(environment, right, wrong, brier):
+    parrot = make_parrot(environment, 1, 6)
+    opinion = Sure(parrot, right, wrong)
+    asked = [("gcd", 2), ("chain_sum", None)]
+    generation = Generation(num_generations=4)
+    scores = evaluation.evaluate(parrot, environment, generation, asked, 6, opinion=opinion)
+    assert [score.brier for score in scores] == [pytest.approx(brier)] * 2
+    plain = evaluation.evaluate(parrot, environment, generation, asked, 6)
+    assert [score.brier for score in plain] == [None, None]

@@ -598,6 +598,8 @@ class Service:
         """
         try:
             return await handler(request)
+        except web.HTTPRedirection:
+            raise
         except web.HTTPException as error:
             return web.json_response(
                 {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
