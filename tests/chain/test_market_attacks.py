@@ -24,8 +24,7 @@ def hall(place):
 def in_one_block(hall: Hall, *calls: tuple[str, Call, int]) -> list[bool]:
     """Mine one block with these calls; return which succeeded.
 
-    Each is a sender, a call and a gas price: the chain orders a block by that, as a miner who is
-    bribed would.
+    Each is a sender, a call and a gas price, which decides the order within the block.
     """
     client = hall.market.client
     ask(hall.chain, "evm_setAutomine", False)
