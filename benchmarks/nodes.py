@@ -45,8 +45,14 @@ class Node:
     length: AnswerLength = field(default_factory=AnswerLength)
 
     def answer(self, round: int) -> list[ScoredGroup]:
+        """Answer the first part of a round, whose mean reward is the node's reward."""
+        groups = self.answer_part(round, 0)
+        self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
+        return groups
+
+    def answer_part(self, round: int, part: int) -> list[ScoredGroup]:
         tasks = self.environment.sample(
-            round_seed(self.peer_id, round), self.settings.environment.tasks_per_round
+            round_seed(self.peer_id, round), self.settings.environment.tasks_per_round, part
         )
         policy, seed = self.trainer.policy, self.rng.getrandbits(31)
         questions, answers = rollouts.generate(
@@ -54,7 +60,6 @@ class Node:
         )
         groups = rollouts.score(self.environment, tasks, questions, answers).groups
         self.length.see(groups)
-        self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
         return groups
 
     def collect(self, answered: Mapping[str, Sequence[ScoredGroup]]) -> list[ScoredGroup]:
@@ -77,7 +82,13 @@ class Node:
             group.task, self.environment.question(group.task), scored, peer_id=peer_id
         )
 
-    def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
+    def learn(self, first: list[ScoredGroup], external: list[ScoredGroup]) -> None:
+        """Take a step, after further parts of the round if these groups do not teach enough."""
+        local = list(first)
+        for part in range(1, self.settings.node.max_parts_per_step):
+            if rollouts.teach_enough((*local, *external), self.settings):
+                break
+            local += self.answer_part(len(self.rewards) - 1, part)
         groups = give_credit(local, is_closed) if self.has_credit else local
         batch = choose(groups, external, self.settings.trainer, self.rng, self.trainer.find_fault)
         self.steps.append(self.trainer.step(batch.groups, sampled=local).skipped is None)

@@ -43,7 +43,7 @@ from transformers.utils.logging import set_verbosity_error
 from benchmarks.nodes import GAIN_HEADER, Node, exchange, make_node, mean_curve, print_gain, run
 from worker import environments, evaluation, settings
 from worker.policy import form_choice
-from worker.records import ScoredGroup, Task
+from worker.records import MAX_PART_TASKS, ScoredGroup, Task
 
 ROOT = Path(__file__).parents[1]
 HELD_OUT_FAMILIES = ("basic_arithmetic", "leg_counting", "calendar_arithmetic")
@@ -82,9 +82,10 @@ class Stories:
     def __init__(self, environment: settings.Environment) -> None:
         """Ignore the settings: there is nothing to configure."""
 
-    def sample(self, seed: int, count: int) -> list[Task]:
+    def sample(self, seed: int, count: int, part: int = 0) -> list[Task]:
         digest = hashlib.sha256(b"stories").hexdigest()[:12]
-        return [Task("stories", digest, seed, index) for index in range(count)]
+        first = part * MAX_PART_TASKS
+        return [Task("stories", digest, seed, first + index) for index in range(count)]
 
     def question(self, task: Task) -> str:
         rng = random.Random(f"{task.seed} {task.index}")

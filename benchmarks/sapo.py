@@ -104,6 +104,7 @@ def configure(mix: str, tasks: str, external: str) -> settings.Settings:
         "trainer_external_groups": num_external,
         "trainer_external_completions": external,
         "trainer_fill_missing": False,
+        "node_max_parts_per_step": 1,  # mixes are compared at equal numbers of tasks
     }
     return settings.from_flat(flat, "the demo's settings")
 
@@ -128,6 +129,7 @@ def configure_smollm2(
         "trainer_external_groups": num_external,
         "trainer_external_completions": external,
         "trainer_fill_missing": False,
+        "node_max_parts_per_step": 1,  # mixes are compared at equal numbers of tasks
     }
     return settings.from_flat(flat, "benchmarks.sapo")
 

@@ -14,7 +14,6 @@ node that dies after the checkpoint restores the part's history line from it.
 import functools
 import logging
 import random
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -30,18 +29,20 @@ from worker import (
     condition,
     enrolment,
     environments,
-    evaluation,
     model_folder,
     model_setup,
     rollouts,
+    vote,
 )
 from worker.adoption import Adoption
+from worker.answer_records import AnswerRecords
 from worker.chain import account_client, registration
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.environments.answers import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
+from worker.held_out import HeldOut
 from worker.hub.hub import Hub
 from worker.market.journal import Journal
 from worker.market.player import Player
@@ -64,12 +65,13 @@ from worker.runtime import host, systemd
 from worker.runtime.processes import exit_on_signals
 from worker.runtime.state_dir import StateDir
 from worker.settings import Settings, chain_of_node
-from worker.settings import Swarm as SwarmSettings
 from worker.settings import Trainer as TrainerSettings
+from worker.signal_watch import SignalWatch, truncated_share
+from worker.swarm import announce
 from worker.swarm.exchange.verify import Verifier
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.swarm import Published, Swarm
-from worker.telemetry import answer_log, evaluation_log, health, round_figures, status
+from worker.telemetry import health, round_figures, status
 from worker.telemetry.answer_log import AnswerLog
 from worker.telemetry.gpu_watch import GpuWatch
 from worker.telemetry.model_card import model_card
@@ -81,7 +83,7 @@ from worker.telemetry.tracking.trackers import Trackers
 from worker.trainer import checkpoint
 from worker.trainer.batch import choose
 from worker.trainer.credit import closed_share, give_credit
-from worker.trainer.trainer import Learned, Trainer
+from worker.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +93,6 @@ FLUSH_SECONDS = 30.0
 # External groups requested per group trained on: groups without a signal are dropped, and a larger
 # selection gives a better batch.
 EXTERNAL_MARGIN = 3
-_MAJORITY = 0.5
-EVAL_TASKS = 24
-"""Number of held-out tasks per family and level, if `node.eval_seconds` allows that many."""
-WARN_AFTER_ROUNDS = 16  # rounds in a row without a signal; a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,33 +137,6 @@ def run(settings: Settings) -> None:
             raise
 
 
-def _announced(swarm: SwarmSettings) -> SwarmSettings:
-    """Return the settings with the interface's current address added to `announce`.
-
-    If the interface has no address, log a warning and return them unchanged: the node still trains.
-    """
-    if swarm.announce_interface is None:
-        return swarm
-    is_ipv6 = ":" in swarm.host
-    address = host.interface_address(
-        swarm.announce_interface, socket.AF_INET6 if is_ipv6 else socket.AF_INET
-    )
-    if address is None:
-        other = host.interface_address(
-            swarm.announce_interface, socket.AF_INET if is_ipv6 else socket.AF_INET6
-        )
-        wanted = "an IPv4 one" if is_ipv6 else "an IPv6 one, such as ::"
-        hint = f"it has {other}, and swarm.host is {swarm.host}: make that {wanted}"
-        logger.warning(
-            "no address to announce interface=%s, %s",
-            swarm.announce_interface,
-            hint if other else "is it up?",
-        )
-        return swarm
-    own = f"/{'ip6' if is_ipv6 else 'ip4'}/{address}/tcp/{swarm.port}"
-    return swarm.model_copy(update={"announce": (*swarm.announce, own)})
-
-
 @contextmanager
 def _report_failure(folder: Path) -> Iterator[None]:
     """Write an error that ends the node to its status, in addition to the log."""
@@ -202,7 +173,7 @@ class Node:
         self.last_record: dict[str, Any] | None = None
         self.recent: deque[dict[str, Any]] = deque(maxlen=health.KEPT_ROUNDS)
         self.stopwatch = Stopwatch()
-        self.rounds_unsaved = self.rounds_without_signal = 0
+        self.rounds_unsaved = 0
         self.used: dict[str, Place] = {}  # by peer, the newest place whose groups were used
         self.last = self._resume()
         # Prepare generation first: it stays in memory, and training measures what is left.
@@ -216,10 +187,11 @@ class Node:
         self.answers = AnswerLog(
             self.folder, settings.node.answers_rounds, settings.node.answers_mb
         )
+        self.signal_watch = SignalWatch(self.policy, settings.generation)
+        self._answer_records = AnswerRecords(self.environment, self.policy)
         self.trackers = self._open_trackers()
         self.answer_length = AnswerLength()
-        self.last_evaluated = -1  # rounds trained at the last evaluation
-        self._see_evaluations()
+        self.held_out = HeldOut(settings, self.policy, self.environment, self.status)
         self.ledger = Ledger(self.files.ledger)
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.adoption = self._adoption(self.swarm) if settings.swarm.shares_weights else None
@@ -307,13 +279,12 @@ class Node:
         place = Place(tick.round, self._part_of(tick))
         self.status.round = tick.round
         self._ask(tick.round)
-        local, tokens_per_second = self._answer(
-            round_seed(self.peer_id, tick.round), place.part, part_seed(self.peer_id, place)
-        )
+        first, tokens_per_second = self._answer_place(place)
         if place.part:
             self._look_whether_open()
-        published = self._publish(place, local)
+        published = self._publish(place, first)
         collected = self._collect(place)
+        local, num_parts = self._answer_until_enough(place, first, collected.groups)
         self._show("training")
         self.stopwatch.begin("training")
         further = f"/{place.part}" if place.part else ""
@@ -327,10 +298,11 @@ class Node:
         )
         metrics = self.trainer.step(batch.groups, sampled=local)
         self._note_planted()
-        self._see_signal(metrics, local)
+        self.signal_watch.see(metrics, local)
         self.environment.learn(local)
         record = replace(
-            self._record_of(place, local, collected, metrics),
+            self._record_of(place, first, local, collected, metrics),
+            parts=num_parts,
             groups_dropped=batch.dropped,
             tokens_per_second=tokens_per_second,
             seconds=time.monotonic() - started,
@@ -338,9 +310,13 @@ class Node:
         )
         self.stopwatch.begin("saving")
         if place.part == 0:
-            self._keep_answers(tick.round, [*local, *collected.groups])
+            groups = [*local, *collected.groups]
+            self.answers.write(
+                tick.round, self._answer_records.make(tick.round, groups, self.trainer.learned)
+            )
         if record.skipped is None:
-            self._earn(tick, place.part, local, published, collected.groups)
+            self._earn(tick, place.part, first, published, collected.groups)
+        self.status.extra_groups += len(local) - (0 if place.part else len(first))
         if self.adoption is not None and place.part == 0:
             self.adoption.after_round(local, collected.groups)
             self.status.weights = dict(self.adoption.counts)
@@ -350,16 +326,20 @@ class Node:
     def _record_of(
         self,
         place: Place,
+        first: Sequence[ScoredGroup],
         local: Sequence[ScoredGroup],
         collected: Collected,
         metrics: StepMetrics,
     ) -> RoundRecord:
-        """Return the history line of a part, without the figures that only the loop knows."""
+        """Return the history line of a step, without the figures that only the loop knows.
+
+        `first` are our groups of `place`, and `local` all of the step.
+        """
         return RoundRecord(
             round=place.round,
             part=place.part,
             finished_at=time.time(),
-            reward_mean=_mean([group.mean_reward for group in local]),
+            reward_mean=_mean([group.mean_reward for group in first]),
             loss=metrics.loss,
             grad_norm=metrics.grad_norm,
             peers_heard=collected.heard,
@@ -372,7 +352,7 @@ class Node:
             skipped=metrics.skipped,
             quality=asdict(metrics.quality),
             closed=closed_share(local, is_closed),
-            truncated=_truncated_share(local, self.settings.generation.max_completion_length),
+            truncated=truncated_share(local, self.settings.generation.max_completion_length),
             seconds_waiting=collected.seconds_waiting,
             learning_rate=metrics.learning_rate,
             external_share=metrics.external_share,
@@ -391,68 +371,10 @@ class Node:
         if planted and self.swarm is not None:
             self.swarm.note_planted(planted)
 
-    def _keep_answers(
-        self,
-        round: int,
-        groups: Sequence[ScoredGroup],
-    ) -> None:
-        """Write a round's questions and answers to disk, for `hivewright answers`."""
-        learned = {(each.group.peer_id, each.group.task): each for each in self.trainer.learned}
-        kept = []
-        for group in groups:
-            found = learned.get((group.peer_id, group.task))
-            nothing = (0.0,) * len(group.rollouts)
-            kept.append(
-                answer_log.of_group(
-                    group,
-                    round,
-                    level=self.environment.level_of(group.task),
-                    form=self.policy.form.name,
-                    right=self.environment.answer(group.task),
-                    trained=found is not None,
-                    advantages=nothing if found is None else found.advantages,
-                    logprobs=_logprobs(group, found),
-                )
-            )
-        self.answers.write(round, kept)
-
     def _evaluate_if_due(self) -> None:
-        """Evaluate on held-out tasks if an evaluation is due.
-
-        One is due before the first round and after every `node.eval_every_rounds` trained rounds.
-        """
-        every, trained = self.settings.node.eval_every_rounds, self.status.rounds_trained
-        if every is None or trained % every or trained == self.last_evaluated:
-            return
-        self.last_evaluated = trained
-        self._show("evaluating")
-        self.stopwatch.begin("evaluating")
-        found = evaluation.measure(
-            self.policy,
-            self.environment,
-            self.settings.generation,
-            evaluation.fixed_tasks(self.environment),
-            EVAL_TASKS,
-            seed=0,
-            seconds=self.settings.node.eval_seconds,
-            round=self.status.round if trained else None,
-            rounds_trained=trained,
-            progress=lambda: self._show("evaluating"),
-        )
-        evaluation_log.append(self.folder, found)
-        self._see_evaluations()
-        logger.info(
-            "evaluated rounds_trained=%d reward=%.3f seconds=%.0f",
-            trained,
-            found.reward,
-            found.seconds,
-        )
-
-    def _see_evaluations(self) -> None:
-        done = evaluation_log.read(self.folder)
-        if done:
-            self.last_evaluated = done[-1].rounds_trained
-            self.status.held_out_before, self.status.held_out_now = done[0].reward, done[-1].reward
+        if self.held_out.is_due():
+            self.stopwatch.begin("evaluating")
+            self.held_out.evaluate(progress=lambda: self._show("evaluating"))
 
     def _earn(
         self,
@@ -468,7 +390,6 @@ class Node:
         """
         if part:
             self.status.extra_steps += 1
-            self.status.extra_groups += len(local)
             return
         self.status.rounds_trained += 1
         if self.settlement is None:
@@ -483,7 +404,7 @@ class Node:
                 )
                 return
         reward = milli_reward([group.mean_reward for group in local])
-        winners = _winners(self.peer_id, local, external)
+        winners = vote.winners(self.peer_id, local, external)
         digest = None if published is None else published.digest
         if not self.ledger.record(tick.round, tick.stage, self.peer_id, reward, winners, digest):
             logger.warning(
@@ -494,7 +415,8 @@ class Node:
 
     def _book(self, record: RoundRecord) -> None:
         """Save the part: checkpoint, then history. The ledger was first (see the module)."""
-        self.last, self.last_record = Place(record.round, record.part), asdict(record)
+        last_part = record.part + record.parts - 1
+        self.last, self.last_record = Place(record.round, last_part), asdict(record)
         self.rounds_unsaved += 1
         self.status.levels = self.environment.levels
         saved = None
@@ -532,47 +454,6 @@ class Node:
             record.seconds_waiting,
             self.status.state,
             record.skipped,
-        )
-
-    def _see_signal(
-        self,
-        metrics: StepMetrics,
-        local: Sequence[ScoredGroup],
-    ) -> None:
-        """Warn after 16, 32, 64... rounds in a row without a learning signal."""
-        self.rounds_without_signal = (
-            self.rounds_without_signal + 1 if metrics.skipped == "no-signal" else 0
-        )
-        rounds = self.rounds_without_signal
-        if rounds >= WARN_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
-            logger.warning(
-                "no learning signal: all answers to a task earn the same rounds_in_a_row=%d"
-                " reward_mean=%.3f; %s",
-                rounds,
-                _mean([group.mean_reward for group in local]),
-                self._advise(local),
-            )
-
-    def _advise(self, local: Sequence[ScoredGroup]) -> str:
-        """Return advice on answers without a signal, based on what is wrong with them."""
-        generation = self.settings.generation
-        cut = _truncated_share(local, generation.max_completion_length)
-        closed = closed_share(local, is_closed)
-        if cut > _MAJORITY:
-            thinks = ", or set generation.thinking to off" if self.policy.template.thinks else ""
-            return (
-                f"{cut:.0%} of the answers were cut off at {generation.max_completion_length}"
-                f" tokens: raise generation.max_completion_length{thinks}"
-            )
-        if closed < 1 - _MAJORITY:
-            return (
-                f"{closed:.0%} of the answers closed their <answer> tag, asked in the form"
-                f" {self.policy.form.name}: try another generation.form, or another model in"
-                " model.name"
-            )
-        return (
-            "if this goes on, name easier tasks in environment.families (level: auto), or another"
-            " model in model.name"
         )
 
     def _see_round(self, record: dict[str, Any]) -> None:
@@ -654,6 +535,29 @@ class Node:
         self.answer_length.see(answered.groups)
         return answered.groups, answered.num_tokens / seconds
 
+    def _answer_place(self, place: Place) -> tuple[list[ScoredGroup], float]:
+        seed = round_seed(self.peer_id, place.round)
+        return self._answer(seed, place.part, part_seed(self.peer_id, place))
+
+    def _answer_until_enough(
+        self, place: Place, first: Sequence[ScoredGroup], external: Sequence[ScoredGroup]
+    ) -> tuple[list[ScoredGroup], int]:
+        """Answer and publish further parts until the step has enough groups that teach.
+
+        Returns our groups, which begin with `first`, those of `place`, and the number of parts.
+        """
+        groups = list(first)
+        node = self.settings.node
+        most = min(node.max_parts_per_step, node.max_parts_per_round - place.part)
+        for num_parts in range(1, most):
+            if rollouts.teach_enough((*groups, *external), self.settings):
+                return groups, num_parts
+            further = Place(place.round, place.part + num_parts)
+            answered, _ = self._answer_place(further)
+            self._publish(further, answered)
+            groups += answered
+        return groups, max(1, most)
+
     def _publish(
         self,
         place: Place,
@@ -664,7 +568,7 @@ class Node:
         if self.swarm is None:
             return None
         # If they do not all fit into a message, groups with a signal go first.
-        useful_first = sorted(local, key=lambda group: not group.has_signal)
+        useful_first = sorted(local, key=lambda group: -group.signal)
         groups = [Group(group.task, group.completions) for group in useful_first]
         return self.swarm.publish(place.round, groups, place.part)
 
@@ -713,7 +617,7 @@ class Node:
             self.player.think(lambda: self.choice_scorer)
         deadline, part = None, self.last.part + 1
         if part < self.settings.node.max_parts_per_round:
-            deadline = time.monotonic() + self.pace.patience(part)
+            deadline = time.monotonic() + self.pace.patience()
         tick = self.clock.next(self.last.round, waiting=self._wait, deadline=deadline)
         self._see_chain()
         if tick is not None and self._part_of(tick) == 0:
@@ -938,7 +842,7 @@ class Node:
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
-        announced = _announced(self.settings.swarm)
+        announced = announce.with_interface_address(self.settings.swarm)
         swarm = Swarm(announced, self.files.identity, self.folder, verifier)
         swarm.resume(self.used)
         return swarm
@@ -946,56 +850,6 @@ class Node:
     def _further(self) -> _Further:
         used = {peer: (place.round, place.part) for peer, place in self.used.items()}
         return _Further(self.last.part, self.status.extra_steps, self.status.extra_groups, used)
-
-
-def _logprobs(
-    group: ScoredGroup,
-    learned: Learned | None,
-) -> list[float | None]:
-    """Return the mean log-probability of each answer.
-
-    The value is the training step's if there is one, else the sampler's; None without either.
-    """
-    sampled = [
-        _mean(one.sampled.logprobs) if one.sampled and one.sampled.logprobs else None
-        for one in group.rollouts
-    ]
-    if learned is None:
-        return sampled
-    return [
-        own if seen is None else seen for seen, own in zip(learned.logprobs, sampled, strict=True)
-    ]
-
-
-def _winners(
-    me: str,
-    local: Sequence[ScoredGroup],
-    external: Sequence[ScoredGroup],
-) -> list[str]:
-    """Return our vote: the peer with the highest mean reward that we verified in this round.
-
-    We vote for ourselves only if our mean reward is higher than that of every peer that we heard,
-    and for nobody if we heard no peer.
-    """
-    rewards: dict[str, list[float]] = {}
-    for group in external:
-        if group.peer_id is not None:
-            rewards.setdefault(group.peer_id, []).append(group.mean_reward)
-    if not rewards:
-        return []
-    best = max(rewards, key=lambda peer: (_mean(rewards[peer]), peer))
-    own = [group.mean_reward for group in local]
-    return [me if own and _mean(own) > _mean(rewards[best]) else best]
-
-
-def _truncated_share(groups: Sequence[ScoredGroup], limit: int) -> float:
-    """Return the share of our answers that were cut off at the token limit of the settings.
-
-    Answers cut off at a shorter limit (`AnswerLength`) do not count: they are no reason to raise
-    the limit of the settings.
-    """
-    sampled = [completion for group in groups for completion in group.sampled]
-    return _mean([float(c.truncated and len(c.token_ids) >= limit) for c in sampled])
 
 
 def _mean(values: Sequence[float]) -> float:

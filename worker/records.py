@@ -6,6 +6,7 @@ lie about either (docs/decisions/0001).
 """
 
 import hashlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -15,6 +16,9 @@ MAX_PARTS = 256
 MAX_PART_TASKS = 256
 """Of a part: it has the indices from `part * MAX_PART_TASKS` on. The first part may have more if
 the node trains alone; peers take no more."""
+REWARD_STD_FLOOR = 0.2
+"""Standard deviation of a group's rewards from which on they differ as right and wrong answers do.
+One right answer in eight gives 0.35; answers that earn 0.01 and 0.05, 0.02."""
 
 BetState = Literal["planned", "sent", "confirmed", "claiming", "paid", "lost", "missed", "skipped"]
 """The state of a node's bet in the prediction market (worker/market/journal.py)."""
@@ -120,6 +124,17 @@ class ScoredGroup:
     @property
     def mean_reward(self) -> float:
         return sum(self.rewards) / len(self.rewards)
+
+    @property
+    def signal(self) -> float:
+        """Return how much the group teaches, 0 to 1: 1 if its rewards differ as right and wrong do.
+
+        Small differences, such as 0.05 for a readable wrong answer, would otherwise outweigh right
+        answers, because advantages are divided by the rewards' standard deviation.
+        """
+        if len(self.rollouts) < 2:
+            return 0.0
+        return min(1.0, statistics.stdev(self.rewards) / REWARD_STD_FLOOR)
 
     @property
     def has_signal(self) -> bool:

@@ -3,13 +3,13 @@
 Shared by the node and the learning benchmarks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from worker import settings
 from worker.environments import Environment
 from worker.policy.policy import Policy
 from worker.records import Completion, Rollout, ScoredGroup, Task
+from worker.settings import Generation, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Answered:
 def generate(
     policy: Policy,
     environment: Environment,
-    generation: settings.Generation,
+    generation: Generation,
     tasks: Sequence[Task],
     seed: int,
 ) -> tuple[list[str], list[list[Completion] | None]]:
@@ -58,6 +58,16 @@ def score(
         if completions is not None
     ]
     return Answered(groups, len(tasks) - len(groups))
+
+
+def teach_enough(groups: Iterable[ScoredGroup], settings: Settings) -> bool:
+    """Return whether a step on these groups, own and peers', has enough signal.
+
+    A step on one or two groups moves the weights as far as one on many, in a direction that is
+    mostly chance (docs/decisions/0027).
+    """
+    wanted = min(settings.trainer.local_groups, settings.environment.tasks_per_round)
+    return sum(group.signal for group in groups) >= wanted
 
 
 def score_group(

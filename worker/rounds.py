@@ -115,11 +115,14 @@ class Pace:
         self._part_seconds = 0.0
         self._open_seconds = 0.0  # of the current round, after its first part, as far as was seen
         self._last_open_seconds = 0.0  # of the round before
+        self._num_further_steps = 0  # of the current round, after the first
 
     def finish(self, part: int, seconds: float) -> None:
-        """Note that a part is done, which took so long."""
+        """Note that a step is done, which began with `part` and took so long."""
         self._part_seconds = seconds
+        self._num_further_steps += 1
         if part == 0:
+            self._num_further_steps = 0
             self._last_open_seconds, self._open_seconds = self._open_seconds, 0.0
             self._reported_at = self._clock()
 
@@ -127,10 +130,10 @@ class Pace:
         """Note that the current round is still open."""
         self._open_seconds = self._clock() - self._reported_at
 
-    def patience(self, part: int) -> float:
-        """Return the seconds to wait for the next round before `part` of this one begins."""
+    def patience(self) -> float:
+        """Return the seconds to wait for the next round before another step of this one begins."""
         stays_open = self._last_open_seconds >= OPEN_FOR_LONG * self._part_seconds
-        return 0.0 if part > 1 or stays_open else PATIENCE * self._part_seconds
+        return 0.0 if self._num_further_steps or stays_open else PATIENCE * self._part_seconds
 
 
 class LocalClock:

@@ -381,6 +381,24 @@ def test_families_that_teach_are_drawn_more_often_and_none_is_given_up():
     assert drawn["products"] / drawn["gcd"] == pytest.approx(10 / 9, rel=0.2)
 
 
+def test_family_whose_wrong_answers_differ_a_little_is_drawn_seldom():
+    mix = gym(Family(name="gcd", level="auto"), Family(name="lcm", level="auto"))
+    for seed in range(20):
+        for task in mix.sample(seed, 9):
+            rewards = (0.0, 1.0) if task.family == "gcd" else (0.01, 0.05)
+            mix.learn([scored_group(task, "?", ("a", "b"), rewards)])
+    drawn = Counter(task.family for task in mix.sample(1, 3000))
+    assert drawn["gcd"] / drawn["lcm"] == pytest.approx(4.2, rel=0.2)
+
+
+def test_levels_of_the_version_before_are_taken_over():
+    mix = gym(Family(name="gcd", level="auto"))
+    (name,) = mix.state()
+    mix.resume({name: {"level": 2, "rewards": [0.5], "signals": [True, False], "falls": 1}})
+    assert mix.levels == {"gcd": 2}
+    assert mix.state()[name] == {"level": 2, "rewards": [0.5], "strengths": [], "falls": 1}
+
+
 def test_auto_without_a_curriculum_is_the_plain_family():
     mix = gym(Family(name="acre", level="auto"))
     assert mix.levels == {}

@@ -17,6 +17,14 @@ def test_advantages_are_the_hand_computed_ones():
     assert group_advantages([0.3, 0.3], "group") == [0.0, 0.0]
 
 
+def test_floored_advantages_of_small_differences_are_small():
+    std = math.sqrt(1 / 8)  # of one right answer in eight, above the floor of 0.2
+    right = group_advantages([1] + [0] * 7, "floored")
+    assert right == pytest.approx([0.875 / std] + [-0.125 / std] * 7, rel=1e-5)
+    assert group_advantages([0.05, 0.01], "floored") == pytest.approx([0.1, -0.1], rel=1e-5)
+    assert group_advantages([0.3, 0.3], "floored") == [0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("loss_type", "weights"),
     [

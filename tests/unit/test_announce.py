@@ -6,22 +6,23 @@ import sys
 
 import pytest
 
-from worker import node
 from worker.errors import SettingsError
 from worker.runtime import host
 from worker.settings import Swarm, from_flat
+from worker.swarm import announce
 
 
 def test_address_of_an_interface_is_announced_with_the_port() -> None:
     assert host.interface_address("lo") == "127.0.0.1"
     settings = Swarm(announce_interface="lo", port=38000, announce=("/dns/gpu-1/tcp/1",))
-    assert node._announced(settings).announce == ("/dns/gpu-1/tcp/1", "/ip4/127.0.0.1/tcp/38000")
+    announced = announce.with_interface_address(settings).announce
+    assert announced == ("/dns/gpu-1/tcp/1", "/ip4/127.0.0.1/tcp/38000")
 
 
 def test_node_without_the_interface_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert host.interface_address("nothing0") is None
     settings = Swarm(announce_interface="nothing0", port=38000)
-    assert node._announced(settings) == settings
+    assert announce.with_interface_address(settings) == settings
     assert "no address to announce interface=nothing0" in caplog.text
 
 
@@ -36,9 +37,9 @@ def test_announced_interface_needs_a_port() -> None:
 def test_node_that_listens_to_ipv6_announces_an_ipv6_address() -> None:
     """On an interface that has nothing else."""
     program = (
-        "from worker import node; from worker.settings import Swarm; own = {'announce_interface':"
-        " 'v6', 'port': 38000}; print(node._announced(Swarm(host='::', **own)).announce,"
-        " node._announced(Swarm(**own)).announce)"
+        "from worker.swarm.announce import with_interface_address as announced;"
+        " from worker.settings import Swarm; own = {'announce_interface': 'v6', 'port': 38000};"
+        " print(announced(Swarm(host='::', **own)).announce, announced(Swarm(**own)).announce)"
     )
     script = (
         "ip link add v6 type veth peer name v7 && ip link set v6 up && ip -6 address add"

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.groups import scored_group
-from worker import enrolment, settings
+from worker import enrolment, settings, signal_watch
 from worker import node as node_module
 from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
-from worker.records import Task
+from worker.records import MAX_PART_TASKS, Task
 from worker.rounds import ChainClock
 from worker.telemetry import metrics, status
 from worker.trainer.trainer import Trainer
@@ -141,7 +141,7 @@ def test_node_goes_on_while_the_round_is_open_and_reports_each_round_once(tmp_pa
     monkeypatch.setattr(Mix, "score", half_are_right)
     # A further part reads the chain before and in the middle of it.
     node = with_chain(make_node(enrolled(tmp_path, node_max_rounds=3)), 5, 1, 1)
-    monkeypatch.setattr(node.pace, "patience", lambda part: 0.0)
+    monkeypatch.setattr(node.pace, "patience", lambda: 0.0)
     node.train()
     node.close()
     assert places(tmp_path) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
@@ -157,10 +157,52 @@ def test_node_waits_when_the_limit_of_parts_is_reached(tmp_path, monkeypatch):
     monkeypatch.setattr(Mix, "score", half_are_right)
     checked = enrolled(tmp_path, node_max_rounds=2, node_max_parts_per_round=2)
     node = with_chain(make_node(checked), 20, 1)
-    monkeypatch.setattr(node.pace, "patience", lambda part: 0.0)
+    monkeypatch.setattr(node.pace, "patience", lambda: 0.0)
     node.train()
     node.close()
     assert places(tmp_path) == [(0, 0), (0, 1), (1, 0)]
+
+
+def none_differ_before_the_third_part(mix, task, texts):
+    if task.index < 2 * MAX_PART_TASKS:
+        return [0.01, 0.05] * (len(texts) // 2)
+    return half_are_right(mix, task, texts)
+
+
+def test_node_answers_further_parts_until_a_step_has_enough_groups_that_teach(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Mix, "score", none_differ_before_the_third_part)
+    trained = []
+    step = Trainer.step
+    monkeypatch.setattr(
+        Trainer,
+        "step",
+        lambda self, groups, sampled: trained.append(len(groups)) or step(self, groups, sampled),
+    )
+    node = with_chain(make_node(enrolled(tmp_path, node_max_rounds=2)), 1, 2)
+    monkeypatch.setattr(node.pace, "patience", lambda: 0.0)
+    node.train()
+    node.close()
+    lines = status.read_parts(tmp_path)
+    assert [(line["round"], line["part"], line["parts"]) for line in lines] == [
+        (0, 0, 3),
+        (1, 0, 3),
+    ]
+    assert trained == [12, 12]
+    # The reward is that of the first part, whose tasks are fixed before the round.
+    assert [line["reward_mean"] for line in lines] == pytest.approx([0.03, 0.03])
+    shown = status.read(tmp_path)
+    assert (shown.rounds_trained, shown.extra_steps, shown.extra_groups) == (2, 0, 16)
+    again = make_node(enrolled(tmp_path))
+    assert again.last == (1, 2)  # the next step of this round would begin with part 3
+    again.close()
+
+
+def test_step_has_one_part_where_the_settings_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Mix, "score", none_differ_before_the_third_part)
+    train(enrolled(tmp_path, node_max_rounds=2, node_max_parts_per_step=1))
+    assert [line["parts"] for line in status.read_parts(tmp_path)] == [1, 1]
 
 
 KILLED_IN_A_PART = """
@@ -171,7 +213,7 @@ make = node.Node.__init__
 def make_with_chain(self, *arguments):
     make(self, *arguments)
     test_node.with_chain(self, 100)
-    self.pace.patience = lambda part: 0.0
+    self.pace.patience = lambda: 0.0
 node.Node.__init__ = make_with_chain
 """
 
@@ -197,7 +239,7 @@ def test_killed_node_repeats_or_skips_no_part(tmp_path, monkeypatch, when):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     node = with_chain(make_node(checked), 3, 1)
     assert node.last == ((0, 1) if when == "before the checkpoint" else (0, 2))
-    monkeypatch.setattr(node.pace, "patience", lambda part: 0.0)
+    monkeypatch.setattr(node.pace, "patience", lambda: 0.0)
     node.train()
     node.close()
     found = places(tmp_path)
@@ -252,7 +294,7 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
 def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(node_module, "WARN_AFTER_ROUNDS", 2)
+    monkeypatch.setattr(signal_watch, "WARN_AFTER_ROUNDS", 2)
     node = make_node(enrolled(tmp_path))
     rewards = [0.5] * 8
     monkeypatch.setattr(node.environment, "score", lambda task, texts: rewards)
@@ -279,7 +321,7 @@ def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
     rewards[0] = 1.0
     node._train_part(node._next_round())
     node.close()
-    assert node.rounds_without_signal == 0
+    assert node.signal_watch.rounds_without == 0
 
 
 def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path, monkeypatch):

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
+from tests.groups import scored_group
 from worker import rollouts, settings
 from worker.records import Completion, Task
 
@@ -47,3 +50,29 @@ def test_answers_are_scored_with_their_own_tasks() -> None:
 def test_no_tasks_no_groups() -> None:
     answered = rollouts.score(Sums(), [], [], [])  # type: ignore[arg-type]
     assert (answered.groups, answered.num_too_long, answered.num_tokens) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("full", "slight", "local_groups", "tasks", "enough"),
+    [
+        (5, 0, 5, 9, True),
+        (4, 13, 5, 9, False),  # a group of 0.01 and 0.03 has a signal of 0.07
+        (4, 15, 5, 9, True),
+        (4, 0, 5, 4, True),  # a part has no more tasks
+        (0, 0, 0, 9, True),  # the node trains on peers' groups alone
+    ],
+)
+def test_step_needs_as_many_groups_that_teach_as_the_settings_say(
+    full, slight, local_groups, tasks, enough
+):
+    made = settings.from_flat(
+        {
+            "model_name": "any",
+            "trainer_local_groups": local_groups,
+            "environment_tasks_per_round": tasks,
+        },
+        "test",
+    )
+    groups = [scored_group(TASKS[0], "?", ("a", "b"), (0.0, 1.0))] * full
+    groups += [scored_group(TASKS[0], "?", ("a", "b"), (0.01, 0.03))] * slight
+    assert rollouts.teach_enough(groups, made) == enough

@@ -57,14 +57,14 @@ def test_node_waits_a_little_for_the_next_round_unless_the_last_one_stayed_open(
         """A round of which the first part takes 8 s; return the patience after it."""
         now[0] += 8
         pace.finish(0, 8.0)
-        patience = pace.patience(1)
+        patience = pace.patience()
         now[0] += open_seconds
         pace.see_open()
         return patience
 
     assert [play(seconds) for seconds in (1, 20, 3, 1)] == [2, 2, 0, 2]
     pace.finish(1, 8.0)
-    assert pace.patience(2) == 0
+    assert pace.patience() == 0
 
 
 def test_local_clock_counts():

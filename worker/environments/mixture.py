@@ -37,30 +37,31 @@ FALL_AFTER = 6
 HOPELESS = 0.1
 MAX_FALLS = 4
 DRAWN_BY = 8
-"""Recent groups whose share with a signal weights the draw of a family with level `auto`."""
+"""Recent groups whose mean signal weights the draw of a family with level `auto`."""
 
 
 @dataclass
 class _Standing:
     """The state of a family's curriculum.
 
-    `rewards`: mean rewards of our last groups at this level, the newest last; `signals`: whether
-    our last groups of the family had a signal; `falls`: how often the level has fallen.
+    `rewards`: mean rewards of our last groups at this level, the newest last; `strengths`: the
+    signal (`ScoredGroup.signal`) of our last groups of the family; `falls`: how often the level has
+    fallen.
     """
 
     level: int
     rewards: list[float] = field(default_factory=list)
-    signals: list[bool] = field(default_factory=list)
+    strengths: list[float] = field(default_factory=list)
     falls: int = 0
 
     def see(
         self,
         rewards: Sequence[float],
-        signals: Sequence[bool],
+        strengths: Sequence[float],
     ) -> None:
         self.rewards += rewards
-        self.signals += signals
-        del self.signals[:-DRAWN_BY]
+        self.strengths += strengths
+        del self.strengths[:-DRAWN_BY]
         del self.rewards[: -max(RISE_AFTER * (1 + self.falls), FALL_AFTER)]
 
     def is_solved(self, family: settings.Family) -> bool:
@@ -90,7 +91,7 @@ class _Standing:
         if not is_auto and family.rise_at is None:
             return False
         last = self.rewards[-FALL_AFTER:]
-        if len(last) < FALL_AFTER or any(self.signals[-FALL_AFTER:]):
+        if len(last) < FALL_AFTER or any(self.strengths[-FALL_AFTER:]):
             return False
         return max(last) < HOPELESS
 
@@ -257,7 +258,7 @@ class Mix:
             family, now = entry.family, self._now(entry)
             own = [group for group in groups if _key_of(group.task) == now]
             rewards = [group.mean_reward for group in own]
-            standing.see(rewards, [group.has_signal for group in own])
+            standing.see(rewards, [group.signal for group in own])
             mean = sum(standing.rewards) / max(1, len(standing.rewards))
             if standing.level < len(entry.digests) - 1 and standing.is_solved(family):
                 standing.move(+1)
@@ -379,8 +380,8 @@ class Mix:
         if standing is None or entry.family.level != "auto":
             return entry.family.weight
         # Laplace's rule of succession, so that a family without groups has weight 1/2.
-        share_with_signal = (sum(standing.signals) + 1) / (len(standing.signals) + 2)
-        return entry.family.weight * share_with_signal
+        mean_signal = (sum(standing.strengths) + 1) / (len(standing.strengths) + 2)
+        return entry.family.weight * mean_signal
 
     @staticmethod
     def _key(entry: _Entry) -> str:

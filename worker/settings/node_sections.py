@@ -27,6 +27,10 @@ class Node(Section):
     """Most parts of a round. After the first one, which is shared and rewarded, the node goes on
     while the round is open: with more tasks of its sequence, and with the groups of peers that have
     come. 1: wait for the next round instead."""
+    max_parts_per_step: Annotated[int, Field(ge=1, le=256)] = 3
+    """Most parts that the node answers before a training step. One is enough if as many groups, own
+    and peers', have rewards that differ as `trainer.local_groups` says, or as it has tasks;
+    otherwise the node answers another part first (dynamic sampling, DAPO, arXiv 2503.14476)."""
     checkpoint_every: Positive = 1
     """Rounds between two checkpoints; each further part of a round counts as one."""
     keep_checkpoints: Positive = 2
@@ -83,7 +87,8 @@ class Family(Section):
     level: Annotated[int, Field(ge=0)] | Literal["auto"] | None = None
     """Level of the family's curriculum, 0 the easiest; `config` overrides the values of the level.
     auto: begins at 0, rises when the tasks are solved and falls when nothing is learned; the more
-    of its last groups had a signal, the more often the family is drawn. None: only `config`."""
+    the rewards within its last groups differed, the more often the family is drawn. None: only
+    `config`."""
     rise_at: Annotated[float, Field(gt=0, le=1)] | None = None
     """Raise the level by one when the mean reward of the last 10 groups at it is at least this. It
     falls again, not below `level`, when nothing is learned. None: a fixed level; 0.7 with `level:

@@ -102,8 +102,10 @@ class Trainer(Section):
     """Smallest ratio. None: no lower bound."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     """Average of the losses of tokens, as in GRPOConfig."""
-    scale_rewards: Literal["group", "none"] = "group"
-    """group: divide advantages by the standard deviation of the group's rewards."""
+    scale_rewards: Literal["floored", "group", "none"] = "floored"
+    """Divisor of advantages. group: the standard deviation of the group's rewards, as in GRPO;
+    floored: the same, but at least 0.2, so that small differences between wrong answers do not
+    count as much as right ones; none: 1."""
     mask_truncated_completions: bool = False
     """Leave out completions that were cut off before they ended."""
     max_tokens_per_micro_batch: Positive = 16384

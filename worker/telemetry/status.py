@@ -134,8 +134,10 @@ class RoundRecord:
     `learning_rate`: that of the step, 0 if there was none. `external_share`: share of peers' groups
     among those trained on. `families`: rewards of our own groups by family and level. `held_out`:
     mean reward of the last evaluation on held-out tasks, None without one. `part`: 0, or the number
-    of a further part of the round, which is not rewarded (records.Place). `behind`: number of
-    groups of peers that came, by how many rounds older than this one they are.
+    of a further part of the round, which is not rewarded (records.Place). `parts`: number of parts,
+    from `part` on, that the step learned from; `reward_mean` is of the first of them, as on the
+    chain. `behind`: number of groups of peers that came, by how many rounds older than this one
+    they are.
     """
 
     round: int
@@ -161,6 +163,7 @@ class RoundRecord:
     families: tuple[FamilyReward, ...] = ()
     held_out: float | None = None
     part: int = 0
+    parts: int = 1
     behind: dict[int, int] = field(default_factory=dict)
 
     def append(self, state_dir: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from worker import settings
+from worker.records import REWARD_STD_FLOOR
 
 STD_EPSILON = 1e-4  # as in TRL
 
@@ -23,12 +24,16 @@ def group_advantages(
 ) -> list[float]:
     """Return the rewards of a group minus their mean.
 
-    With `scale_rewards` "group" they are also divided by their unbiased standard deviation.
+    With `scale_rewards` "group" they are also divided by their unbiased standard deviation, and
+    with "floored" by that or REWARD_STD_FLOOR, whichever is larger.
     """
     reward_tensor = torch.tensor(rewards, dtype=torch.float32)
     advantages = reward_tensor - reward_tensor.mean()
-    if scale_rewards == "group":
-        advantages = advantages / (reward_tensor.std() + STD_EPSILON)
+    match scale_rewards:
+        case "group":
+            advantages = advantages / (reward_tensor.std() + STD_EPSILON)
+        case "floored":
+            advantages = advantages / reward_tensor.std().clamp(min=REWARD_STD_FLOOR)
     return [float(a) for a in advantages]
 
 
