@@ -27,6 +27,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -109,21 +110,27 @@ def configure(mix: str, tasks: str, external: str) -> settings.Settings:
     return settings.from_flat(flat, "the demo's settings")
 
 
-def configure_smollm2(
-    mix: str, tasks_per_round: int = 2, external: str = "all"
-) -> settings.Settings:
-    """Return default training settings for SmolLM2, with I local and J external groups.
+def smollm2_flat() -> dict[str, Any]:
+    """Return flat settings for SmolLM2 with the prompt form that nodes find for it.
 
-    The prompt form is the one that nodes find for this model, and levels are fixed, so that all
-    nodes and mixes train and are measured on the same tasks.
+    Levels are fixed, so that all nodes train and are measured on the same tasks.
     """
-    num_local, num_external = map(int, mix.split("/"))
-    flat = {
+    return {
         "model_name": str(find_smollm2(None)),
         "model_device": "cpu",
         "generation_form": "three-examples",
         "generation_max_completion_length": 80,
         "environment_families": [{"name": name, "level": 0} for name in SMOLLM2_FAMILIES],
+    }
+
+
+def configure_smollm2(
+    mix: str, tasks_per_round: int = 2, external: str = "all"
+) -> settings.Settings:
+    """Return default training settings for SmolLM2, with I local and J external groups."""
+    num_local, num_external = map(int, mix.split("/"))
+    flat = {
+        **smollm2_flat(),
         "environment_tasks_per_round": tasks_per_round,
         "trainer_local_groups": num_local,
         "trainer_external_groups": num_external,

@@ -1,15 +1,16 @@
 """Measure how much sooner a node in a swarm has the reward that a node alone reaches.
 
     python -m benchmarks.time_to_reward [--model tiny|smollm2] [--tasks easy|hard] [--nodes 8]
-                                        [--rounds 100] [--local 8] [--seeds 0] [--plot FILE]
-                                        [--json FILE]
+                                        [--rounds 100] [--seeds 0] [--plot FILE] [--json FILE]
 
-All nodes have the same hardware and answer the same number of tasks a round (`--local`), alone or
-with all groups of their peers. A node's time is its own processor time: generating, scoring peers'
-groups and training; waiting for peers is not part of it (benchmarks/straggler.py measures that).
-The reward is the mean of all nodes, smoothed over WINDOW rounds. The result is the time at which
-nodes in the swarm first have the best reward that nodes alone ever have, over the time at which
-these first have it. It is missing if the swarm never has it.
+All nodes have the same hardware and a worker's default training settings, alone or in one swarm: a
+step needs as many groups that teach, and a node alone answers further tasks until it has them,
+while one in a swarm has those of its peers, too. A node's time is its own processor time:
+generating, scoring peers' groups and training; waiting for peers is not part of it
+(benchmarks/straggler.py measures that). The reward is the mean of all nodes, smoothed over WINDOW
+rounds. The result is the time at which nodes in the swarm first have the best reward that nodes
+alone ever have, over the time at which these first have it. It is missing if the swarm never has
+it.
 """
 
 import argparse
@@ -22,9 +23,31 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.sapo import Played, Trial, play
+from benchmarks.nodes import mean_curve, mean_seconds, run
+from benchmarks.sapo import TASKS, Played, smollm2_flat
+from worker import settings
+from worker.environments.presets import DEMO_SETTINGS
 
 WINDOW = 10
+
+
+def configure(model: str, tasks: str) -> settings.Settings:
+    """Return a worker's default training settings for the tasks of benchmarks/sapo.py."""
+    if model == "smollm2":
+        return settings.from_flat(smollm2_flat(), "benchmarks.time_to_reward")
+    families = [family.model_dump() for family in TASKS[tasks]]
+    flat = {k: v for k, v in DEMO_SETTINGS.items() if not k.startswith("trainer_")}
+    flat |= {"environment_families": families, "trainer_learning_rate": 2e-4}
+    return settings.from_flat(flat, "benchmarks.time_to_reward")
+
+
+def play(config: settings.Settings, seed: int, nodes: int, rounds: int, together: bool) -> Played:
+    """Run `nodes` nodes, in one swarm or each alone."""
+    if together:
+        found = run(seed, nodes, rounds, config)
+    else:
+        found = [run(seed * nodes + i, 1, rounds, config)[0] for i in range(nodes)]
+    return Played(mean_curve(found), mean_seconds(found))
 
 
 def smooth(rewards: Sequence[float]) -> list[float]:
@@ -74,30 +97,18 @@ def main() -> None:
     parser.add_argument("--tasks", choices=["easy", "hard"], default="hard", help="of tiny")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--local", type=int, default=8, help="tasks of a node in a round")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--plot", type=Path, help="of the last seed")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    local = arguments.local
+    config = configure(arguments.model, arguments.tasks)
     results = []
     print(f"{'seed':>4}  {'best alone':>12}  {'seconds alone':>13}  {'in swarm':>8}  {'ratio':>5}")
     for seed in arguments.seeds:
         alone, shared = (
-            play(
-                Trial(
-                    mix,
-                    arguments.tasks,
-                    "better",
-                    seed,
-                    arguments.nodes,
-                    arguments.rounds,
-                    arguments.model,
-                    local,
-                )
-            )
-            for mix in (f"{local}/0", f"{local}/{local * (arguments.nodes - 1)}")
+            play(config, seed, arguments.nodes, arguments.rounds, together)
+            for together in (False, True)
         )
         reward, needed = best_of(alone)
         took = seconds_to(shared, reward)

@@ -6,6 +6,7 @@ lie about either (docs/decisions/0001).
 """
 
 import hashlib
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -130,9 +131,10 @@ class ScoredGroup:
         """Return how much the group teaches, 0 to 1: 1 if its rewards differ as right and wrong do.
 
         Small differences, such as 0.05 for a readable wrong answer, would otherwise outweigh right
-        answers, because advantages are divided by the rewards' standard deviation.
+        answers, because advantages are divided by the rewards' standard deviation. 0 for a group
+        that can't be learned from: of one answer, or with a reward that is not finite.
         """
-        if len(self.rollouts) < 2:
+        if len(self.rollouts) < 2 or not all(map(math.isfinite, self.rewards)):
             return 0.0
         return min(1.0, statistics.stdev(self.rewards) / REWARD_STD_FLOOR)
 

@@ -310,12 +310,12 @@ def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
             task, "?", bare, (0.0, 0.0), [(1,) * length] * 2, truncated=(True, True)
         )
 
-    assert "100% of the answers were cut off at" in node._advise([cut_at(limit)])
-    assert "cut off" not in node._advise([cut_at(limit - 1)])
-    assert "0% of the answers closed their <answer> tag, asked in the form system" in node._advise(
+    assert "100% of the answers were cut off at" in node.signal_watch._advise([cut_at(limit)])
+    assert "cut off" not in node.signal_watch._advise([cut_at(limit - 1)])
+    assert "0% of the answers closed their <answer> tag, asked in the form system" in node.signal_watch._advise(
         [scored_group(task, "?", bare, (0.0, 0.0), truncated=(False, False))]
     )
-    assert "name easier tasks in environment.families" in node._advise(
+    assert "name easier tasks in environment.families" in node.signal_watch._advise(
         [scored_group(task, "?", closed, (0.0, 0.0), truncated=(False, False))]
     )
     rewards[0] = 1.0
@@ -325,7 +325,7 @@ def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
 
 
 def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path, monkeypatch):
-    node = make_node(enrolled(tmp_path))
+    node = make_node(enrolled(tmp_path, node_max_parts_per_step=1))
     rewards = iter([[1.0, 0.0] * 4, [0.0, math.nan] * 4, [1.0] * 8, [0.5] * 8])
     monkeypatch.setattr(node.environment, "score", lambda task, texts: next(rewards))
     monkeypatch.setattr(node_module, "is_closed", lambda text: False)  # no credit for the format

@@ -23,6 +23,8 @@ def test_group_with_equal_rewards_has_no_signal():
     ("rewards", "signal"),
     [
         ((0.5,), 0.0),
+        ((0.5, math.nan), 0.0),
+        ((0.5, math.inf), 0.0),
         ((0.5, 0.5), 0.0),
         ((1.0, *[0.0] * 7), 1.0),
         ((0.01, 0.05), 0.04 / math.sqrt(2) / 0.2),
