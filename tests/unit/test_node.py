@@ -310,10 +310,12 @@ def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
             task, "?", bare, (0.0, 0.0), [(1,) * length] * 2, truncated=(True, True)
         )
 
-    assert "100% of the answers were cut off at" in node.signal_watch._advise([cut_at(limit)])
-    assert "cut off" not in node.signal_watch._advise([cut_at(limit - 1)])
-    assert "0% of the answers closed their <answer> tag, asked in the form system" in node.signal_watch._advise(
-        [scored_group(task, "?", bare, (0.0, 0.0), truncated=(False, False))]
+    advise = node.signal_watch._advise
+    assert "100% of the answers were cut off at" in advise([cut_at(limit)])
+    assert "cut off" not in advise([cut_at(limit - 1)])
+    unclosed = [scored_group(task, "?", bare, (0.0, 0.0), truncated=(False, False))]
+    assert "0% of the answers closed their <answer> tag, asked in the form system" in advise(
+        unclosed
     )
     assert "name easier tasks in environment.families" in node.signal_watch._advise(
         [scored_group(task, "?", closed, (0.0, 0.0), truncated=(False, False))]
