@@ -33,7 +33,7 @@ class HeldOut:
         self._see()
 
     def is_due(self) -> bool:
-        """Return whether to evaluate now: before the first round, and every so many rounds."""
+        """Return whether to evaluate now: before the first round, and at regular intervals."""
         every, trained = self._settings.node.eval_every_rounds, self._status.rounds_trained
         return every is not None and trained % every == 0 and trained != self._last
 
