@@ -52,6 +52,8 @@ def test_result_of_a_bet(changes: dict[str, object], results: list[str]) -> None
 
 def test_stakes_come_back_when_nobody_was_right() -> None:
     game = game_of(ANNA, state="settled", right_choice=1)
+    assert game.result_of(ANNA) == "refund due"
+    game.paid["anna"] = 20.0
     assert game.result_of(ANNA) == "refunded"
 
 

@@ -46,7 +46,7 @@ MAX_WORKERS = 64  # each is a process with torch and a model
 MARKER = ".hivewright-demo"
 SERVICES = ("chain", "account", "bootnode", "keeper", "dashboard")
 _ALL = 10**9
-SHORT_ROUND_SECONDS, LONG_ROUND_SECONDS = 4.0, 45.0
+SHORT_ROUND_SECONDS, LONG_ROUND_SECONDS = 6.0, 45.0
 """Duration of a round of a game with the small model, and with a real one, which is slower."""
 BET_STATES = ("confirmed", "claiming", "paid", "lost")
 """States of bets that the chain has (worker/market/journal.py)."""

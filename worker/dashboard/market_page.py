@@ -13,7 +13,7 @@ from worker.market_view.market_history import History, View
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 
-NUM_CARDS = 12
+NUM_CARDS = 6
 """Games shown in full; older ones are rows of a table."""
 NUM_ROWS = 100
 """Peers shown."""

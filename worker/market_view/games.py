@@ -75,16 +75,17 @@ class Game:
         return points
 
     def result_of(self, bet: Bet) -> str:
-        """Return what came of a bet, in one word."""
+        """Return what came of a bet, in a word or two."""
+        refund = "refunded" if bet.peer_id in self.paid else "refund due"
         if self.state == "cancelled":
-            return "refunded" if bet.peer_id in self.paid else "refund due"
+            return refund
         if self.right_choice is None:
             return "open"
         if bet.choice == self.right_choice:
             return "won"
         # If nobody bet on the right choice, everybody gets the stake back.
         is_refunded = all(other.choice != self.right_choice for other in self.bets)
-        return "refunded" if is_refunded and not self.num_omitted else "lost"
+        return refund if is_refunded and not self.num_omitted else "lost"
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ def prepare(environment: jinja2.Environment) -> None:
     """Add what the templates in FOLDER need."""
     environment.filters |= {
         "moment": _moment,
+        "time_of_day": _time_of_day,
         "tokens": "{:,.2f}".format,
         "words": _words,
         "known_as": animal_name,
@@ -33,6 +34,10 @@ def prepare(environment: jinja2.Environment) -> None:
 def _moment(at: float | None) -> str:
     """Return a Unix time as date and time."""
     return "–" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
+
+
+def _time_of_day(at: float) -> str:
+    return _moment(at).rpartition(" ")[2]
 
 
 def _words(text: str) -> str:
