@@ -128,16 +128,16 @@ def page(report: Report) -> str:
         ("began", _moment(report.started_at)),
         ("ended", _moment(report.finished_at)),
     ]
-    columns = ("host", "batch", "seconds", "changes", "release", "result", "reason")
+    columns = ("host", "result", "reason", "release", "batch", "seconds", "changes")
     rows = [
         (
             name,
+            host.fate,
+            host.reason,
+            _change(host),
             "" if host.batch is None else str(host.batch),
             f"{host.seconds:.0f}",
             str(host.num_changes),
-            _change(host),
-            host.fate,
-            host.reason,
         )
         for name, host in report.hosts.items()
     ]

@@ -152,6 +152,7 @@ def log_rounds(folder, first=1, **tracking):
     )
     assert done.returncode == 0, done.stderr
     assert "tracker fails" not in done.stderr
+    assert done.stdout == ""  # it would be among the lines of the log
 
 
 def test_trackio_has_the_rounds_of_both_starts(tmp_path):

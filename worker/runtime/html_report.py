@@ -131,6 +131,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 table { border-collapse: collapse; }
 th, td { text-align: left; padding: 0.2rem 0.9rem 0.2rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; }
+td:first-child { white-space: nowrap; }
 figure { margin: 1rem 0; }
 svg { width: 100%; height: auto; }
 polyline { fill: none; stroke-width: 1.5; }

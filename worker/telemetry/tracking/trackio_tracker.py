@@ -1,7 +1,9 @@
 """trackio: a database in `STATE/logs/trackio`, shown by `trackio show`; no vendor, no account."""
 
+import io
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any
 
 from worker.settings import Tracking
@@ -20,7 +22,8 @@ class _Run:
         self._trackio.log(dict(figures), step=round)
 
     def close(self) -> None:
-        self._trackio.finish()
+        with _quiet():
+            self._trackio.finish()
 
 
 def open_run(tracking: Tracking, run: Run) -> _Run:
@@ -30,13 +33,19 @@ def open_run(tracking: Tracking, run: Run) -> _Run:
     os.environ["TRACKIO_DIR"] = str(folder)
     import trackio
 
-    trackio.init(
-        project=tracking.project,
-        name=run.name,
-        resume="allow",
-        config=dict(run.settings),
-        embed=False,
-        auto_log_gpu=False,
-        auto_log_cpu=False,
-    )
+    with _quiet():
+        trackio.init(
+            project=tracking.project,
+            name=run.name,
+            resume="allow",
+            config=dict(run.settings),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
     return _Run(trackio)
+
+
+def _quiet() -> AbstractContextManager[object]:
+    """Drop what trackio prints for people: a service's output is its log, a line each."""
+    return redirect_stdout(io.StringIO())
