@@ -34,6 +34,15 @@ def test_last_line_that_a_crash_truncated_is_ignored(tmp_path: Path) -> None:
         assert evaluation_log.read(tmp_path) == [FIRST]
 
 
+def test_line_that_a_crash_truncated_does_not_swallow_the_next(tmp_path: Path) -> None:
+    evaluation_log.append(tmp_path, FIRST)
+    file = tmp_path / "evaluations.jsonl"
+    file.write_text(file.read_text() + '{"round": 9, "rou')
+    later = replace(FIRST, round=9, rounds_trained=10)
+    evaluation_log.append(tmp_path, later)
+    assert evaluation_log.read(tmp_path) == [FIRST, later]
+
+
 @pytest.mark.parametrize("line", ["{}", "[]", "not JSON", '{"round": "first"}'])
 def test_line_of_something_else_is_an_error_that_names_the_file(tmp_path: Path, line: str) -> None:
     evaluation_log.append(tmp_path, FIRST)

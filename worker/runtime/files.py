@@ -1,9 +1,10 @@
-"""Atomic writes and one-line secrets: the only writer and the only reader of each."""
+"""Atomic writes, lines of histories and one-line secrets: the only writer or reader of each."""
 
 import os
 import re
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from worker.errors import ResourceError, SecretError
 
@@ -12,6 +13,7 @@ MAX_SECRET_BYTES = 16_384
 WORD = re.compile(r"[!-~]+")
 # A password: one line of characters that can be seen, and spaces.
 LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff]+")
+_LONGEST_LINE = 1 << 20
 HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 
 
@@ -92,3 +94,23 @@ def write_whole(
         raise ResourceError(
             f"{path}: can't be written: {error.strerror}; make room or rights in {path.parent}"
         ) from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which is made if there is none. Raises OSError.
+
+    A line that a crash truncated is removed first, since it would swallow this one.
+    """
+    with path.open("a+b") as file:
+        whole = _whole_length(file)
+        if whole < file.tell():
+            file.truncate(whole)
+        file.write(line.encode() + b"\n")
+
+
+def _whole_length(file: IO[bytes]) -> int:
+    """Return the length up to the end of the last whole line; leave the file at its end."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - _LONGEST_LINE))
+    tail = file.read()
+    return end - len(tail) + tail.rfind(b"\n") + 1

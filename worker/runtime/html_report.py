@@ -1,5 +1,6 @@
 """Reports as one HTML file: tables, charts and texts, without scripts or anything from outside."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -83,7 +84,8 @@ def render(
 
 
 def _draw(chart: Chart) -> _Drawing:
-    points = list(chain.from_iterable(chart.lines.values()))
+    finite = {name: _finite(line) for name, line in chart.lines.items()}
+    points = list(chain.from_iterable(finite.values()))
     if not points:
         return _Drawing(chart.title, ())
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -101,7 +103,7 @@ def _draw(chart: Chart) -> _Drawing:
         return across, 8 + (1 - (y - low) / (high - low)) * (HEIGHT - BOTTOM - 8)
 
     lines = []
-    for number, (name, line) in enumerate(chart.lines.items()):
+    for number, (name, line) in enumerate(finite.items()):
         step = max(1, len(line) // MAX_POINTS)
         drawn = [at(x, y) for x, y in [*line[:-1:step], *line[-1:]]]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
@@ -109,6 +111,11 @@ def _draw(chart: Chart) -> _Drawing:
     marks = [low, (low + high) / 2, high]
     y_marks = [(at(first, y)[1], f"{y:.3g}") for y in marks]
     return _Drawing(chart.title, lines, y_marks, f"{first:g}", f"{last:g}")
+
+
+def _finite(line: Points) -> Points:
+    """Return the points that can be drawn: a step that failed has figures that are not finite."""
+    return [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]
 
 
 _environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

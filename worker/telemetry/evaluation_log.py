@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import WorkerError
+from worker.runtime.files import append_line
 from worker.runtime.state_dir import StateDir
 
 
@@ -57,8 +58,7 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 def append(state_dir: Path, evaluation: Evaluation) -> None:
     """Add a line. Raises OSError if it can't be written."""
-    with StateDir(state_dir).evaluations.open("a") as file:
-        file.write(json.dumps(asdict(evaluation)) + "\n")
+    append_line(StateDir(state_dir).evaluations, json.dumps(asdict(evaluation)))
 
 
 def read(state_dir: Path) -> list[Evaluation]:

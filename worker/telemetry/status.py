@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
 from worker.hub.hub import HubStatus
 from worker.log import discreet
-from worker.runtime.files import write_whole
+from worker.runtime.files import append_line, write_whole
 from worker.runtime.gpu_health import Card
 from worker.runtime.processes import is_running
 from worker.runtime.state_dir import StateDir
@@ -33,8 +33,6 @@ NodeState = Literal[
 reader detects that.
 """
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
-
-_LONGEST_LINE = 1 << 20
 
 
 @dataclass(slots=True)
@@ -167,16 +165,10 @@ class RoundRecord:
     behind: dict[int, int] = field(default_factory=dict)
 
     def append(self, state_dir: Path) -> None:
-        """Add the line.
-
-        A line that a crash truncated is removed first, since it would swallow this one.
-        """
+        """Add the line. Raises ResourceError."""
         path = StateDir(state_dir).rounds
-        with _named(path), path.open("a+b") as file:
-            whole = _whole_length(file)
-            if whole < file.tell():
-                file.truncate(whole)
-            file.write(json.dumps(asdict(self)).encode() + b"\n")
+        with _named(path):
+            append_line(path, json.dumps(asdict(self)))
 
 
 @dataclass(slots=True)
@@ -326,14 +318,6 @@ def read_parts(state_dir: Path) -> list[dict[str, Any]]:
 
 def _place_of(record: dict[str, Any]) -> tuple[int, int]:
     return record["round"], record.get("part", 0)  # lines of earlier versions have no part
-
-
-def _whole_length(file: IO[bytes]) -> int:
-    """Return the length up to the end of the last whole line; leave the file at its end."""
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - _LONGEST_LINE))
-    tail = file.read()
-    return end - len(tail) + tail.rfind(b"\n") + 1
 
 
 @contextmanager
