@@ -12,6 +12,9 @@ from deploys.inventory.secret_files import ACCOUNT_SECRETS
 from deploys.paths import CONFIGURATION
 from deploys.services import Service
 
+PREFIX = "account-"
+"""Begins the names of these files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -23,7 +26,7 @@ class Given:
 
 def file_of(key: str) -> Path:
     """Return root's file on the host for the secret that the inventory's `key` names."""
-    return CONFIGURATION / f"account-{ACCOUNT_SECRETS[key]}"
+    return CONFIGURATION / f"{PREFIX}{ACCOUNT_SECRETS[key]}"
 
 
 def drop_in_text(keys: Iterable[str]) -> str:

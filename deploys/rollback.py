@@ -45,7 +45,7 @@ def digest(plan: Planned) -> str:
 
 
 # Of CONFIGURATION: what a deploy writes there for services. The fleet's own token stays what it is.
-_SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' ')'"
+_SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' -o -name '{account_secrets.PREFIX}*' ')'"
 
 
 @operation()

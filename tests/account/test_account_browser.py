@@ -9,10 +9,10 @@ from playwright.sync_api import expect
 from tests.account.npm_tools import modules
 from tests.account.people import ADA, code_of
 from tests.pages.browser import browsing, why_no_browser
-from worker.account import invitations
+from worker.account import invitations, releases
 
 PAGES = ("/", "/transactions", "/settings", "/device", "/host")
-DESKTOP, PHONE = (1280, 900), (390, 844)
+DESKTOP, PHONE = (1280, 900), (360, 740)
 HOST = "host@example.org"
 
 
@@ -57,12 +57,23 @@ def test_every_page_is_accessible_and_fits(service, url, tab, scheme) -> None:
     accounts = service.service.accounts
     accounts.create(ADA, 3)
     accounts.link(accounts.operator, "Qm" + "a" * 44, "a node with a rather long name")
+    for peer, holder, taker in (("QmOff1", ADA, HOST), ("QmGone1", HOST, ADA)):
+        ends = [
+            accounts.operator if email == HOST else accounts.by_email(email)
+            for email in (holder, taker)
+        ]
+        accounts.link(ends[0], peer, f"a node of {holder}")
+        releases.keep(accounts, peer, *ends, None)
     accounts.note_sent(accounts.operator, "Qm" + "a" * 44, "submitReward", "0x" + "ab" * 32, 3)
     sign_in(service, url, tab, HOST)
     for size in (DESKTOP, PHONE):
         tab.page.set_viewport_size({"width": size[0], "height": size[1]})
         for path in PAGES:
             tab.page.goto(url + path)
+            require_accessible(tab)
+            tab.page.evaluate(
+                "document.querySelectorAll('details').forEach((each) => { each.open = true; })"
+            )
             require_accessible(tab)
             tab.expect_no_scrolling_sideways(size[0])
 
@@ -120,11 +131,19 @@ def test_passkey_signs_in_to_the_same_account(service, url, tab) -> None:
 
 
 def test_sign_in_page_is_small_and_fast(service, url, tab) -> None:
-    sizes = []
-    tab.page.on("response", lambda answer: sizes.append(len(answer.body())))
-    tab.page.goto(url + "/sign-in")
-    started = time.monotonic()
-    tab.page.goto(url + "/sign-in", wait_until="load")
-    seconds = time.monotonic() - started
-    assert sum(sizes) < 2 * 50_000
-    assert seconds < 5  # 0.3 s on a machine that does nothing else
+    sizes = {}
+    tab.page.on("response", lambda answer: sizes.update({answer.url: len(answer.body())}))
+    tab.page.goto(url + "/sign-in", wait_until="networkidle")
+    assert {place.removeprefix(url) for place in sizes} == {
+        "/sign-in",
+        "/page.css",
+        "/page.js",
+        "/icon.svg",
+    }
+    assert sum(sizes.values()) < 50_000
+    seconds = []
+    for _ in range(10):
+        started = time.monotonic()
+        tab.page.goto(url + "/sign-in", wait_until="load")
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 1  # 0.3 s on a machine that does nothing else

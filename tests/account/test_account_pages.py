@@ -11,7 +11,7 @@ from eth_account import Account as EthAccount
 from tests.account.hosting import HOST
 from tests.account.people import ADA, BOB, signed_in
 from tests.account.visitor import Visitor, texts
-from worker.account import invitations, sessions
+from worker.account import account_pages, invitations, sessions
 from worker.chain.account_client import AccountClient
 from worker.chain.registration import enrol
 from worker.commands import account_admin
@@ -161,6 +161,32 @@ def test_invitation_of_the_host_is_an_account_before_anybody_signs_in(
     visitor.answer("11111111")
     assert accounts.by_email(ADA).address == address
     assert node.peer_id in texts(visitor.get("/"))
+
+
+def test_account_has_so_and_so_many_invitations_at_a_time(service, ada, monkeypatch) -> None:
+    monkeypatch.setattr(account_pages, "_MAX_INVITATIONS", 2)
+    statuses = [
+        ada.submit("/invitations/create", nodes="1", days="1").status_code for _ in range(3)
+    ]
+    assert statuses == [200, 200, 400]
+
+
+def test_passkey_is_added_after_a_fresh_sign_in_only(service, ada, monkeypatch) -> None:
+    """Who has a session that somebody left open gets no lasting way in."""
+    ada.url = service.url.replace("127.0.0.1", "localhost")
+    csrf = ada.csrf("/settings")
+
+    def begin() -> int:
+        cookies = "; ".join(f"{name}={value}" for name, value in ada.cookies.items())
+        headers = ada.headers | {"Origin": ada.url, "Cookie": cookies}
+        place = f"{ada.url}/passkeys/begin-adding"
+        return requests.post(place, json={"csrf": csrf}, headers=headers, timeout=20).status_code
+
+    assert begin() == 200
+    now = time.time()
+    monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.FRESH_SECONDS + 1)
+    assert begin() == 403
+    assert "Sign in again to add one" in texts(ada.get("/settings"))
 
 
 @pytest.mark.parametrize("state", ["unknown", "over", "withdrawn"])

@@ -1,6 +1,8 @@
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,6 +147,63 @@ def test_queues_survive_kill_9_under_load(chain, host) -> None:
             reward = {"roundNumber": 0, "stageNumber": 0, "reward": person.id}
             status, answer = post(url, "/api/submit-reward", token, **body, **reward)
             assert (status, answer["error"]) == (400, "RewardAlreadySubmitted")
+
+
+def test_kill_9_with_calls_in_progress_loses_none_and_sends_none_twice(chain, host) -> None:
+    """Nodes of three accounts send at once, through two kills, until each call is answered."""
+    folder = host.account.state_dir
+    accounts = Accounts(folder, load_account(folder), "hivewright", PASSPHRASE)
+    people = [accounts.create(f"{name}@example.org", 9) for name in ("ada", "bob", "eve")]
+    nodes = [
+        (person, peer, accounts.link(person, peer))
+        for person in people
+        for peer in (f"Qm{person.id}n{number}" for number in range(1, 5))
+    ]
+    accounts.close()
+    current: list[str] = []
+
+    def insist(path: str, token: str, done: str, **body: object) -> None:
+        """Send a call until the service accepts it, or says that it was accepted before."""
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline:
+            try:
+                status, answer = post(current[-1], path, token, **body)
+            except requests.RequestException:  # killed; `current` gets the next one
+                time.sleep(0.05)
+                continue
+            if status == 200 or answer["error"] == done:
+                return
+            assert status == 503, answer
+        raise AssertionError(f"{path}: not accepted in time")
+
+    def work(person, peer: str, token: str) -> None:
+        named = {"orgId": person.org_id, "peerId": peer}
+        reward = {"roundNumber": 0, "stageNumber": 0, "reward": person.id}
+        vote = {"roundNumber": 0, "winners": [peer]}
+        insist("/api/register-peer", token, "PeerIdAlreadyRegistered", **named)
+        insist("/api/submit-reward", token, "RewardAlreadySubmitted", **named, **reward)
+        insist("/api/submit-winner", token, "WinnerAlreadyVoted", **named, **vote)
+
+    peers = [peer for _, peer, _ in nodes]
+    with ThreadPoolExecutor(len(nodes)) as threads:
+        with process(host) as (first, url):
+            current.append(url)
+            working = [threads.submit(work, *node) for node in nodes]
+            eventually(lambda: any(chain.peers_of(person.address) for person in people))
+            first.send_signal(signal.SIGKILL)
+        with process(host) as (second, url):
+            current.append(url)
+            eventually(lambda: any(chain.coordinator.total_rewards(peers)))
+            second.send_signal(signal.SIGKILL)
+        with process(host) as (_, url):
+            current.append(url)
+            for each in working:
+                each.result()
+            expected = [person.id for person, _, _ in nodes]
+            eventually(lambda: chain.coordinator.total_rewards(peers) == expected)
+            eventually(lambda: all(chain.coordinator.votes(0, peer) for peer in peers))
+    # Three calls of each of four nodes: none was sent twice.
+    assert [chain.coordinator.nonce(person.address) for person in people] == [12, 12, 12]
 
 
 def test_pending_transaction_of_an_account_is_sent_after_a_restart(chain, host) -> None:

@@ -7,7 +7,7 @@ import requests
 from account_service import serving
 from aiosmtpd.controller import Controller
 
-from tests.account.hosting import hosted
+from tests.account.hosting import HOST, hosted
 from tests.account.people import ADA, BOB, code_of, signed_in
 from tests.account.visitor import FORM, Visitor, texts
 from worker.account import sessions, sign_in_pages
@@ -126,6 +126,23 @@ def test_mails_to_one_address_are_limited(mailing, mailbox) -> None:
     assert len(mailbox.messages) == 5
 
 
+def test_mail_names_no_page_that_the_request_did(mailing, mailbox) -> None:
+    """Somebody could have our mail server send people to a page of theirs."""
+    port = mailing.url.rpartition(":")[2]
+    elsewhere = f"192.0.2.66:{port}"
+    visitor = Visitor(mailing.url)
+    answer = visitor.send(
+        "POST",
+        "/sign-in/email",
+        fields={"email": ADA},
+        follow=False,
+        **{"Host": elsewhere, "Origin": f"http://{elsewhere}", "Content-Type": FORM},
+    )
+    assert answer.status_code == 303
+    assert "192.0.2.66" not in mailbox.messages[-1][1]
+    assert "http" not in mailbox.messages[-1][1]
+
+
 def test_mail_server_that_is_down_is_said(chain, tmp_path) -> None:
     parsed = hosted(chain.settings, tmp_path / "account", smtp_host="127.0.0.1", smtp_port=1)
     with serving(parsed) as running:
@@ -191,6 +208,76 @@ def test_only_hashes_of_cookies_and_codes_are_stored(service) -> None:
     stored = b"".join(file.read_bytes() for file in folder.glob("accounts.db*"))
     assert cookie.encode() not in stored
     assert b"12345678" not in stored
+
+
+def test_person_who_is_no_operator_any_more_is_out(chain, tmp_path) -> None:
+    """The session was of the operator's account, which it does not show again."""
+    folder = tmp_path / "account"
+    with serving(hosted(chain.settings, folder)) as running:
+        host = signed_in(running, HOST)
+        assert host.get("/host").status_code == 200
+    with serving(hosted(chain.settings, folder, operators=["else@example.org"])) as running:
+        host.url = running.url
+        assert not host.is_signed_in
+        assert host.get("/host", follow=False).headers["Location"] == "/sign-in"
+    with serving(hosted(chain.settings, folder)) as running:
+        host.url = running.url
+        assert host.is_signed_in
+
+
+def test_session_works_on_a_private_connection_only(chain, tmp_path) -> None:
+    with serving(hosted(chain.settings, tmp_path / "account", behind_proxy=True)) as running:
+        visitor = signed_in(running)
+        assert visitor.get("/settings", **{"X-Forwarded-For": "203.0.113.7"}).status_code == 403
+        assert visitor.get("/settings", **{"X-Forwarded-For": "100.64.0.9"}).status_code == 200
+
+
+def test_where_a_sign_in_leads_is_a_page_of_ours(service) -> None:
+    for following, code, place in (
+        ("device", 'A&next=/x#y"<', "/device?code=A%26next%3D%2Fx%23y%22%3C"),
+        ("//evil.example", "", "/"),
+        ("https://evil.exampl", "", "/"),
+    ):
+        visitor = Visitor(service.url)
+        visitor.begin(ADA, next=following, code=code)
+        typed = code_of(service, ADA)
+        answer = visitor.post("/sign-in/code", follow=False, code=typed)
+        assert answer.headers["Location"] == place
+
+
+# ---- /rpc
+
+
+def rpc(service, visitor: Visitor, **headers: str) -> int:
+    cookies = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
+    return requests.post(
+        service.url + "/rpc",
+        json={"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []},
+        headers=visitor.headers | headers | {"Cookie": cookies},
+        timeout=20,
+    ).status_code
+
+
+def test_chain_is_read_with_a_session_or_a_token_only(chain, tmp_path) -> None:
+    """Whoever asks, from wherever: also from loopback and the tailnet."""
+    with serving(hosted(chain.settings, tmp_path / "account", behind_proxy=True)) as running:
+        nobody, ada = Visitor(running.url), signed_in(running)
+        own = {"Origin": running.url}
+        for client in ("203.0.113.7", "100.64.0.9", "127.0.0.1"):
+            assert rpc(running, nobody, **own, **{"X-Forwarded-For": client}) == 401
+        assert rpc(running, ada, **own) == 200
+        assert rpc(running, ada) == 401  # no page of ours
+        assert rpc(running, ada, Origin="http://evil.example") == 403
+        assert rpc(running, ada, **own, **{"Sec-Fetch-Site": "cross-site"}) == 403
+        assert rpc(running, ada, **own, **{"X-Forwarded-For": "203.0.113.7"}) == 403
+        accounts = running.service.accounts
+        account = accounts.by_email(ADA)
+        token = accounts.link(account, "QmAda1")
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert rpc(running, nobody, **bearer) == 200
+        accounts.set_suspended(account.id, True)
+        assert rpc(running, ada, **own) == 403
+        assert rpc(running, nobody, **bearer) == 403
 
 
 # ---- requests of others

@@ -12,6 +12,7 @@ from eth_account import Account as EthAccount
 
 from worker.account import invitations
 from worker.account.accounts import MAX_NAME, Account, Node, Transaction
+from worker.account.releases import releases_by, releases_to
 from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see, text_of
 from worker.errors import ChainError
@@ -20,6 +21,8 @@ from worker.swarm import identity
 log = logging.getLogger(__name__)
 
 _PAGE_ROWS = 50
+_MAX_INVITATIONS = 50
+"""Valid invitations of an account at a time."""
 _MIN_PASSWORD = 10
 DAY_SECONDS = 24 * 3600.0
 MAX_INVITATION_DAYS = 90
@@ -61,16 +64,26 @@ class AccountPages:
     # ---- reading
 
     async def nodes(self, request: web.Request, visitor: Visitor) -> web.Response:
-        rows, round, problem = await self._site.in_thread(self._rows, visitor.account)
-        return self._site.page(
+        return await self._nodes_page(request, visitor, "")
+
+    async def _nodes_page(
+        self, request: web.Request, visitor: Visitor, invitation: str
+    ) -> web.Response:
+        """Return the page of nodes; `invitation`: the secret of a new one, which it shows."""
+        site, account = self._site, visitor.account
+        rows, round, problem = await site.in_thread(self._rows, account)
+        return site.page(
             request,
             "nodes.html",
             visitor,
             rows=rows,
             round=round,
             problem=problem,
-            invitation="",
-            invitations=await self._site.in_thread(self._site.invitations.of, visitor.account),
+            is_fresh=visitor.session.is_fresh,
+            releases=await site.in_thread(releases_by, site.accounts, account),
+            offers=await site.in_thread(releases_to, site.accounts, account),
+            invitation=invitation,
+            invitations=await site.in_thread(site.invitations.of, account),
         )
 
     async def transactions(self, request: web.Request, visitor: Visitor) -> web.Response:
@@ -176,6 +189,13 @@ class AccountPages:
         """Show the secret of a new invitation, once."""
         num_nodes = number_of(form, "nodes", visitor.account.max_nodes)
         days = number_of(form, "days", MAX_INVITATION_DAYS)
+        valid = await self._site.in_thread(self._site.invitations.of, visitor.account)
+        if len(valid) >= _MAX_INVITATIONS:
+            raise Refused(
+                400,
+                "TooManyInvitations",
+                f"this account has {_MAX_INVITATIONS} invitations; withdraw one first",
+            )
         secret = await self._site.in_thread(
             invitations.create,
             self._site.accounts.database,
@@ -183,18 +203,7 @@ class AccountPages:
             time.time() + days * DAY_SECONDS,
             visitor.account,
         )
-        rows, round, problem = await self._site.in_thread(self._rows, visitor.account)
-        valid = await self._site.in_thread(self._site.invitations.of, visitor.account)
-        return self._site.page(
-            request,
-            "nodes.html",
-            visitor,
-            rows=rows,
-            round=round,
-            problem=problem,
-            invitation=secret,
-            invitations=valid,
-        )
+        return await self._nodes_page(request, visitor, secret)
 
     async def withdraw(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
         await self._site.in_thread(
@@ -206,7 +215,7 @@ class AccountPages:
 
     async def export(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
         """Answer with the account's key as an encrypted keystore file."""
-        _require_fresh(visitor)
+        require_fresh(visitor)
         password = str(form.get("password", ""))
         if not _MIN_PASSWORD <= len(password) <= 200:
             raise Refused(
@@ -228,7 +237,7 @@ class AccountPages:
 
     async def delete(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
         account = visitor.account
-        _require_fresh(visitor)
+        require_fresh(visitor)
         if account.is_operator:
             raise Refused(400, "OperatorStays", "the operator's account can't be deleted")
         typed = text_of(form, "address")
@@ -266,7 +275,7 @@ def number_of(form: Form, name: str, most: int) -> int:
     return int(text)
 
 
-def _require_fresh(visitor: Visitor) -> None:
+def require_fresh(visitor: Visitor) -> None:
     if not visitor.session.is_fresh:
         raise Refused(
             403, "SignInAgain", "this needs a sign-in within the last five minutes; sign in again"

@@ -31,8 +31,20 @@ TOKEN_SECONDS = 90 * 24 * 3600.0
 MAX_NAME = 40
 _TOUCH_SECONDS = 60.0
 """How often the use of a token is written down."""
+_REVOKE = "UPDATE nodes SET revoked_at = ?, token_hash = NULL, token_expires_at = NULL"
 _KEPT_TRANSACTIONS = 1000
 """Newest transactions that an account's page can show."""
+
+_OF_AN_ACCOUNT = (
+    "nodes",
+    "transactions",
+    "sessions",
+    "known_browsers",
+    "passkeys",
+    "devices",
+    "invitations",
+)
+"""Tables whose rows end with their account."""
 
 _SELECT_ACCOUNTS = (
     "SELECT id, org_id, address, email, max_nodes, created_at, suspended_at FROM accounts WHERE "
@@ -141,6 +153,9 @@ class Accounts:
     def by_org(self, org_id: str) -> Account | None:
         return self._find("org_id = ?", org_id)
 
+    def by_address(self, address: str) -> Account | None:
+        return self._find("address = ? COLLATE NOCASE", address)
+
     def by_email(self, email: str) -> Account | None:
         return self._find("email = ?", email)
 
@@ -167,12 +182,14 @@ class Accounts:
             max_nodes,
             time.time(),
         )
-        (run or self.database.execute)(
+        execute = run or self.database.execute
+        execute(
             "INSERT INTO accounts (org_id, address, sealed_key, email, max_nodes, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (email) DO NOTHING",
             values,
         )
-        rows = (run or self.database.execute)(_SELECT_ACCOUNTS + "address = ?", (address,))
+        # Another sign-in with the same e-mail may have been faster.
+        rows = execute(_SELECT_ACCOUNTS + "address = ? OR email = ?", (address, email))
         return Account(*rows[0])
 
     def key_of(self, account: Account) -> LocalAccount:
@@ -213,9 +230,9 @@ class Accounts:
                 "UPDATE accounts SET sealed_key = NULL, email = NULL, deleted_at = ? WHERE id = ?",
                 (time.time(), account.id),
             )
-            for table in ("nodes", "transactions", "sessions", "passkeys", "devices"):
+            for table in _OF_AN_ACCOUNT:
                 run(f"DELETE FROM {table} WHERE account_id = ?", (account.id,))  # noqa: S608
-            run("DELETE FROM invitations WHERE account_id = ?", (account.id,))
+            run("DELETE FROM releases WHERE from_id = ? OR to_id = ?", (account.id, account.id))
 
     def _keep_operator(self, address: str, org_id: str) -> None:
         with self.database.transaction() as run:
@@ -261,7 +278,7 @@ class Accounts:
         token = f"hwn_{secrets.token_urlsafe(32)}"
         expires_at: float | None = time.time() + TOKEN_SECONDS
         token_hash: bytes | None = digest(token)
-        if account.is_operator:
+        if account.is_operator and not self._is_ended(peer_id):
             token = self._operator_tokens.issue(peer_id)
             token_hash = expires_at = None
         with self.database.transaction() as run:
@@ -288,44 +305,58 @@ class Accounts:
         """Return why the account can't link the node, with what to do; None: it can."""
         return _problem(self.database.execute, account, peer_id)
 
+    def problem_of_new(self, account: Account) -> Refused | None:
+        """Return why the account can't have one more node; None: it can."""
+        return _problem_of(self.database.execute, account)
+
     def unlink(self, account: Account, peer_id: str) -> None:
         """Remove the node from the account, which lets another account link it."""
-        self._change(account, peer_id, "DELETE FROM nodes")
+        with self.database.transaction() as run:
+            _change(run, account, peer_id, "DELETE FROM nodes")
+            _end_token(run, account, peer_id)
 
     def revoke(self, account: Account, peer_id: str) -> None:
         """Make the node's token invalid; it stays linked, and can sign in again."""
-        self._change(
-            account, peer_id, "UPDATE nodes SET revoked_at = ?, token_hash = NULL", time.time()
-        )
+        with self.database.transaction() as run:
+            _change(run, account, peer_id, _REVOKE, time.time())
+            _end_token(run, account, peer_id)
 
     def rename(self, account: Account, peer_id: str, name: str) -> None:
-        self._change(account, peer_id, "UPDATE nodes SET name = ?", name)
+        _change(self.database.execute, account, peer_id, "UPDATE nodes SET name = ?", name)
 
-    def _change(
-        self,
-        account: Account,
-        peer_id: str,
-        statement: str,
-        *values: object,
-    ) -> None:
-        changed = self.database.execute(
-            f"{statement} WHERE peer_id = ? AND account_id = ? RETURNING 1",
-            (*values, peer_id, account.id),
+    def move(self, peer_id: str, holder: Account, account: Account) -> None:
+        """Link the holder's node to `account`; it has no token until it signs in there.
+
+        Raises Refused if `account` has as many nodes as it may or is suspended, or if the node is
+        not the holder's.
+        """
+        with self.database.transaction() as run:
+            if problem := _problem_of(run, account):
+                raise problem
+            _end_token(run, holder, peer_id)
+            _change(run, holder, peer_id, _REVOKE, time.time())
+            _change(run, holder, peer_id, "UPDATE nodes SET account_id = ?", account.id)
+
+    def _is_ended(self, peer_id: str) -> bool:
+        """Return whether the peer's HMAC was revoked, which is the same at each issue."""
+        return bool(
+            self.database.execute("SELECT 1 FROM ended_tokens WHERE peer_id = ?", (peer_id,))
         )
-        if not changed:
-            raise Refused(404, "NodeUnknown", "the account has no such node")
 
     def caller(self, token: str) -> tuple[str, Account] | None:
         """Return the peer and account of a token; None if it is invalid or expired.
 
-        An HMAC of the operator's is valid unless the node was revoked, or moved to a person.
+        An HMAC of the operator's is valid until the node is revoked, unlinked or moved.
         """
         peer_id = self._operator_tokens.peer_of(token)
         if peer_id is not None:
             node = self.node(peer_id)
-            if node is None or (node.account_id == OPERATOR_ID and node.revoked_at is None):
-                return peer_id, self.operator
-            return None
+            is_operators = node is None or (
+                node.account_id == OPERATOR_ID and node.revoked_at is None
+            )
+            if not is_operators or self._is_ended(peer_id):
+                return None
+            return peer_id, self.operator
         rows = self.database.execute(_SELECT_NODES + "token_hash = ?", (digest(token),))
         node = Node(*rows[0]) if rows else None
         if node is None or not node.has_access:
@@ -404,14 +435,23 @@ def _problem(
     peer_id: str,
 ) -> Refused | None:
     """Return why the account can't link the node; `run` runs a statement."""
-    if account.suspended_at is not None:
-        return _suspended(account)
     rows = run("SELECT account_id FROM nodes WHERE peer_id = ?", (peer_id,))
-    if rows and rows[0][0] != account.id:
+    if rows and rows[0][0] != account.id and account.suspended_at is None:
         holders = run("SELECT address FROM accounts WHERE id = ?", rows[0])
         return peer_taken(peer_id, holders[0][0], account.address)
+    return _problem_of(run, account, is_new=not rows)
+
+
+def _problem_of(
+    run: Callable[..., list[tuple[Any, ...]]],
+    account: Account,
+    is_new: bool = True,
+) -> Refused | None:
+    """Return why the account can't have a (new) node."""
+    if account.suspended_at is not None:
+        return _suspended(account)
     ((count,),) = run("SELECT count(*) FROM nodes WHERE account_id = ?", (account.id,))
-    if not rows and count >= account.max_nodes:
+    if is_new and count >= account.max_nodes:
         return Refused(
             403,
             "TooManyNodes",
@@ -419,6 +459,36 @@ def _problem(
             " the host for more",
         )
     return None
+
+
+def _change(
+    run: Callable[..., list[tuple[Any, ...]]],
+    account: Account,
+    peer_id: str,
+    statement: str,
+    *values: object,
+) -> None:
+    """Run a statement for one node of the account. Raises Refused if it has no such node."""
+    changed = run(
+        f"{statement} WHERE peer_id = ? AND account_id = ? RETURNING 1",
+        (*values, peer_id, account.id),
+    )
+    if not changed:
+        raise node_unknown()
+
+
+def _end_token(
+    run: Callable[..., list[tuple[Any, ...]]],
+    account: Account,
+    peer_id: str,
+) -> None:
+    """End the peer's HMAC for good: a later token of the operator's is random, as people's are."""
+    if account.is_operator:
+        run("INSERT OR IGNORE INTO ended_tokens VALUES (?)", (peer_id,))
+
+
+def node_unknown() -> Refused:
+    return Refused(404, "NodeUnknown", "the account has no such node")
 
 
 def require_active(account: Account) -> None:
@@ -441,6 +511,7 @@ def peer_taken(
     return Refused(
         409,
         "PeerOfAnotherAccount",
-        f"node {peer_id} belongs to account {holder}, and this is account {ours}; sign in as its"
-        " owner and unlink it, then run `hivewright login URL --move`; or use a new key",
+        f"node {peer_id} belongs to account {holder}, and this is account {ours}; its owner"
+        f" may release it to {ours} at the page, or unlink it and have you run `hivewright login"
+        " URL --move`; or use a new key",
     )

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from worker.account.accounts import Account, digest, peer_taken
 from worker.account.request_bodies import PEER_ID, Refused
+from worker.account.sessions import LETTERS
 from worker.account.site import Form, Site, Visitor, text_of
 from worker.chain.account_client import DEVICE_GRANT, ENROL_PREFIX
 from worker.errors import ChainError
@@ -22,8 +23,6 @@ from worker.swarm import identity
 _SECONDS = 900
 _POLL_SECONDS = 5
 _MOST_OPEN = 1000
-# Without vowels no words come about, and nothing looks like another letter (RFC 8628, 6.1).
-_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 _FIELD_BYTES = 8192
 
 
@@ -97,7 +96,7 @@ class DeviceFlow:
         if count >= _MOST_OPEN:
             raise Refused(429, "slow_down", f"{_MOST_OPEN} sign-ins of nodes wait; try again later")
         device_code = secrets.token_urlsafe(32)
-        letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
+        letters = "".join(secrets.choice(LETTERS) for _ in range(8))
         user_code = f"{letters[:4]}-{letters[4:]}"
         self._database.execute(
             "INSERT INTO devices (hash, user_code, peer_id, name, is_move, asked_at, expires_at)"
@@ -143,7 +142,7 @@ class DeviceFlow:
 
     async def confirm(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
         """Show which node has the code, before anything is allowed."""
-        user_code, row = await self._row(request, form)
+        user_code, row = await self._row(request, visitor, form)
         peer_id, name, is_move = row
         return self._site.page(
             request,
@@ -160,7 +159,7 @@ class DeviceFlow:
         )
 
     async def allow(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
-        user_code, (peer_id, _, is_move) = await self._row(request, form)
+        user_code, (peer_id, _, is_move) = await self._row(request, visitor, form)
         is_allowed = text_of(form, "answer") == "allow"
         problem = await self._site.in_thread(self._problem, visitor.account, peer_id, bool(is_move))
         if is_allowed and problem is not None:
@@ -179,10 +178,12 @@ class DeviceFlow:
             animal_name=identity.animal_name(peer_id),
         )
 
-    async def _row(self, request: web.Request, form: Form) -> tuple[str, tuple[str, str, int]]:
+    async def _row(
+        self, request: web.Request, visitor: Visitor, form: Form
+    ) -> tuple[str, tuple[str, str, int]]:
         """Return the code and the node that waits with it. Raises Refused; guesses are counted."""
         site = self._site
-        site.require_guesses(request)
+        guess = site.lockouts.count(site.source(request), f"device {visitor.account.id}")
         letters = text_of(form, "code", 20).upper().replace("-", "").replace(" ", "")
         user_code = f"{letters[:4]}-{letters[4:]}"
         rows = await site.in_thread(
@@ -192,10 +193,10 @@ class DeviceFlow:
             (user_code, time.time()),
         )
         if not rows:
-            site.count_guess(request)
             raise Refused(
                 400, "CodeWrong", "no node waits with this code; look at the terminal again"
             )
+        guess.was_right()
         return user_code, rows[0]
 
     def _problem(self, account: Account, peer_id: str, is_move: bool) -> Refused | None:

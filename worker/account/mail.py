@@ -41,15 +41,21 @@ class Mailer:
                 LINE,
             )
 
-    def send_code(self, email: str, code: str, place: str) -> None:
-        """Send a code; `place`: the page's address. Raises MailRefused."""
+    def send_code(self, email: str, code: str) -> None:
+        """Send a code. Raises MailRefused.
+
+        The mail names no address that the request did: whoever asked could send people elsewhere.
+        """
+        public_url = self._section.public_url
+        place = "" if public_url is None else f" at {public_url}"
         message = EmailMessage()
         message["Subject"] = "Your sign-in code"
         message["From"] = self._section.smtp_from
         message["To"] = email
         message.set_content(
-            f"{code}\n\nThis is the code to sign in at {place}. It is valid for 15 minutes, in the"
-            " browser that\nasked for it. Did you not ask for it? Then ignore this message.\n"
+            f"{code}\n\nThis is the code to sign in to hivewright{place}. It is valid for 15"
+            " minutes, in the browser\nthat asked for it, and nowhere else. Did you not ask for it?"
+            " Then ignore this message.\n"
         )
         try:
             self._send(message)

@@ -62,4 +62,21 @@ _WAYS_IN = (
     ) STRICT
     """,
 )
-MIGRATIONS = (_ACCOUNTS, _WAYS_IN)
+_KNOWN_AND_MOVES = (
+    "ALTER TABLE sessions ADD COLUMN email TEXT",
+    "ALTER TABLE passkeys ADD COLUMN email TEXT",
+    # Peers whose HMAC of the operator's is no longer a token.
+    "CREATE TABLE ended_tokens (peer_id TEXT PRIMARY KEY) STRICT",
+    """
+    CREATE TABLE known_browsers (
+        hash BLOB PRIMARY KEY, account_id INTEGER NOT NULL, expires_at REAL NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE releases (
+        peer_id TEXT PRIMARY KEY, from_id INTEGER NOT NULL, to_id INTEGER NOT NULL,
+        signature BLOB, expires_at REAL NOT NULL
+    ) STRICT
+    """,
+)
+MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES)

@@ -84,7 +84,7 @@ class OpenId:
             site.address(request) + _CALLBACK,
         )
         account = await site.in_thread(site.account_for, email, None)
-        return await site.let_in(request, account, sign_in.data, "openid")
+        return await site.let_in(request, account, sign_in.data, "openid", email)
 
 
 class Provider:

@@ -27,7 +27,7 @@ from webauthn.helpers.structs import (
     UserVerificationRequirement,
 )
 
-from worker.account.account_pages import bytes_of
+from worker.account.account_pages import bytes_of, require_fresh
 from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see
 
@@ -78,13 +78,14 @@ class Passkeys:
         site = self._site
         visitor = await self._visitor(request, body)
         site.require_private(request)
+        require_fresh(visitor)
         keys = await site.in_thread(self._keys_of, visitor.account.id)
         if len(keys) >= _MAX_PASSKEYS:
             raise Refused(400, "TooManyPasskeys", f"an account has at most {_MAX_PASSKEYS}")
         options = generate_registration_options(
             rp_id=self._party(request),
             rp_name="hivewright",
-            user_name=visitor.account.email or "operator",
+            user_name=visitor.session.email or "operator",
             user_id=str(visitor.account.id).encode(),
             authenticator_selection=AuthenticatorSelectionCriteria(
                 resident_key=ResidentKeyRequirement.REQUIRED, user_verification=_VERIFIED
@@ -105,13 +106,15 @@ class Passkeys:
         )
         await site.in_thread(
             self._database.execute,
-            "INSERT OR IGNORE INTO passkeys VALUES (?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO passkeys (credential_id, account_id, public_key, sign_count,"
+            " added_at, email) VALUES (?, ?, ?, ?, ?, ?)",
             (
                 verified.credential_id,
                 visitor.account.id,
                 verified.credential_public_key,
                 verified.sign_count,
                 time.time(),
+                visitor.session.email,
             ),
         )
         return web.json_response({})
@@ -141,13 +144,17 @@ class Passkeys:
         credential = body["credential"]
         rows = await site.in_thread(
             self._database.execute,
-            "SELECT account_id, public_key, sign_count FROM passkeys WHERE credential_id = ?",
+            "SELECT account_id, public_key, sign_count, email FROM passkeys WHERE"
+            " credential_id = ?",
             (base64url_to_bytes(credential["rawId"]),),
         )
         challenge, data = await self._challenge(request)
-        if not rows:
+        account_id, public_key, sign_count, email = rows[0] if rows else (0, b"", 0, None)
+        account = await site.in_thread(site.accounts.by_id, account_id) if rows else None
+        is_known = account is None or await site.is_known(request, account)
+        guess = site.lockouts.count(site.source(request), f"passkey {account_id}", is_known)
+        if account is None or (account.is_operator and not site.is_operator(email)):
             raise Refused(403, "PasskeyUnknown", "this passkey belongs to no account here")
-        account_id, public_key, sign_count = rows[0]
         verified = verify_authentication_response(
             credential=credential,
             expected_challenge=challenge,
@@ -157,13 +164,13 @@ class Passkeys:
             credential_current_sign_count=sign_count,
             require_user_verification=True,
         )
+        guess.was_right()
         await site.in_thread(
             self._database.execute,
             "UPDATE passkeys SET sign_count = ? WHERE credential_id = ?",
             (verified.new_sign_count, verified.credential_id),
         )
-        account = await site.in_thread(site.accounts.by_id, account_id)
-        entered = await site.let_in(request, account, data, "passkey")
+        entered = await site.let_in(request, account, data, "passkey", email or "")
         response = web.json_response({"next": entered.headers["Location"]})
         response.cookies.update(entered.cookies)
         return response

@@ -59,6 +59,15 @@ class RegisterPeer(Message):
     peer_id: PeerId
 
 
+class SignedMove(Message):
+    """A move of a peer to the account with the address `to`, signed by one of the two accounts."""
+
+    peer_id: PeerId
+    to: Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
+    signature: Annotated[str, Field(pattern=r"^(0x)?[0-9a-f]{130}$")]
+    """Hexadecimal; of a personal message, which is the contract's for `rebindPeer`."""
+
+
 class ShownProof(Message):
     """The peer's consent to be held by our account; keys and signatures in base 64."""
 

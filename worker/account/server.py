@@ -28,7 +28,9 @@ from worker.account.accounts import Account, Accounts, digest, require_active
 from worker.account.device_flow import DeviceFlow
 from worker.account.host_pages import HostPages
 from worker.account.invitations import PREFIX as INVITATION
+from worker.account.lockouts import Lockouts
 from worker.account.market_pages import MarketPages
+from worker.account.moves import Moves
 from worker.account.openid import OpenId
 from worker.account.passkeys import Passkeys
 from worker.account.queues import Queues
@@ -67,6 +69,8 @@ _RPC_PER_SECOND, _RPC_BURST = 20.0, 400.0
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
 # Wrong tokens from one address: after a burst, one every six seconds.
 _GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
+# Wrong enrolment tokens from everywhere: after a burst, two a minute.
+_FLEET_GUESSES = (1 / 30, 100.0)
 # Requests in progress at the chain, for all callers and for one; the latter counts until the
 # caller has read the answer.
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
@@ -126,7 +130,7 @@ class Service:
         self._gate: Gate | None = None
         self._requests = Quota(_RPC_PER_SECOND, _RPC_BURST)
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
-        self._guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
+        self._lockouts = Lockouts((_GUESSES_PER_SECOND, _GUESSES_BURST), _FLEET_GUESSES)
         self._wrong_tokens = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         """Wrong tokens of nodes, which can't be guessed: they do not block enrolment."""
         self._sparingly = webguard.Sparingly()
@@ -166,6 +170,7 @@ class Service:
             MarketPages(site),
             HostPages(site),
             DeviceFlow(site),
+            Moves(site),
             Passkeys(site),
             *((OpenId(site),) if has_openid else ()),
         )
@@ -274,11 +279,6 @@ class Service:
                 "EnrolmentClosed",
                 "account.enrolment_token_file is not set at the account service",
             )
-        if self._guesses.left(self._source(request)) < 1:
-            raise Refused(
-                429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
-            )
-        await self._check_enrolment_token(request, body.token, is_invited)
         signed = ENROL_PREFIX + body.peer_id.encode()
         public_key = _decoded("publicKey", body.public_key)
         signature = _decoded("signature", body.signature)
@@ -287,27 +287,30 @@ class Service:
         )
         if not is_signed:
             raise Refused(403, "SignatureWrong", f"not signed by the key of {body.peer_id}")
+        await self._check_enrolment_token(request, body, is_invited)
         token = await self._in_thread(lambda: self._link(body, is_invited))
         log.info("peer enrolled peer_id=%s", body.peer_id)
         return web.json_response({"token": token})
 
     async def _check_enrolment_token(
-        self, request: web.Request, token: str, is_invited: bool
+        self, request: web.Request, body: request_bodies.Enrol, is_invited: bool
     ) -> None:
-        """Raise Refused, and count a guess, for a wrong enrolment token or invitation."""
-        if is_invited:
-            try:
-                await self._in_thread(lambda: self._site.invitations.find(digest(token)))
-            except Refused:
-                self._count_guess(request)
-                raise
-            return
+        """Raise Refused for a wrong enrolment token or invitation, which is counted.
+
+        Wrong tokens from many addresses keep out new nodes, but none that is linked: the caller has
+        verified the node's signature.
+        """
+        asked_for = f"invitation {body.peer_id}" if is_invited else "fleet"
+        is_known = await self._in_thread(lambda: self.accounts.node(body.peer_id)) is not None
+        guess = self._lockouts.count(self._source(request), asked_for, is_known)
         expected = (self._enrolment_token or "").encode()
-        if not hmac.compare_digest(token.encode(), expected):
-            self._count_guess(request)
+        if is_invited:
+            await self._in_thread(lambda: self._site.invitations.find(digest(body.token)))
+        elif not hmac.compare_digest(body.token.encode(), expected):
             raise Refused(
                 403, "EnrolmentTokenWrong", "not the token that the account service was given"
             )
+        guess.was_right()
 
     def _link(self, body: request_bodies.Enrol, is_invited: bool) -> str:
         """Link the node to the invitation's account, or to the fleet's; return its token."""
@@ -334,11 +337,11 @@ class Service:
         )
 
     async def rpc(self, request: web.Request) -> web.Response:
-        """Forward to the chain what a `Gate` allows, for callers with a node's token.
+        """Forward to the chain what a `Gate` allows, for callers with a node's token or a session.
 
         The body is one request, or a batch.
         """
-        peer_id, _ = self._caller(request)
+        peer_id = await self._rpc_caller(request)
         asked = request_bodies.parse_rpc(await _read(request), MAX_BATCH)
         calls = asked if isinstance(asked, list) else [asked]
         if not self._requests.take(peer_id, len(calls)):
@@ -371,6 +374,21 @@ class Service:
             self._at_chain_for[peer_id] -= 1
             if not self._at_chain_for[peer_id]:
                 del self._at_chain_for[peer_id]
+
+    async def _rpc_caller(self, request: web.Request) -> str:
+        """Return whose quota a call takes: the token's peer's, or the signed-in person's.
+
+        The guard refuses pages of others. Raises Refused.
+        """
+        if self._pages and "Authorization" not in request.headers and "Origin" in request.headers:
+            self._site.require_private(request)
+            visitor = await self._site.visitor(request)
+            if visitor is not None:
+                require_active(visitor.account)
+                return visitor.account.address
+        peer_id, account = self._caller(request)
+        require_active(account)
+        return peer_id
 
     async def _answers(
         self,
@@ -518,13 +536,6 @@ class Service:
             _, _, client = forwarded.rpartition(",")
             return f"forwarded {webguard.source_of(client.strip())}"
         return webguard.source_of(remote)
-
-    def _count_guess(self, request: web.Request) -> None:
-        """Count a wrong token. Raises Refused after too many; right ones are still accepted."""
-        if not self._guesses.take(self._source(request)):
-            raise Refused(
-                429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
-            )
 
     def _caller(self, request: web.Request) -> tuple[str, Account]:
         """Return peer and account of the token: Bearer, or the URL's password (Basic)."""

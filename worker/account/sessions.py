@@ -22,16 +22,27 @@ FRESH_SECONDS = 300.0
 SIGN_IN_SECONDS = 900.0
 MAX_GUESSES = 5
 CODE_DIGITS = 8
+HOST_CODE_LETTERS = 12
+"""Of a code that the host prints: too many to guess, so that no limit keeps its person out."""
+LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+"""Without vowels no words come about, and nothing looks like another letter (RFC 8628, 6.1)."""
+KNOWN_SECONDS = 365 * 24 * 3600.0
+MAX_KNOWN = 50
+"""Browsers of an account that are remembered, the newest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A browser that is signed in. `csrf` is in its forms; `fresh_at`: of its sign-in."""
+    """A browser that is signed in. `csrf` is in its forms; `fresh_at`: of its sign-in.
+
+    `email`: with which its person signed in; None: before that was stored.
+    """
 
     hash: bytes
     account_id: int
     fresh_at: float
     csrf: str
+    email: str | None
 
     @property
     def is_fresh(self) -> bool:
@@ -55,34 +66,64 @@ class Sessions:
 
     # ---- sessions
 
-    def start(self, account_id: int) -> str:
-        """Return the cookie of a new session."""
+    def start(self, account_id: int, email: str) -> str:
+        """Return the cookie of a new session of the person with this e-mail address."""
         cookie = secrets.token_urlsafe(32)
         now = time.time()
         self._database.execute(
-            "INSERT INTO sessions VALUES (?, ?, ?, ?)",
-            (digest(cookie), account_id, now, now + SESSION_SECONDS),
+            "INSERT INTO sessions (hash, account_id, fresh_at, expires_at, email) VALUES"
+            " (?, ?, ?, ?, ?)",
+            (digest(cookie), account_id, now, now + SESSION_SECONDS, email),
         )
         return cookie
 
     def find(self, cookie: str) -> Session | None:
         """Return the session of a cookie; None if it is unknown or has ended."""
         rows = self._database.execute(
-            "SELECT hash, account_id, fresh_at FROM sessions WHERE hash = ? AND expires_at > ?",
+            "SELECT hash, account_id, fresh_at, email FROM sessions WHERE hash = ? AND"
+            " expires_at > ?",
             (digest(cookie), time.time()),
         )
         csrf = hmac.new(cookie.encode(), b"csrf", hashlib.sha256).hexdigest()
         if not rows:
             return None
-        key, account_id, fresh_at = rows[0]
-        return Session(key, account_id, fresh_at, csrf)
+        key, account_id, fresh_at, email = rows[0]
+        return Session(key, account_id, fresh_at, csrf, email)
 
     def end(self, session: Session) -> None:
         self._database.execute("DELETE FROM sessions WHERE hash = ?", (session.hash,))
 
     def end_all(self, account_id: int) -> None:
-        """End all sessions of the account, wherever they are."""
-        self._database.execute("DELETE FROM sessions WHERE account_id = ?", (account_id,))
+        """End all sessions of the account, wherever they are, and forget its browsers."""
+        with self._database.transaction() as run:
+            run("DELETE FROM sessions WHERE account_id = ?", (account_id,))
+            run("DELETE FROM known_browsers WHERE account_id = ?", (account_id,))
+
+    # ---- browsers that have signed in before
+
+    def know(self, account_id: int) -> str:
+        """Return the cookie of a browser that has signed in to the account."""
+        cookie = secrets.token_urlsafe(32)
+        with self._database.transaction() as run:
+            run(
+                "INSERT INTO known_browsers VALUES (?, ?, ?)",
+                (digest(cookie), account_id, time.time() + KNOWN_SECONDS),
+            )
+            run(
+                "DELETE FROM known_browsers WHERE hash IN (SELECT hash FROM known_browsers WHERE"
+                " account_id = ? ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
+                (account_id, MAX_KNOWN),
+            )
+        return cookie
+
+    def is_known(self, cookie: str, account_id: int) -> bool:
+        """Return whether the browser with this cookie has signed in to the account before."""
+        return bool(
+            self._database.execute(
+                "SELECT 1 FROM known_browsers WHERE hash = ? AND account_id = ? AND expires_at > ?",
+                (digest(cookie), account_id, time.time()),
+            )
+        )
 
     # ---- sign-ins
 
@@ -142,14 +183,14 @@ class Sessions:
             raise Refused(
                 429, "TooManyGuesses", f"{MAX_GUESSES} wrong codes; begin the sign-in again"
             )
-        return code_hash is not None and hmac.compare_digest(code_hash, digest(code))
+        return code_hash is not None and hmac.compare_digest(code_hash, digest(plain(code)))
 
     def set_code(self, email: str, code: str) -> int:
         """Set the code of the e-mail's open sign-ins, and return their number."""
         rows = self._database.execute(
             "UPDATE sign_ins SET code_hash = ?, guesses = 0 WHERE email = ? AND expires_at > ?"
             " RETURNING 1",
-            (digest(code), email, time.time()),
+            (digest(plain(code)), email, time.time()),
         )
         return len(rows)
 
@@ -159,11 +200,25 @@ class Sessions:
         self._database.execute("DELETE FROM sign_ins WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM sessions WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM devices WHERE expires_at < ?", now)
+        self._database.execute("DELETE FROM known_browsers WHERE expires_at < ?", now)
+        self._database.execute("DELETE FROM releases WHERE expires_at < ?", now)
+        self._database.execute("DELETE FROM invitations WHERE expires_at < ?", now)
 
 
 def new_code() -> str:
     """Return a random code that people can type."""
     return f"{secrets.randbelow(10**CODE_DIGITS):0{CODE_DIGITS}d}"
+
+
+def new_host_code() -> str:
+    """Return a random code that the host gives to a person, in groups."""
+    letters = "".join(secrets.choice(LETTERS) for _ in range(HOST_CODE_LETTERS))
+    return f"{letters[:4]}-{letters[4:8]}-{letters[8:]}"
+
+
+def plain(code: str) -> str:
+    """Return a code as it is stored, whichever way a person typed it."""
+    return code.upper().replace(" ", "").replace("-", "")
 
 
 def _sign_in_over() -> Refused:

@@ -8,7 +8,7 @@ from aiohttp import web
 from worker.account.accounts import digest
 from worker.account.mail import Mailer, MailRefused, normalized
 from worker.account.request_bodies import Refused
-from worker.account.sessions import new_code
+from worker.account.sessions import HOST_CODE_LETTERS, new_code, plain
 from worker.account.site import Form, Site, Visitor, see, text_of
 from worker.chain.quotas import Quota
 from worker.errors import WorkerError
@@ -18,7 +18,8 @@ from worker.runtime import webguard
 _MAILS_PER_SECOND, _MAILS_BURST = 10 / 3600, 5.0
 """Codes that one address can have sent to an e-mail address."""
 _MAILS_OF_ALL_PER_SECOND, _MAILS_OF_ALL_BURST = 60 / 3600, 60.0
-"""Codes sent to one e-mail address, whoever asks: others can't keep its owner out for long."""
+"""Codes sent to one e-mail address, whoever asks. Browsers that have signed in with it before have
+only the limit of their address, so others can't keep its owner out."""
 _LOGIN, _ROOT = "Tailscale-User-Login", 0
 _SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
@@ -63,7 +64,7 @@ class SignInPages:
         site.require_private(request)
         form = await site.form(request)
         email = normalized(text_of(form, "email"))
-        data = await self._asked(request, form)
+        data = await self._asked(request, form, email)
         site.count_begun(request)
         code = None
         if self._mailer is not None:
@@ -86,9 +87,12 @@ class SignInPages:
         site = self._site
         form = await site.form(request)
         sign_in = await site.in_thread(site.sessions.sign_in, site.sign_in_cookie(request))
-        code = text_of(form, "code", 40).replace(" ", "")
+        code = text_of(form, "code", 40)
         if sign_in.email is None:
             raise Refused(400, "SignInOver", "this sign-in has no code; begin it again")
+        is_hosts = len(plain(code)) == HOST_CODE_LETTERS
+        is_known = is_hosts or await self._is_known(request, sign_in.email)
+        guess = site.lockouts.count(site.source(request), f"code {sign_in.email}", is_known)
         if not await site.in_thread(site.sessions.guess, sign_in, code):
             return site.page(
                 request,
@@ -98,11 +102,12 @@ class SignInPages:
                 is_mailed=self._mailer is not None,
                 wrong="That is not the code.",
             )
+        guess.was_right()
         await site.in_thread(site.sessions.complete, sign_in)
         account = await site.in_thread(
             site.account_for, sign_in.email, sign_in.data.get("invitation")
         )
-        return await site.let_in(request, account, sign_in.data, "email")
+        return await site.let_in(request, account, sign_in.data, "email", sign_in.email)
 
     async def tailscale(self, request: web.Request) -> web.Response:
         site = self._site
@@ -111,9 +116,9 @@ class SignInPages:
         login = self._tailscale_login(request)
         if login is None:
             raise Refused(403, "TailscaleMissing", "this request did not come by `tailscale serve`")
-        data = await self._asked(request, form)
+        data = await self._asked(request, form, login)
         account = await site.in_thread(site.account_for, login, data.get("invitation"))
-        return await site.let_in(request, account, data, "tailscale")
+        return await site.let_in(request, account, data, "tailscale", login)
 
     async def sign_out(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
         if form.get("everywhere"):
@@ -122,24 +127,28 @@ class SignInPages:
             await self._site.in_thread(self._site.sessions.end, visitor.session)
         return self._site.sign_out(request)
 
-    async def _asked(self, request: web.Request, form: Form) -> dict[str, str]:
+    async def _is_known(self, request: web.Request, email: str) -> bool:
+        """Return whether this browser has signed in with the e-mail address before."""
+        account = await self._site.in_thread(self._site.find_account, email)
+        return await self._site.is_known(request, account)
+
+    async def _asked(self, request: web.Request, form: Form, email: str) -> dict[str, str]:
         """Return what the sign-in keeps: where it leads, and its invitation if that is valid."""
         site = self._site
         data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
         secret = text_of(form, "invitation")
         if secret:
-            site.require_guesses(request)
-            try:
-                await site.in_thread(site.invitations.find, digest(secret))
-            except Refused:
-                site.count_guess(request)
-                raise
+            is_known = await self._is_known(request, email)
+            guess = site.lockouts.count(site.source(request), f"invitation {email}", is_known)
+            await site.in_thread(site.invitations.find, digest(secret))
+            guess.was_right()
             data["invitation"] = digest(secret).hex()
         return data
 
     async def _send(self, request: web.Request, mailer: Mailer, email: str, code: str) -> None:
         source = f"{email} {self._site.source(request)}"
-        if not self._mails.take(source) or not self._mails_of_all.take(email):
+        is_known = await self._is_known(request, email)
+        if not self._mails.take(source) or not (is_known or self._mails_of_all.take(email)):
             raise Refused(
                 429,
                 "TooManyMails",
@@ -147,7 +156,7 @@ class SignInPages:
                 " code",
             )
         try:
-            await self._site.in_thread(mailer.send_code, email, code, self._site.address(request))
+            await self._site.in_thread(mailer.send_code, email, code)
         except MailRefused as error:
             raise WorkerError(f"the code could not be sent: {error}") from None
 

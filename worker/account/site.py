@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -19,9 +20,16 @@ from multidict import MultiDictProxy
 
 from worker.account.accounts import Account, Accounts
 from worker.account.invitations import Invitations
+from worker.account.lockouts import Lockouts
 from worker.account.queues import Queues
 from worker.account.request_bodies import Refused
-from worker.account.sessions import Session, Sessions
+from worker.account.sessions import (
+    KNOWN_SECONDS,
+    SESSION_SECONDS,
+    SIGN_IN_SECONDS,
+    Session,
+    Sessions,
+)
 from worker.chain.coordinator import Coordinator
 from worker.chain.quotas import Quota
 from worker.errors import WorkerError
@@ -41,12 +49,9 @@ HEADERS = {
     # With no-referrer, browsers would send `Origin: null` with our own forms.
     "Referrer-Policy": "same-origin",
 }
-_SESSION, _SIGN_IN = "hivewright_session", "hivewright_sign_in"
-_SESSION_SECONDS, _SIGN_IN_SECONDS = 14 * 24 * 3600, 900
+_SESSION, _SIGN_IN, _KNOWN = "hivewright_session", "hivewright_sign_in", "hivewright_known"
 _BEGUN_PER_SECOND, _BEGUN_BURST = 1 / 30, 20.0
 """Sign-ins that one address may begin."""
-_GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 30, 10.0
-"""Wrong codes and invitations from one address."""
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
@@ -82,7 +87,7 @@ class Site:
         self.source = source
         self._in_thread = in_thread
         self._begun = Quota(_BEGUN_PER_SECOND, _BEGUN_BURST)
-        self.guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
+        self.lockouts = Lockouts()
         self._networks = [ipaddress.ip_network(each) for each in self.settings.trusted_networks]
         self._sparingly = webguard.Sparingly()
         self._templates = webpages.templates(_FOLDER, rendering.FOLDER)
@@ -165,6 +170,7 @@ class Site:
         """
 
         async def answer(request: web.Request) -> web.StreamResponse:
+            self.require_private(request)
             visitor = await self.visitor(request)
             if visitor is None:
                 following = "?next=device" if request.path == "/device" else ""
@@ -190,7 +196,13 @@ class Site:
             account = await self.in_thread(self.accounts.by_id, session.account_id)
         except Refused:
             return None
+        if account.is_operator and not self.is_operator(session.email):
+            return None  # no longer in account.operators
         return Visitor(account, session)
+
+    def is_operator(self, email: str | None) -> bool:
+        """Return whether the person with this e-mail address signs in to the operator's account."""
+        return email in {each.lower() for each in self.settings.operators}
 
     async def form(self, request: web.Request) -> Form:
         """Return the fields of a form that a page of ours sent."""
@@ -242,15 +254,16 @@ class Site:
                 429, "TooManySignIns", "too many sign-ins from this address; wait half a minute"
             )
 
-    def count_guess(self, request: web.Request) -> None:
-        """Count a wrong code or invitation, after which a right one has to wait as well."""
-        self.guesses.take(self.source(request))
+    async def is_known(self, request: web.Request, account: Account | None) -> bool:
+        """Return whether this browser has signed in to the account before."""
+        cookie = request.cookies.get(self._cookie(request, _KNOWN))
+        if account is None or cookie is None:
+            return False
+        return await self.in_thread(self.sessions.is_known, cookie, account.id)
 
-    def require_guesses(self, request: web.Request) -> None:
-        if self.guesses.left(self.source(request)) < 1:
-            raise Refused(
-                429, "TooManyGuesses", "wrong codes came from this address; wait half a minute"
-            )
+    def find_account(self, email: str) -> Account | None:
+        """Return the account of an e-mail address; None: it has none yet."""
+        return self.accounts.operator if self.is_operator(email) else self.accounts.by_email(email)
 
     # ---- cookies
 
@@ -263,7 +276,7 @@ class Site:
         response: web.StreamResponse,
         name: str,
         value: str,
-        seconds: int,
+        seconds: float,
     ) -> None:
         """Set a cookie for this server alone.
 
@@ -273,7 +286,7 @@ class Site:
         response.set_cookie(
             self._cookie(request, name),
             value,
-            max_age=seconds,
+            max_age=int(seconds),
             httponly=True,
             secure=self.is_https(request) or is_local,
             samesite="Lax",
@@ -285,7 +298,7 @@ class Site:
 
     def begin(self, request: web.Request, response: web.StreamResponse, cookie: str) -> None:
         """Let the browser keep the sign-in that it began."""
-        self.set_cookie(request, response, _SIGN_IN, cookie, _SIGN_IN_SECONDS)
+        self.set_cookie(request, response, _SIGN_IN, cookie, SIGN_IN_SECONDS)
 
     async def let_in(
         self,
@@ -293,19 +306,23 @@ class Site:
         account: Account,
         data: dict[str, Any],
         way: str,
+        email: str,
     ) -> web.Response:
         """Start a session, never the one that the browser had, and go on to where it was headed."""
         former = await self.visitor(request)
         if former is not None:
             await self.in_thread(self.sessions.end, former.session)
-        cookie = await self.in_thread(self.sessions.start, account.id)
+        cookie = await self.in_thread(self.sessions.start, account.id, email)
         log.info("signed in account=%s way=%s", account.address, way)
         places = {"device": "/device", "key": "/settings"}
         place = places.get(str(data.get("next")), "/")
         if place == "/device" and data.get("code"):
-            place += f"?code={data['code']}"
+            place += f"?code={quote(str(data['code']), safe='')}"
         response = web.Response(status=303, headers={"Location": place})
-        self.set_cookie(request, response, _SESSION, cookie, _SESSION_SECONDS)
+        self.set_cookie(request, response, _SESSION, cookie, SESSION_SECONDS)
+        if not await self.is_known(request, account):
+            known = await self.in_thread(self.sessions.know, account.id)
+            self.set_cookie(request, response, _KNOWN, known, KNOWN_SECONDS)
         response.del_cookie(self._cookie(request, _SIGN_IN), path="/")
         return response
 
@@ -319,7 +336,7 @@ class Site:
 
         `invitation`: hexadecimal hash of the invitation's secret. Raises Refused.
         """
-        if email in {each.lower() for each in self.settings.operators}:
+        if self.is_operator(email):
             return self.accounts.operator
         if invitation:
             return self.invitations.accept(bytes.fromhex(invitation), email)

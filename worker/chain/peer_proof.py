@@ -56,9 +56,18 @@ def of_move(
 
     None for keys of another size.
     """
-    place = _place(deployment, account)
-    message = _REBINDING + place + moves.to_bytes(32) + identity.peer_id.encode()
+    message = message_of_move(identity.peer_id, deployment, account, moves)
     return _proof(identity, message, is_move=True)
+
+
+def message_of_move(
+    peer_id: str,
+    deployment: Deployment,
+    account: str,
+    moves: int,
+) -> bytes:
+    """Return what the peer's key, or the account that holds it, signs for a move to `account`."""
+    return _REBINDING + _place(deployment, account) + moves.to_bytes(32) + peer_id.encode()
 
 
 def is_checked(coordinator: Coordinator) -> bool:

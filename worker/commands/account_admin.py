@@ -10,7 +10,7 @@ from worker.account import invitations
 from worker.account.accounts import DATABASE_FILE
 from worker.account.mail import normalized
 from worker.account.request_bodies import Refused
-from worker.account.sessions import SIGN_IN_SECONDS, Sessions, new_code
+from worker.account.sessions import SIGN_IN_SECONDS, Sessions, new_host_code
 from worker.chain.database import Database
 from worker.errors import ResourceError, SettingsError
 from worker.settings import Settings
@@ -26,7 +26,7 @@ def code(settings: Settings, options: argparse.Namespace) -> None:
     except Refused as refused:
         raise SettingsError(f"EMAIL: got {options.email!r}; {refused.detail}") from None
     with closing(_database(settings)) as database:
-        code = new_code()
+        code = new_host_code()
         if not Sessions(database).set_code(email, code):
             raise SettingsError(
                 f"EMAIL: nobody waits at the sign-in page with {email}; expected that it was typed"
