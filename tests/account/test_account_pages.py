@@ -172,7 +172,7 @@ def test_account_has_so_and_so_many_invitations_at_a_time(service, ada, monkeypa
 
 
 def test_passkey_is_added_after_a_fresh_sign_in_only(service, ada, monkeypatch) -> None:
-    """Who has a session that somebody left open gets no lasting way in."""
+    """A session that somebody left open gives no lasting way in."""
     ada.url = service.url.replace("127.0.0.1", "localhost")
     csrf = ada.csrf("/settings")
 

@@ -186,4 +186,5 @@ def test_unlinked_node_of_the_fleet_does_not_come_back_with_its_old_token(
         assert enrol(node, ENROLMENT_TOKEN, section, tmp_path / "node") == address
         assert client.token() != old
         assert accounts.caller(old) is None
-        client.submit_winner(0, [node.peer_id], node.peer_id)
+        assert client.swarm().account == address
+        assert accounts.caller(client.token())[0] == node.peer_id

@@ -196,7 +196,7 @@ class DeviceFlow:
             raise Refused(
                 400, "CodeWrong", "no node waits with this code; look at the terminal again"
             )
-        guess.was_right()
+        guess.take_back()
         return user_code, rows[0]
 
     def _problem(self, account: Account, peer_id: str, is_move: bool) -> Refused | None:

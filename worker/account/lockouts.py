@@ -13,11 +13,11 @@ from worker.chain.quotas import Quota
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A guess that is counted as wrong until it is known to be right."""
+    """A guess that is counted as wrong until it is known to be right, or was not compared."""
 
     _counted: tuple[tuple[Quota, str], ...]
 
-    def was_right(self) -> None:
+    def take_back(self) -> None:
         for quota, counted in self._counted:
             quota.take(counted, -1.0)
 

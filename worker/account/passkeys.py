@@ -164,7 +164,7 @@ class Passkeys:
             credential_current_sign_count=sign_count,
             require_user_verification=True,
         )
-        guess.was_right()
+        guess.take_back()
         await site.in_thread(
             self._database.execute,
             "UPDATE passkeys SET sign_count = ? WHERE credential_id = ?",

@@ -310,7 +310,7 @@ class Service:
             raise Refused(
                 403, "EnrolmentTokenWrong", "not the token that the account service was given"
             )
-        guess.was_right()
+        guess.take_back()
 
     def _link(self, body: request_bodies.Enrol, is_invited: bool) -> str:
         """Link the node to the invitation's account, or to the fleet's; return its token."""

@@ -93,7 +93,12 @@ class SignInPages:
         is_hosts = len(plain(code)) == HOST_CODE_LETTERS
         is_known = is_hosts or await self._is_known(request, sign_in.email)
         guess = site.lockouts.count(site.source(request), f"code {sign_in.email}", is_known)
-        if not await site.in_thread(site.sessions.guess, sign_in, code):
+        try:
+            is_right = await site.in_thread(site.sessions.guess, sign_in, code)
+        except Refused:
+            guess.take_back()  # the sign-in has had its guesses: the code was not compared
+            raise
+        if not is_right:
             return site.page(
                 request,
                 "code.html",
@@ -102,7 +107,7 @@ class SignInPages:
                 is_mailed=self._mailer is not None,
                 wrong="That is not the code.",
             )
-        guess.was_right()
+        guess.take_back()
         await site.in_thread(site.sessions.complete, sign_in)
         account = await site.in_thread(
             site.account_for, sign_in.email, sign_in.data.get("invitation")
@@ -141,7 +146,7 @@ class SignInPages:
             is_known = await self._is_known(request, email)
             guess = site.lockouts.count(site.source(request), f"invitation {email}", is_known)
             await site.in_thread(site.invitations.find, digest(secret))
-            guess.was_right()
+            guess.take_back()
             data["invitation"] = digest(secret).hex()
         return data
 
