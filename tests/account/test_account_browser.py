@@ -79,7 +79,8 @@ def test_every_page_is_accessible_and_fits(service, url, tab, scheme) -> None:
 
 
 def test_keyboard_alone_signs_in(service, url, tab) -> None:
-    tab.page.goto(url + "/sign-in")
+    tab.page.goto(url + "/")
+    expect(tab.page.get_by_role("heading", name="Sign in")).to_be_visible()
     tab.page.get_by_label("E-mail address").focus()
     tab.page.keyboard.type(ADA)
     tab.page.keyboard.press("Enter")

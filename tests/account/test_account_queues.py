@@ -112,7 +112,7 @@ def process(host: settings.Settings):
         subprocess.Popen(command, cwd=ROOT, stderr=log) as running,
     ):
         try:
-            eventually((folder / "address").exists)
+            eventually((folder / "address").exists, 120)
             yield running, (folder / "address").read_text().strip()
         finally:
             running.kill()
@@ -164,12 +164,12 @@ def test_kill_9_with_calls_in_progress_loses_none_and_sends_none_twice(chain, ho
 
     def insist(path: str, token: str, done: str, **body: object) -> None:
         """Send a call until the service accepts it, or says that it was accepted before."""
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             try:
                 status, answer = post(current[-1], path, token, **body)
             except requests.RequestException:  # killed; `current` gets the next one
-                time.sleep(0.05)
+                time.sleep(0.3)
                 continue
             if status == 200 or answer["error"] == done:
                 return

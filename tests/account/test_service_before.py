@@ -149,8 +149,8 @@ def test_state_of_that_version_is_taken_over(chain, tmp_path) -> None:
     key = Account.create()
     (folder / "account.key").write_text(f"0x{bytes(key.key).hex()}\n")
     (folder / "token.secret").write_text(secrets.token_hex(32) + "\n")
-    token = Tokens(folder).issue("QmOld1")
-    call = chain.coordinator.register_peer("QmOld1")
+    token = Tokens(folder).issue("QmAda1")
+    call = chain.coordinator.register_peer("QmAda1")
     tx_hash, raw = chain.coordinator.sign(key, call, nonce=0, gas=500_000, gas_price_wei=0)
     with sqlite3.connect(folder / "journal.db") as journal:
         journal.executescript(JOURNAL)
@@ -162,19 +162,19 @@ def test_state_of_that_version_is_taken_over(chain, tmp_path) -> None:
     for _ in range(2):  # the second start finds what the first one made of it
         with serving(parsed) as upgraded:
             assert upgraded.service.accounts.operator.address == key.address
-            eventually(lambda: chain.peers_of(key.address) == ["QmOld1"])
+            eventually(lambda: chain.peers_of(key.address) == ["QmAda1"])
             answer = requests.post(
                 f"{upgraded.url}/api/submit-winner",
                 json={
                     "orgId": "hivewright",
-                    "peerId": "QmOld1",
+                    "peerId": "QmAda1",
                     "roundNumber": chain.coordinator.current_round(),
-                    "winners": ["QmOld1"],
+                    "winners": ["QmAda1"],
                 },
                 headers={"Authorization": f"Bearer {token}"},
                 timeout=20,
             )
             assert answer.status_code == 200, answer.text
-            eventually(lambda: chain.coordinator.votes(chain.coordinator.current_round(), "QmOld1"))
+            eventually(lambda: chain.coordinator.votes(chain.coordinator.current_round(), "QmAda1"))
         chain.advance()
     assert chain.coordinator.nonce(key.address) == 3

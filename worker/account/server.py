@@ -381,9 +381,9 @@ class Service:
         The guard refuses pages of others. Raises Refused.
         """
         if self._pages and "Authorization" not in request.headers and "Origin" in request.headers:
-            self._site.require_private(request)
             visitor = await self._site.visitor(request)
             if visitor is not None:
+                self._site.require_private(request)
                 require_active(visitor.account)
                 return visitor.account.address
         peer_id, account = self._caller(request)

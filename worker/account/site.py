@@ -174,7 +174,7 @@ class Site:
             visitor = await self.visitor(request)
             if visitor is None:
                 following = "?next=device" if request.path == "/device" else ""
-                raise web.HTTPSeeOther(f"/sign-in{following}")
+                return see(f"/sign-in{following}")
             if not is_post:
                 return await handle(request, visitor)
             form = await self.form(request)

@@ -207,8 +207,9 @@ class Account(Section):
     X-Forwarded-For, as `tailscale serve` does. Wrong tokens are then counted for that client. A
     deploy sets it with `tailscale_serve`."""
     rpc_proxy: bool = True
-    """Serve JSON-RPC at /rpc to callers with a node's token: reads of the contract, and signed
-    transactions to it. For nodes without a route to the chain."""
+    """Serve JSON-RPC at /rpc to callers with a node's token, and to people who are signed in at the
+    page: reads of the contract, and signed transactions to it. For nodes without a route to the
+    chain."""
 
     @model_validator(mode="after")
     def _check_ways_in(self) -> Self:
