@@ -77,9 +77,7 @@ class Releases(OwnFact[InstalledReleases]):
             f" ls -d {ENVIRONMENTS}/* {ANVILS}/* {WHEELS}/* | sed 's/^/folder /'; true"
         )
 
-    @staticmethod
-    def default() -> InstalledReleases:
-        return InstalledReleases()
+    default = staticmethod(InstalledReleases)
 
     def read(self, output: list[str]) -> InstalledReleases:
         current: str | None = None
@@ -105,9 +103,7 @@ class Identities(OwnFact[dict[int, str]]):
             ' ! what_is "$f" >/dev/null || echo "$f $(own_file "$f" | tr -d "\\n")"; done'
         )
 
-    @staticmethod
-    def default() -> dict[int, str]:
-        return {}
+    default = staticmethod(dict[int, str])
 
     def read(
         self,
@@ -127,9 +123,7 @@ class DamagedEnrolments(OwnFact[list[str]]):
     def command(self) -> str:
         return Identities().command()
 
-    @staticmethod
-    def default() -> list[str]:
-        return []
+    default = staticmethod(list[str])
 
     def read(
         self,
@@ -167,9 +161,7 @@ class MovedAway(OwnFact[dict[int, str]]):
             ' || echo "$d/enrolment.json $(own_file $d/enrolment.json.moved | tr -d "\\n")"; done'
         )
 
-    @staticmethod
-    def default() -> dict[int, str]:
-        return {}
+    default = staticmethod(dict[int, str])
 
     def read(
         self,
@@ -184,9 +176,7 @@ class ChosenModels(OwnFact[list[int]]):
     def command(self) -> str:
         return f"ls {STATE}/worker-*/model.json 2>/dev/null || true"
 
-    @staticmethod
-    def default() -> list[int]:
-        return []
+    default = staticmethod(list[int])
 
     def read(
         self,
@@ -202,9 +192,7 @@ class ConfiguredSlots(OwnFact[list[int]]):
     def command(self) -> str:
         return f"ls {CONFIGURATION} 2>/dev/null | sed -n 's/^worker-\\([0-9]*\\)\\.yaml$/\\1/p'"
 
-    @staticmethod
-    def default() -> list[int]:
-        return []
+    default = staticmethod(list[int])
 
     def read(
         self,
@@ -221,9 +209,7 @@ class ConfiguredServices(OwnFact[list[str]]):
             f"ls {CONFIGURATION} 2>/dev/null | sed -n '/^worker-/d; s/^\\([a-z]*\\)\\.yaml$/\\1/p'"
         )
 
-    @staticmethod
-    def default() -> list[str]:
-        return []
+    default = staticmethod(list[str])
 
     def read(
         self,
@@ -252,9 +238,7 @@ class Service(OwnFact[ServiceState]):
         show = f"systemctl show --property=ActiveState,UnitFileState,NeedDaemonReload '{unit}'"
         return f"{{ {show}; echo Digest=$(cat '{DEPLOYED}/{unit}'); }} 2>/dev/null || true"
 
-    @staticmethod
-    def default() -> ServiceState:
-        return ServiceState()
+    default = staticmethod(ServiceState)
 
     def read(self, output: list[str]) -> ServiceState:
         pairs = (line.partition("=") for line in output)
@@ -299,9 +283,7 @@ class SystemdVersion(OwnFact[int]):
     def command(self) -> str:
         return "systemctl --version 2>/dev/null | head -n 1 || true"
 
-    @staticmethod
-    def default() -> int:
-        return 0
+    default = staticmethod(int)
 
     def read(self, output: list[str]) -> int:
         return int(output[0].split()[1])
@@ -326,9 +308,7 @@ class PastDeploys(OwnFact[Deploys]):
         previous = f"$(basename $(cat {PREVIOUS}/current))"
         return f"exec 2>/dev/null; echo last $(cat {DEPLOYED}/{WHOLE}); echo previous {previous}"
 
-    @staticmethod
-    def default() -> Deploys:
-        return Deploys()
+    default = staticmethod(Deploys)
 
     def read(self, output: list[str]) -> Deploys:
         found = dict(line.split() for line in output if " " in line)
@@ -359,9 +339,7 @@ class InstalledPackages(OwnFact[frozenset[str]]):
         show = "dpkg-query --show --showformat='${db:Status-Abbrev} ${Package}\\n'"
         return f"{show} {' '.join(names)} 2>/dev/null || true"
 
-    @staticmethod
-    def default() -> frozenset[str]:
-        return frozenset()
+    default = staticmethod(frozenset[str])
 
     def read(
         self,
@@ -410,9 +388,7 @@ class WireGuard(OwnFact[MeshPart]):
             " modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
         )
 
-    @staticmethod
-    def default() -> MeshPart:
-        return MeshPart()
+    default = staticmethod(MeshPart)
 
     def read(self, output: list[str]) -> MeshPart:
         pairs = [line.split("=", 1) for line in output]

@@ -50,9 +50,7 @@ class HostGpus(OwnFact[Gpus]):
             " done; fi; true"
         )
 
-    @staticmethod
-    def default() -> Gpus:
-        return Gpus()
+    default = staticmethod(Gpus)
 
     def read(self, output: list[str]) -> Gpus:
         return gpus.parse(output)
@@ -129,9 +127,7 @@ class OwnPipSources(OwnFact[bool]):
         files = "/etc/pip.conf /etc/xdg/pip/pip.conf /root/.config/pip/pip.conf /root/.pip/pip.conf"
         return f"cat {files} 2>/dev/null | grep -E '^ *(find-links|index-url) *=' || true"
 
-    @staticmethod
-    def default() -> bool:
-        return False
+    default = staticmethod(bool)
 
     def read(self, output: list[str]) -> bool:
         return any(line.strip() for line in output)
@@ -153,9 +149,7 @@ class Distribution(OwnFact[System]):
             "[ ! -e /etc/os-release ] || . /etc/os-release; echo $ID,$VERSION_CODENAME,$(uname -m)"
         )
 
-    @staticmethod
-    def default() -> System:
-        return System()
+    default = staticmethod(System)
 
     def read(self, output: list[str]) -> System:
         return System(*output[0].split(","))

@@ -1,8 +1,9 @@
 """Options of the fleet commands. Loaded with the command line, so it imports nothing heavy."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+
+from worker.runtime.whole_numbers import whole_number
 
 
 def rollout(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def rollout(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gate-rounds",
-        type=_number(1, 8),
+        type=whole_number(1, 8),
         default=1,
         metavar="N",
         help="rounds that each worker of a batch must finish before the next batch (default: 1,"
@@ -23,7 +24,7 @@ def rollout(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gate-seconds",
-        type=_number(1),
+        type=whole_number(1),
         default=1800,
         metavar="S",
         help="how long they may take (default: 1800)",
@@ -43,7 +44,7 @@ def rollout(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--deadline",
-        type=_number(1),
+        type=whole_number(1),
         default=3600,
         metavar="S",
         help="how long one host's deploy may take (default: 3600)",
@@ -93,13 +94,13 @@ def watch(parser: argparse.ArgumentParser) -> None:
     hosts(parser)
     parser.add_argument(
         "--every",
-        type=_number(1, 3600),
+        type=whole_number(1, 3600),
         default=10,
         metavar="S",
         help="seconds between two looks (default: 10)",
     )
     parser.add_argument(
-        "--times", type=_number(1), metavar="N", help="stop after N looks (default: never)"
+        "--times", type=whole_number(1), metavar="N", help="stop after N looks (default: never)"
     )
 
 
@@ -108,7 +109,7 @@ def logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="go on with new lines until Ctrl-C")
     parser.add_argument(
         "--lines",
-        type=_number(1, 10000),
+        type=whole_number(1, 10000),
         default=50,
         metavar="N",
         help="lines a host (default: 50)",
@@ -159,21 +160,21 @@ def harvest(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tasks",
-        type=_number(1, 10000),
+        type=whole_number(1, 10000),
         default=32,
         metavar="N",
         help="held-out tasks of each family and level (default: 32)",
     )
     parser.add_argument(
         "--seed",
-        type=_number(0),
+        type=whole_number(0),
         default=0,
         metavar="N",
         help="which held-out tasks (default: 0)",
     )
     parser.add_argument(
         "--seconds",
-        type=_number(1, 86400),
+        type=whole_number(1, 86400),
         default=600,
         metavar="S",
         help="stop asking a model after this long (default: 600)",
@@ -227,16 +228,3 @@ def _share(text: str) -> float:
     if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a share from 0 to 1")
     return share
-
-
-def _number(
-    least: int,
-    most: int | None = None,
-) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
-            limit = f"from {least} to {most}" if most is not None else f"of at least {least}"
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number {limit}")
-        return int(text)
-
-    return read

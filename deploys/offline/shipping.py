@@ -46,9 +46,7 @@ class Shipped(OwnFact[Stock]):
             f" cd {PARTIAL} 2>/dev/null && stat --format='begun %n %s' -- * 2>/dev/null; }}; true"
         )
 
-    @staticmethod
-    def default() -> Stock:
-        return Stock()
+    default = staticmethod(Stock)
 
     def read(self, output: list[str]) -> Stock:
         words = [line.split() for line in output]
@@ -67,10 +65,6 @@ class Platform(OwnFact[tuple[str, str, str] | None]):
             f"! command -v {python} >/dev/null || echo $(uname -m)"
             f' $({python} -c "{version}") $(getconf GNU_LIBC_VERSION | cut -d " " -f 2)'
         )
-
-    @staticmethod
-    def default() -> None:
-        return None
 
     def read(
         self,

@@ -56,9 +56,7 @@ class TailnetOfHost(OwnFact[Tailnet]):
         ours = f'"$(cat {serve_ports.SERVED} 2>/dev/null | tr "\n" " ")"'
         return f"if command -v tailscale >/dev/null; then printf '{form}' {ask} {ours}; fi"
 
-    @staticmethod
-    def default() -> Tailnet:
-        return Tailnet()
+    default = staticmethod(Tailnet)
 
     def read(self, output: list[str]) -> Tailnet:
         return tailnet.parse("\n".join(output))

@@ -9,7 +9,7 @@ from eth_account.signers.local import LocalAccount
 from worker import settings
 from worker.chain.deployment import read_deployment
 from worker.chain.embedded import anvil
-from worker.chain.market import Market, commitment
+from worker.chain.market import TOKEN, Market, commitment
 
 
 @dataclass
@@ -33,6 +33,10 @@ class Hall:
     def bet(self, game: int, peer: str, round: int, choice: int, bet: int) -> None:
         call = self.market.guess_answer(game, peer, round, choice, bet)
         self.chain.send(self.accounts[peer], call)
+
+    def probability(self, game: int, choice: int) -> float:
+        """Return the market's belief that the choice is right."""
+        return self.market.read("impliedProbability", game, choice) / TOKEN
 
     def claim(self, game: int, peer: str) -> int:
         """Return the units by which the balance rose."""

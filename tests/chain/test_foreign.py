@@ -188,7 +188,7 @@ def test_known_transaction_spares_the_search_of_the_log(foreign_060, monkeypatch
     tx_hash = foreign_060.send(account, client.submit_reward(0, 0, 410, "a")).tx_hash
     other = foreign_060.send(account, client.register_peer("b")).tx_hash
     with monkeypatch.context() as patch:
-        patch.setattr(Coordinator, "_fetch_log", lambda *_: pytest.fail("the log was searched"))
+        patch.setattr(Coordinator, "fetch_log", lambda *_: pytest.fail("the log was searched"))
         assert client.submitted_reward(0, 0, "a", tx_hash) == 410
     assert client.submitted_reward(0, 0, "a", other) == 410
 

@@ -93,14 +93,14 @@ def test_market_is_told_as_the_chain_has_it(shown: Shown) -> None:
     assert [belief[0] for _, belief in first["beliefs"]] == pytest.approx(
         [0.5, 0.616, 0.359, 0.447], abs=5e-4
     )
-    market = shown.hall.market
-    assert first["beliefs"][-1][1][0] == pytest.approx(market.probability(0, 0), abs=1e-9)
-    assert second["beliefs"][-1][1][2] == pytest.approx(market.probability(1, 2), abs=1e-9)
+    hall = shown.hall
+    assert first["beliefs"][-1][1][0] == pytest.approx(hall.probability(0, 0), abs=1e-9)
+    assert second["beliefs"][-1][1][2] == pytest.approx(hall.probability(1, 2), abs=1e-9)
     assert (second["state"], second["num_rounds"], len(second["round_ends"])) == ("open", 3, 1)
     rows = {row["peer_id"]: row for row in shown.said()["standings"]}
     assert rows["anna"]["paid"] == pytest.approx(46.07, abs=5e-3)
     for peer, row in rows.items():
-        assert row["balance"] == pytest.approx(market.balance(peer) / TOKEN)
+        assert row["balance"] == pytest.approx(hall.market.balance(peer) / TOKEN)
 
 
 def test_page_is_read_without_javascript(shown: Shown, tab: Tab) -> None:

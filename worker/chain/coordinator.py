@@ -333,12 +333,33 @@ class Coordinator(ChainClient):
         if from_block <= to_block and self.rpc.num_addresses > 1:
             self._require_block(to_block, f"eth_getLogs of {name}")
         yield from walk(
-            functools.partial(self._fetch_log, name, filters or {}),
+            functools.partial(self.fetch_log, self._contract, name, filters or {}),
             from_block,
             to_block,
             newest_first,
             self._window,
         )
+
+    def fetch_log(
+        self,
+        contract: Contract,
+        name: str,
+        filters: dict[str, Any],
+        first: int,
+        last: int,
+    ) -> list[Event]:
+        """Return a contract's log entries in these blocks. Raises TooMuch if the node refuses."""
+        subject = f"eth_getLogs of {name}"
+        with self.translated(subject):
+            try:
+                entries = contract.events[name]().get_logs(filters, from_block=first, to_block=last)
+            except Web3RPCError as error:
+                # Whatever the reason, a request for fewer blocks may succeed.
+                said = printable(rpc_message(error))[:200]
+                raise TooMuch(
+                    f"{subject}: {self._rpc_source} refuses blocks {first} to {last}: {said}"
+                ) from None
+            return [_event_of(name, entry) for entry in entries]
 
     def _require_block(self, block: int, subject: str) -> None:
         """Raise BadAnswer if the node lacks the block: it would answer as if that were empty."""
@@ -459,27 +480,6 @@ class Coordinator(ChainClient):
     def _kind_of_contract(self) -> str:
         return f" ({self.implementation})" if self._checked else ""
 
-    def _fetch_log(
-        self,
-        name: str,
-        filters: dict[str, Any],
-        first: int,
-        last: int,
-    ) -> list[Event]:
-        subject = f"eth_getLogs of {name}"
-        with self.translated(subject):
-            try:
-                entries = self._contract.events[name]().get_logs(
-                    filters, from_block=first, to_block=last
-                )
-            except Web3RPCError as error:
-                # Whatever the reason, a request for fewer blocks may succeed.
-                said = printable(rpc_message(error))[:200]
-                raise TooMuch(
-                    f"{subject}: {self._rpc_source} refuses blocks {first} to {last}: {said}"
-                ) from None
-            return [event_of(name, entry) for entry in entries]
-
     def _events_of(
         self,
         tx_hash: str,
@@ -494,7 +494,7 @@ class Coordinator(ChainClient):
             event = self._contract.events[name]()
             entries = event.process_receipt(receipt, errors=DISCARD)
             ours = [entry for entry in entries if entry["address"] == self._address]
-            return [event_of(name, entry) for entry in ours]
+            return [_event_of(name, entry) for entry in ours]
 
     def _search_first_block(self) -> int:
         """Bisect for the first block in which the contract has code."""
@@ -624,7 +624,7 @@ def _plain(value: Any, kind: str) -> Any:
     return Web3.to_checksum_address(value) if kind.startswith("address") else value
 
 
-def event_of(name: str, entry: Any) -> Event:
+def _event_of(name: str, entry: Any) -> Event:
     return Event(
         name=name,
         arguments=dict(entry["args"]),

@@ -6,7 +6,6 @@ not describe its chain either, so `chain.rpc_url` and `chain.contract` are neede
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from worker import settings
@@ -41,7 +40,7 @@ class LoginServerClient(AccountClient):
 
     def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
         """Register the peer; the existing swarm's contracts verify no proof."""
-        return self._send("/api/register-peer", {"peerId": peer_id})
+        return super().register_peer(peer_id)
 
     def submit_reward(
         self,
@@ -52,17 +51,7 @@ class LoginServerClient(AccountClient):
         digest: str | None = None,
     ) -> str:
         """Submit a reward; the server knows no digests."""
-        body = {"roundNumber": round, "stageNumber": stage, "reward": reward, "peerId": peer_id}
-        return self._send("/api/submit-reward", body)
-
-    def submit_winner(
-        self,
-        round: int,
-        winners: Sequence[str],
-        peer_id: str,
-    ) -> str:
-        body = {"roundNumber": round, "winners": list(winners), "peerId": peer_id}
-        return self._send("/api/submit-winner", body)
+        return super().submit_reward(round, stage, reward, peer_id)
 
     def require_active(self) -> None:
         """Raise IdentityError unless a person has signed in to the account at the server."""

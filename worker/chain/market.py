@@ -14,16 +14,13 @@ from eth_abi.abi import encode
 from eth_typing import HexStr
 from web3 import Web3
 from web3.contract import Contract
-from web3.exceptions import Web3RPCError
 from web3.logs import DISCARD
 
-from worker.chain.client import Call, Unanswered, rpc_message
+from worker.chain.client import Call, Unanswered
 from worker.chain.contract import is_version, market_abi
-from worker.chain.coordinator import Coordinator, Event, event_of
+from worker.chain.coordinator import Coordinator, Event
 from worker.chain.logs import Window, walk
-from worker.chain.rpc import TooMuch
 from worker.errors import ContractRefused
-from worker.log import printable
 
 TOKEN = 10**18
 """Units of a bet token, and of a share."""
@@ -113,16 +110,6 @@ class Market:
     ) -> int:
         return int(self.read("choiceTokenBalance", game, choice, peer_id))
 
-    def shares_for(
-        self,
-        game: int,
-        round: int,
-        choice: int,
-        bet: int,
-    ) -> int:
-        """Return the shares that a bet buys now."""
-        return int(self.read("choiceTokensOut", game, round, choice, bet))
-
     def price(
         self,
         game: int,
@@ -182,7 +169,7 @@ class Market:
         `to_block` None: up to the latest block.
         """
         yield from walk(
-            functools.partial(self._fetch_log, name, filters),
+            functools.partial(self.client.fetch_log, self._contract, name, filters),
             from_block,
             self.client.block_number() if to_block is None else to_block,
             newest_first,
@@ -214,10 +201,6 @@ class Market:
         payout, is_claimed = self.read("getPayout", game, peer_id)
         return int(payout), bool(is_claimed)
 
-    def probability(self, game: int, choice: int) -> float:
-        """Return the market's belief that the choice is right."""
-        return float(self.read("impliedProbability", game, choice) / TOKEN)
-
     # ---- writes: built here, sent by whoever owns the key
 
     def call(
@@ -241,26 +224,6 @@ class Market:
 
     def claim_reward(self, game: int, peer_id: str) -> Call:
         return self.call("claimReward", game, peer_id)
-
-    # ----
-
-    def _fetch_log(
-        self,
-        name: str,
-        filters: dict[str, Any],
-        first: int,
-        last: int,
-    ) -> list[Event]:
-        subject = f"eth_getLogs of {name}"
-        with self.client.translated(subject):
-            try:
-                entries = self._contract.events[name]().get_logs(
-                    filters, from_block=first, to_block=last
-                )
-            except Web3RPCError as error:
-                said = printable(rpc_message(error))[:200]
-                raise TooMuch(f"{subject}: blocks {first} to {last} refused: {said}") from None
-            return [event_of(name, entry) for entry in entries]
 
 
 def commitment(choice: int, job_id: int) -> bytes:

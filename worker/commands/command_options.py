@@ -6,6 +6,11 @@ Every start of the command line imports this module, so it imports nothing heavy
 import argparse
 from pathlib import Path
 
+from worker.runtime.whole_numbers import whole_number
+
+natural = whole_number(0)
+positive = whole_number(1)
+
 
 def evaluation(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hivewright eval`."""
@@ -13,12 +18,7 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--now", action="store_true", help="evaluate the newest checkpoint (default: both)"
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="DIR",
-        help="a checkpoint, or a folder of them (default: the node's own)",
-    )
+    _checkpoint(parser)
     parser.add_argument(
         "--tasks", type=positive, default=32, metavar="N", help="tasks of each (default: 32)"
     )
@@ -41,6 +41,10 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="the new folder to write"
     )
+    _checkpoint(parser)
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -157,17 +161,3 @@ def _range_of_rewards(text: str) -> tuple[float, float]:
             f"got {text!r}; expected 0 to 1, or a range such as 0.2-0.8"
         )
     return bounds
-
-
-def natural(text: str) -> int:
-    """Parse a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
-    return int(text)

@@ -9,14 +9,12 @@ import json
 import logging
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from worker.dashboard.fleet_view import FleetView
 from worker.dashboard.market_page import MarketPage
 from worker.dashboard.pages import HEADERS, Page, Pages
 from worker.dashboard.reader import Reader
 from worker.errors import SettingsError
-from worker.log import printable
 from worker.runtime import systemd, webservice
 from worker.settings import Settings
 
@@ -61,7 +59,7 @@ class Service:
         self._pages = Pages(settings, pages)
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
+        application = webservice.new_application(_MAX_BODY_BYTES)
         self._pages.add_to(application)
         application.router.add_get("/api/swarm", self.swarm)
         application.router.add_get("/api/fleet", self.fleet)
@@ -117,17 +115,3 @@ async def add_headers(
 ) -> None:
     """Set the security headers of every answer."""
     response.headers.update(HEADERS)
-
-
-@web.middleware
-async def _answer_errors(
-    request: web.Request,
-    handler: Handler,
-) -> web.StreamResponse:
-    """Answer unknown paths and methods with {"error": SENTENCE}."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return web.json_response(
-            {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
-        )

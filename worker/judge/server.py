@@ -8,7 +8,6 @@ import logging
 from typing import Annotated, TypeVar
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker import environments
@@ -76,7 +75,7 @@ class Service:
         self._outage = Outage(log)
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
+        application = webservice.new_application(_MAX_BODY_BYTES)
         application.router.add_get("/current_clue/", self.current_clue)
         application.router.add_post("/request-question/", self.request_question)
         application.router.add_post("/submit-answer/", self.submit_answer)
@@ -176,17 +175,3 @@ async def _parsed(
         where = "/".join(str(part) for part in first["loc"]) or "body"
         reason = printable(f"{where}: {first['msg']}")[:200]
         raise web.HTTPBadRequest(reason=reason) from None
-
-
-@web.middleware
-async def _answer_errors(
-    request: web.Request,
-    handler: Handler,
-) -> web.StreamResponse:
-    """Answer errors with {"error": SENTENCE}."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return web.json_response(
-            {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
-        )

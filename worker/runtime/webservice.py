@@ -8,8 +8,10 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from worker.errors import ResourceError
+from worker.log import printable
 from worker.runtime import systemd, webguard
 from worker.runtime.files import write_whole
 from worker.runtime.host import lock_folder, require_port
@@ -28,6 +30,21 @@ class Service(Protocol):
         """Log that the service now answers at `url`; called once."""
 
     async def tend(self) -> None: ...
+
+
+def new_application(max_body_bytes: int) -> web.Application:
+    """Return an application that answers errors with {"error": SENTENCE}."""
+    return web.Application(client_max_size=max_body_bytes, middlewares=[_answer_errors])
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response(
+            {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
+        )
 
 
 def run(
