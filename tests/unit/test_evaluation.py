@@ -1,13 +1,17 @@
 """Held-out evaluation, against rewards that are known and formulas computed another way."""
 
 import itertools
+import re
 import time
+from dataclasses import asdict
 
 import pytest
 
 from worker import environments, evaluation, settings
+from worker.commands import evaluate
 from worker.records import Completion, round_seed
 from worker.settings import Family, Generation
+from worker.telemetry.evaluation_log import Evaluation, FamilyScore
 
 ENVIRONMENT = settings.Environment(
     families=(
@@ -158,3 +162,15 @@ def test_calibration_is_measured_by_family_with_wrong_answers(environment, right
     assert [score.brier for score in scores] == [pytest.approx(brier)] * 2
     plain = evaluation.evaluate(parrot, environment, generation, asked, 6)
     assert [score.brier for score in plain] == [None, None]
+
+
+def test_table_and_json_have_the_calibration(capsys):
+    score = FamilyScore("gcd", 2, 6, 0.5, 0.3, 0.7, 0.5, 0.9, 4, 1.0, 0.0, brier=0.25)
+    other = FamilyScore("code/lists", None, 6, 0.5, 0.3, 0.7, 0.5, 0.9, 4, 1.0, 0.0)
+    measured = Evaluation(3, 4, 0.0, 1.0, 0.5, (score, other))
+    evaluate._print({"before": measured, "now": measured}, ["before", "now"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^gcd +2 +0\.250 +0\.250$", printed, re.MULTILINE)
+    assert printed.count("code/l") == 1  # it has no Brier score
+    assert asdict(measured)["scores"][0]["brier"] == 0.25
+    assert max(map(len, printed.splitlines())) <= 80

@@ -114,7 +114,6 @@ def _print(
         table.add_column(f"reward {name}", justify="right")
         table.add_column("pass@1", justify="right")
         table.add_column(f"pass@{found[name].scores[0].k}", justify="right")
-        table.add_column("Brier", justify="right")
     if len(names) == 2:
         table.add_column("gain", justify="right")
     by_key: dict[Asked, list[FamilyScore]] = {}
@@ -127,6 +126,7 @@ def _print(
             add_row(table, family, shown_level, scores[-1].tasks, *_cells(scores))
     console = Console()
     console.print(table)
+    _print_calibration(console, by_key, names)
     for name in names:
         one = found[name]
         what = "the untouched model"
@@ -135,14 +135,34 @@ def _print(
         say(console, f"{name}: {what}: mean reward {one.reward:.3f} in {one.seconds:.0f} s")
 
 
+def _print_calibration(
+    console: Console, by_key: dict[Asked, list[FamilyScore]], names: Sequence[str]
+) -> None:
+    """Print the Brier scores of the families that have any."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("calibration")
+    table.add_column("level", justify="right")
+    for name in names:
+        table.add_column(f"Brier {name}", justify="right")
+    for (family, level), scores in by_key.items():
+        briers = [score.brier for score in scores]
+        if len(scores) == len(names) and any(brier is not None for brier in briers):
+            shown = ["-" if brier is None else f"{brier:.3f}" for brier in briers]
+            add_row(table, family, "-" if level is None else str(level), *shown)
+    if table.row_count:
+        console.print()
+        console.print(table)
+        say(console, "Brier score of right and wrong answers: 0 best, 2 worst")
+        console.print()
+
+
 def _cells(scores: Sequence[FamilyScore]) -> list[str]:
-    """Return reward, pass@1, pass@k and Brier of each score, and the gain if there are two."""
+    """Return reward, pass@1 and pass@k of each score, and the gain if there are two."""
     cells = []
     for score in scores:
         half = (score.reward_high - score.reward_low) / 2
         cells.append(f"{score.reward:.3f} ±{half:.2f}")
         cells += [f"{score.pass_1:.2f}", f"{score.pass_k:.2f}"]
-        cells.append("-" if score.brier is None else f"{score.brier:.2f}")
     if len(scores) == 2:
         first, last = scores
         cells.append(f"{last.reward - first.reward:+.3f}")
