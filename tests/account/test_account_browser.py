@@ -137,6 +137,7 @@ def test_sign_in_page_is_small_and_fast(service, url, tab) -> None:
     tab.page.goto(url + "/sign-in", wait_until="networkidle")
     assert {place.removeprefix(url) for place in sizes} == {
         "/sign-in",
+        "/base.css",
         "/page.css",
         "/page.js",
         "/icon.svg",

@@ -18,7 +18,6 @@ from lab.lab import Lab
 from lab.lab_tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
-    "test_lab_account.py": "own",
     "test_lab_debian13.py": "trixie",
     "test_lab_first_boot.py": "fresh",
     "test_lab_mesh.py": "bare",
