@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -15,10 +16,23 @@ from worker.log import printable
 from worker.runtime import systemd, webguard
 from worker.runtime.files import write_whole
 from worker.runtime.host import lock_folder, require_port
-from worker.settings import Account, Dashboard, Judge
+from worker.settings import Account
 
 _LOOPBACK = "127.0.0.1"
 _BACKLOG = 512
+
+
+class Section(Protocol):
+    """The settings of a role that answers HTTP; `names`: those under which browsers reach it."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def state_dir(self) -> Path: ...
 
 
 class Service(Protocol):
@@ -49,7 +63,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 def run(
     role: str,
-    section: Account | Dashboard | Judge,
+    section: Section,
     make: Callable[[], Service],
 ) -> None:
     """Serve the service that `make` returns until SIGTERM or SIGINT.
@@ -72,7 +86,7 @@ def run(
 
 
 async def _serve(
-    section: Account | Dashboard | Judge,
+    section: Section,
     make: Callable[[], Service],
 ) -> None:
     stop = asyncio.Event()
@@ -106,7 +120,7 @@ async def _serve(
             await end()
 
 
-def _names(section: Account | Dashboard | Judge) -> tuple[str, ...]:
+def _names(section: Section) -> tuple[str, ...]:
     """Return the names under which browsers may reach the service."""
     public_url = section.public_url if isinstance(section, Account) else None
     name = urlsplit(public_url or "").hostname
