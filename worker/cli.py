@@ -517,6 +517,7 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
             "check: got neither --settings FILE nor --model NAME_OR_FOLDER; expected one of them"
         )
     loaded = settings.Settings() if parsed.settings is None else settings.load(parsed.settings)
+    log.hide_passwords(settings.dump(loaded))
     if command.is_service:
         log.setup(loaded.log.level, loaded.log.format, parsed.log_file)
         from worker.runtime import systemd

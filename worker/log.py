@@ -29,11 +29,32 @@ _IN_ADDRESSES = (
 )
 
 
-def discreet(text: str) -> str:
-    """Return `text` with credentials in URLs redacted.
+_PASSWORD = re.compile(r"\w+://[^/\s\"':@]*:([^/\s\"']+)@")
+_SHORTEST_HIDDEN = 12
+"""Shorter secrets are not looked for: they are parts of too many words."""
+_hidden: set[str] = set()
 
-    More people read a journal than may read a secret.
+
+def hide(secret: str) -> None:
+    """Redact `secret` from now on in all that this process logs or reports."""
+    if len(secret) >= _SHORTEST_HIDDEN:
+        _hidden.add(secret)
+
+
+def hide_passwords(text: str) -> None:
+    """Redact the passwords of all addresses in `text` from now on, also without their addresses."""
+    for password in _PASSWORD.findall(text):
+        hide(password)
+
+
+def discreet(text: str) -> str:
+    """Return `text` with hidden secrets, and credentials in URLs, redacted.
+
+    More people read a journal than may read a secret. A server may quote in an error what it was
+    sent.
     """
+    for secret in tuple(_hidden):
+        text = text.replace(secret, HIDDEN)
     if "://" in text:
         for pattern, replacement in _IN_ADDRESSES:
             text = pattern.sub(replacement, text)

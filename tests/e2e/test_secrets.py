@@ -1,26 +1,35 @@
 """No process gives a secret away: in its log, files, arguments, figures, pages or errors.
 
-A whole swarm runs with planted and generated secrets. Afterwards everything that it showed is
-searched for each of them. Its logs are JSON, by the setting.
+A whole swarm runs with planted and generated secrets, and with servers that quote what they were
+sent. Afterwards everything that it showed is searched for each secret. Its logs are JSON, by the
+setting.
 """
 
+import base64
+import http.server
 import json
 import re
+import socketserver
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from rich.console import Console
 
+from tests.account.visitor import Visitor
 from tests.e2e.test_registered import wait_until
 from worker.commands.demo import Demo
 from worker.commands.demo_processes import Children
 from worker.runtime.state_dir import StateDir
+from worker.telemetry import status
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -31,33 +40,42 @@ PLANTED = {
     "hub": "hf_plantedTokenOfTheHub0123456789",
     "address": "planted-address-password-51",
 }
+# The provider's public key: that of the private key 1.
+KEY = {
+    "kty": "EC",
+    "crv": "P-256",
+    "x": "axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY",
+    "y": "T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU",
+}
 KINDS = {"chain", "account", "bootnode", "keeper", "dashboard", "judge", "worker-0"}
 
 
 class SecretDemo(Demo):
     """A demo whose processes have every secret that settings can name."""
 
+    echo_port = smtp_port = 0
+
     def _settings(self, flat: dict[str, Any]) -> Any:
         return super()._settings({"log_format": "json", "log_level": "DEBUG", **flat})
 
     def _write(self, role: str, flat: dict[str, Any]) -> Path:
-        nowhere = f"http://someone:{PLANTED['address']}@127.0.0.1:9"
+        echo = f"http://someone:{PLANTED['address']}@127.0.0.1:{self.echo_port}"
         own: dict[str, Any] = {
             "account": {
                 "account_smtp_host": "127.0.0.1",
-                "account_smtp_port": 9,
+                "account_smtp_port": self.smtp_port,
+                "account_smtp_security": "none",
                 "account_smtp_user": "someone",
                 "account_smtp_password_file": str(self.secret("smtp")),
-                "account_oidc_issuer": nowhere,
+                "account_oidc_issuer": f"http://127.0.0.1:{self.echo_port}",
                 "account_oidc_client_id": "hivewright",
                 "account_oidc_client_secret_file": str(self.secret("oidc")),
             },
             "worker-0": {
                 "hub_repo": "someone/model",
                 "hub_token_file": str(self.secret("hub")),
-                "hub_endpoint": nowhere,
+                "hub_endpoint": echo,
                 "hub_every_rounds": 1,
-                "hub_timeout_seconds": 5.0,
             },
         }
         return super()._write(role, {**flat, **own.get(role, {})})
@@ -101,9 +119,89 @@ def pages(output: Path) -> Iterator[tuple[str, str]]:
             yield f"{role}{path}", ask(url + path)
         for path in ("/rpc", "/api/enrol", "/sign-in/email", "/request-question/"):
             yield f"{role} POST {path}", ask(url + path, b'{"email": "ada@example.org", "x": [')
+    yield from sign_ins((output / "account/address").read_text().strip())
     for group in json.loads((output / "targets.json").read_text()):
         (address,) = group["targets"]
         yield f"metrics of {group['labels']['service']}", ask(f"http://{address}/metrics")
+
+
+def sign_ins(url: str) -> Iterator[tuple[str, str]]:
+    """Yield the pages of a person whose code can't be sent, and whom the provider refuses."""
+    visitor = Visitor(url)
+    yield "a code by mail", visitor.begin("ada@example.org").text
+    place = visitor.get("/sign-in/openid", follow=False).headers["Location"]
+    (state,) = parse_qs(urlsplit(place).query)["state"]
+    back = visitor.get(f"/sign-in/openid/callback?code=x&state={state}")
+    assert "refused" in back.text
+    yield "an answer of the provider", back.text
+
+
+class _Echo(http.server.BaseHTTPRequestHandler):
+    """A provider of OpenID Connect, and a Hub, whose errors quote all that they were sent."""
+
+    def do_GET(self) -> None:
+        own = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
+        configuration = {
+            "issuer": own,
+            "authorization_endpoint": f"{own}/authorize",
+            "token_endpoint": f"{own}/token",
+            "jwks_uri": f"{own}/keys",
+        }
+        known = {"/.well-known/openid-configuration": configuration, "/keys": {"keys": [KEY]}}
+        self._answer(200 if self.path in known else 400, known.get(self.path) or self._quoted())
+
+    def do_POST(self) -> None:
+        self._answer(400, self._quoted())
+
+    def _quoted(self) -> dict[str, str]:
+        kind, _, word = self.headers.get("Authorization", "").partition(" ")
+        said = base64.b64decode(word).decode() if kind == "Basic" else word
+        return {"error": f"wrong secret: {said}", "message": said}
+
+    def _answer(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Error-Message", str(content)[:200])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _EchoMail(socketserver.StreamRequestHandler):
+    """A mail server that refuses each password, and quotes it."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 mail\r\n")
+        while line := self.rfile.readline().decode().strip():
+            verb, *words = line.split()
+            verb = verb.upper()
+            if verb == "EHLO":
+                self.wfile.write(b"250-mail\r\n250 AUTH PLAIN\r\n")
+            elif verb == "AUTH":
+                said = base64.b64decode(words[1]).replace(b"\0", b" ")
+                self.wfile.write(b"535 5.7.8 no such login:" + said + b"\r\n")
+            else:
+                self.wfile.write(b"221 bye\r\n")
+
+
+@contextmanager
+def echoing() -> Iterator[list[int]]:
+    """Run both servers, which quote secrets, on loopback; yield their ports."""
+    with ExitStack() as stack:
+        ports = []
+        for handler in (_Echo, _EchoMail):
+            server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
+            server.daemon_threads = True
+            server.server_port = server.server_address[1]  # type: ignore[attr-defined]
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            ports.append(int(server.server_address[1]))
+        yield ports
 
 
 def arguments_of(children: Children) -> Iterator[tuple[str, str]]:
@@ -164,15 +262,17 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[st
     output = tmp_path_factory.mktemp("secrets") / "demo"
     demo = SecretDemo(output, 1, 10_000, 1, Console(quiet=True), has_market=True)
     output.mkdir()
-    with Children(output / "logs") as children:
+    with echoing() as ports, Children(output / "logs") as children:
+        demo.echo_port, demo.smtp_port = ports
         demo.start(children)
         history = StateDir(output / "worker-0").rounds
 
-        def has_trained() -> bool:
+        def has_pushed() -> bool:
             children.require_healthy()
-            return history.exists() and len(history.read_text().splitlines()) >= 2
+            found = status.read(output / "worker-0") if history.exists() else None
+            return found is not None and found.hub is not None and found.hub.failures > 0
 
-        wait_until(has_trained, PATIENCE_SECONDS, "the worker has trained two rounds")
+        wait_until(has_pushed, PATIENCE_SECONDS, "a round is trained, and a push was refused")
         assert children.by_name.keys() >= KINDS
         found = [*pages(output), *arguments_of(children)]
     return output, [*found, *commands(output), *files(output)]

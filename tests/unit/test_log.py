@@ -2,6 +2,7 @@ import json
 import logging
 
 from worker import log
+from worker.runtime.files import read_secret
 
 
 def emit(capsys, format, message, *args):
@@ -66,3 +67,18 @@ def test_json_line_is_one_json_object(capsys):
 
 def test_printable_keeps_letters_of_all_scripts():
     assert log.printable("naïve 数") == "naïve 数"
+
+
+def test_secret_that_was_read_is_in_no_line_even_if_a_server_quotes_it(capsys, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("quoted-by-the-server-7\n")
+    assert read_secret(file, "a password") == "quoted-by-the-server-7"
+    for format in ("text", "json"):
+        line = emit(capsys, format, "mail refused error=%s", "535 no: quoted-by-the-server-7.")
+        assert "quoted-by-the-server" not in line
+        assert "535 no: [redacted]." in line
+    log.hide_passwords("endpoint: http://someone:password-of-7-miles@hub.example:80/x")
+    assert log.discreet("wrong: password-of-7-miles") == "wrong: [redacted]"
+    log.hide("worker")  # shorter ones would redact words
+    assert "worker.test" in emit(capsys, "text", "the worker")
+    assert log.discreet("the worker") == "the worker"

@@ -7,6 +7,7 @@ from email.message import EmailMessage
 
 from worker.account.request_bodies import Refused
 from worker.errors import WorkerError
+from worker.log import discreet
 from worker.runtime.files import LINE, read_secret
 from worker.settings import Account as Section
 
@@ -62,8 +63,8 @@ class Mailer:
         except (OSError, smtplib.SMTPException) as error:
             raise MailRefused(
                 f"{self._section.smtp_host}:{self._section.smtp_port} (account.smtp_host):"
-                f" {type(error).__name__}: {str(error)[:200]}; expected a mail server that takes"
-                " mail from us"
+                f" {type(error).__name__}: {discreet(str(error))[:200]}; expected a mail server"
+                " that takes mail from us"
             ) from None
 
     def _send(self, message: EmailMessage) -> None:

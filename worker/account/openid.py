@@ -20,6 +20,7 @@ from worker.account.request_bodies import Refused
 from worker.account.sessions import SignIn
 from worker.account.site import Site, see
 from worker.errors import SettingsError, WorkerError
+from worker.log import discreet
 from worker.runtime.files import read_secret
 from worker.settings import Account as Section
 
@@ -136,7 +137,8 @@ class Provider:
                 )
             claims = self._claims(str(answer.get("id_token", "")), sign_in.data["nonce"])
         except OAuthError as error:
-            raise Refused(403, "ProviderRefused", f"the provider refused: {error.error}") from None
+            reason = discreet(str(error.error))
+            raise Refused(403, "ProviderRefused", f"the provider refused: {reason}") from None
         except (requests.RequestException, ValueError, KeyError) as error:
             raise ProviderFailed(
                 f"{self._issuer} (account.oidc_issuer): {type(error).__name__}; expected an"

@@ -19,6 +19,7 @@ from typing import Literal
 
 from worker import settings
 from worker.errors import SettingsError
+from worker.log import discreet
 from worker.runtime.files import read_secret
 from worker.runtime.state_dir import StateDir
 
@@ -170,6 +171,7 @@ class Hub:
         return lines[-1][:300] if lines else f"the upload ended with {code}"
 
     def _fail(self, reason: str) -> None:
+        reason = discreet(reason)
         self._change(state="failed", failures=self._status.failures + 1, error=reason)
         log.warning(
             "push to the hub failed, trying again in %d rounds round=%s repo=%s error=%s",

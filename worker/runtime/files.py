@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from worker.errors import ResourceError, SecretError
+from worker.log import hide
 
 # Keys, tokens and passwords are far shorter; a large file named by mistake is not read completely.
 MAX_SECRET_BYTES = 16_384
@@ -26,8 +27,8 @@ def read_secret(
     """Return the one line of a secret file, without surrounding white space.
 
     `key`: the setting that names the file; `form`: the pattern that the line must match (LINE for
-    passwords, which may have spaces). Raises SecretError with the file, the reason and the expected
-    content, never the actual content.
+    passwords, which may have spaces). No log line of this process shows the secret (log.hide).
+    Raises SecretError with the file, the reason and the expected content, never the actual content.
     """
     reason = None
     try:
@@ -42,6 +43,7 @@ def read_secret(
     if reason is not None:
         where = f"{file} ({key})" if key else str(file)
         raise SecretError(f"{where}: {reason}; expected {expected}")
+    hide(text)
     return text
 
 
