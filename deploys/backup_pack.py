@@ -198,7 +198,11 @@ class Sealer(io.RawIOBase):
         """Write the end mark; without it the reader reports a truncated stream."""
         self._push(bytes(self._rest), bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL)
 
-    def _push(self, content: bytes, tag: int) -> None:
+    def _push(
+        self,
+        content: bytes,
+        tag: int,
+    ) -> None:
         sealed = bindings.crypto_secretstream_xchacha20poly1305_push(
             self._state, content, None, tag
         )

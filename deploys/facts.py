@@ -43,7 +43,11 @@ class InstalledReleases:
     parts: dict[str, frozenset[Path]] = field(default_factory=dict)
     folders: frozenset[Path] = frozenset()
 
-    def has(self, commit: str, kind: Path) -> bool:
+    def has(
+        self,
+        commit: str,
+        kind: Path,
+    ) -> bool:
         """Return whether the release has its part of this kind (ENVIRONMENTS, ANVILS)."""
         return any(part.parent == kind for part in self.parts.get(commit, ()))
 

@@ -435,7 +435,11 @@ def _gpu(
 class Logs(Answer[list[str]]):
     """The last lines of a host's services, oldest first, as journalctl prints them."""
 
-    def command(self, lines: int, unit: str) -> str:
+    def command(
+        self,
+        lines: int,
+        unit: str,
+    ) -> str:
         return (
             "journalctl --no-pager --quiet --output=short-iso --no-hostname"
             f" --lines={int(lines)} --unit={shlex.quote(unit)}; echo {END}"

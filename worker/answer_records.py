@@ -1,4 +1,4 @@
-"""Records for the log of answers (`hivewright answers`), made of a round's groups."""
+"""Write a round's groups to the log of answers (`hivewright answers`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,28 +8,32 @@ from worker.environments import Environment
 from worker.policy.policy import Policy
 from worker.records import ScoredGroup
 from worker.telemetry import answer_log
-from worker.telemetry.answer_log import AnsweredGroup
+from worker.telemetry.answer_log import AnsweredGroup, AnswerLog
 from worker.trainer.trainer import Learned
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRecords:
-    """Makes the records of a node's rounds."""
+    """Makes the records of a node's rounds, and writes them to `log`."""
 
+    log: AnswerLog
     environment: Environment
     policy: Policy
 
-    def make(
-        self, round: int, groups: Sequence[ScoredGroup], learned: Sequence[Learned]
-    ) -> list[AnsweredGroup]:
-        """Return the record of each group; `learned` says which of them the step trained on."""
+    def write(
+        self,
+        round: int,
+        groups: Sequence[ScoredGroup],
+        learned: Sequence[Learned],
+    ) -> None:
+        """Write a record of each group; `learned` says which of them the step trained on."""
         by_task = {(each.group.peer_id, each.group.task): each for each in learned}
-        return [
-            self._make_one(round, group, by_task.get((group.peer_id, group.task)))
-            for group in groups
+        records = [
+            self._make(round, group, by_task.get((group.peer_id, group.task))) for group in groups
         ]
+        self.log.write(round, records)
 
-    def _make_one(self, round: int, group: ScoredGroup, found: Learned | None) -> AnsweredGroup:
+    def _make(self, round: int, group: ScoredGroup, found: Learned | None) -> AnsweredGroup:
         nothing = (0.0,) * len(group.rollouts)
         return answer_log.of_group(
             group,

@@ -184,11 +184,8 @@ class Node:
         self.trainer.fit(self.files.budget, was_killed=self.files.memory_killed.exists())
         self.files.memory_killed.unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
-        self.answers = AnswerLog(
-            self.folder, settings.node.answers_rounds, settings.node.answers_mb
-        )
+        self.answers = self._answers()
         self.signal_watch = SignalWatch(self.policy, settings.generation)
-        self._answer_records = AnswerRecords(self.environment, self.policy)
         self.trackers = self._open_trackers()
         self.answer_length = AnswerLength()
         self.held_out = HeldOut(settings, self.policy, self.environment, self.status)
@@ -311,9 +308,7 @@ class Node:
         self.stopwatch.begin("saving")
         if place.part == 0:
             groups = [*local, *collected.groups]
-            self.answers.write(
-                tick.round, self._answer_records.make(tick.round, groups, self.trainer.learned)
-            )
+            self.answers.write(tick.round, groups, self.trainer.learned)
         if record.skipped is None:
             self._earn(tick, place.part, first, published, collected.groups)
         self.status.extra_groups += len(local) - (0 if place.part else len(first))
@@ -756,6 +751,11 @@ class Node:
             "resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained
         )
         return Place(numbers[0], further.part)
+
+    def _answers(self) -> AnswerRecords:
+        node = self.settings.node
+        log = AnswerLog(self.folder, node.answers_rounds, node.answers_mb)
+        return AnswerRecords(log, self.environment, self.policy)
 
     def _open_trackers(self) -> Trackers:
         shown = self.settings.model_dump(mode="json", exclude={"chain", "account", "hub"})

@@ -43,7 +43,11 @@ class Seen:
 class Fleet(Protocol):
     """The operations on hosts that a rollout needs."""
 
-    def deploy(self, host: str, commit: str) -> Ran:
+    def deploy(
+        self,
+        host: str,
+        commit: str,
+    ) -> Ran:
         """Deploy one host with that commit."""
 
     def look(
@@ -261,7 +265,11 @@ class Rollout:
         before = self._before[name].reports if name in self._before else ()
         return health_gate.judge(before, seen.reports, self._rules.wanted)
 
-    def _is_touched(self, name: str, now: Seen) -> bool:
+    def _is_touched(
+        self,
+        name: str,
+        now: Seen,
+    ) -> bool:
         """Return whether the deploy has changed the host."""
         before = self.report.hosts[name].digest_before
         return before is None or now.state["deployed"] != before

@@ -44,7 +44,11 @@ class PyinfraFleet:
         self._deadline_seconds = deadline_seconds
         self._noted: set[tuple[str, str, str]] = set()
 
-    def deploy(self, host: str, commit: str) -> Ran:
+    def deploy(
+        self,
+        host: str,
+        commit: str,
+    ) -> Ran:
         log = self._log(host)
         return self._pyinfra.deploy(host, commit, log, timeout=self._deadline_seconds)
 

@@ -30,7 +30,11 @@ class Build:
     def index(self) -> str:
         return f"{INDEXES}/{self.name}"
 
-    def runs_on(self, card: Gpu, machine: str) -> bool:
+    def runs_on(
+        self,
+        card: Gpu,
+        machine: str,
+    ) -> bool:
         """Return whether its kernels run on a card: those for 8.6 run on 8.9, not on 8.0 or 9.0."""
         major, minor = card.capability
         same_major = [other for other in self.kernels.get(machine, ()) if other[0] == major]

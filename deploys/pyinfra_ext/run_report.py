@@ -117,7 +117,11 @@ class _Lines(logging.Handler):
 
 
 class _Observer(BaseStateCallback):
-    def operation_start(self, state: State, op_hash: str) -> None:
+    def operation_start(
+        self,
+        state: State,
+        op_hash: str,
+    ) -> None:
         """Record the running operation, since a run that hangs is killed."""
         for host in state.inventory.get_active_hosts():
             if op_hash in state.ops[host]:

@@ -63,7 +63,11 @@ class AccountPages:
 
     # ---- reading
 
-    async def nodes(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def nodes(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+    ) -> web.Response:
         return await self._nodes_page(request, visitor, "")
 
     async def _nodes_page(
@@ -86,7 +90,11 @@ class AccountPages:
             invitations=await site.in_thread(site.invitations.of, account),
         )
 
-    async def transactions(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def transactions(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+    ) -> web.Response:
         text = request.query.get("page", "0")
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
         rows, pending = await self._site.in_thread(
@@ -107,7 +115,11 @@ class AccountPages:
             has_more=len(rows) > _PAGE_ROWS,
         )
 
-    async def settings(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def settings(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+    ) -> web.Response:
         passkeys = await self._site.in_thread(
             self._site.accounts.database.execute,
             "SELECT credential_id, added_at FROM passkeys WHERE account_id = ? ORDER BY added_at",
@@ -156,13 +168,22 @@ class AccountPages:
         newest = self._site.accounts.transactions(account, 1000)
         return Counter(each.peer_id for each in newest if each.hash in waiting)
 
-    def _transactions(self, account: Account, offset: int) -> tuple[list[Transaction], set[str]]:
+    def _transactions(
+        self,
+        account: Account,
+        offset: int,
+    ) -> tuple[list[Transaction], set[str]]:
         rows = self._site.accounts.transactions(account, _PAGE_ROWS + 1, offset)
         return list(rows), {entry.hash for entry in self._site.queues.waiting(account)}
 
     # ---- nodes
 
-    async def rename(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def rename(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         name = text_of(form, "name", MAX_NAME)
         if not name:
             raise Refused(400, "NameMissing", f"expected a name of 1 to {MAX_NAME} characters")
@@ -171,13 +192,23 @@ class AccountPages:
         )
         return see("/")
 
-    async def revoke(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def revoke(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         peer_id = text_of(form, "peer")
         await self._site.in_thread(self._site.accounts.revoke, visitor.account, peer_id)
         log.info("token revoked peer_id=%s account=%s", peer_id, visitor.account.address)
         return see("/")
 
-    async def unlink(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def unlink(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         peer_id = text_of(form, "peer")
         await self._site.in_thread(self._site.accounts.unlink, visitor.account, peer_id)
         log.info("node unlinked peer_id=%s account=%s", peer_id, visitor.account.address)
@@ -185,7 +216,12 @@ class AccountPages:
 
     # ---- invitations of the account
 
-    async def invite(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def invite(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         """Show the secret of a new invitation, once."""
         num_nodes = number_of(form, "nodes", visitor.account.max_nodes)
         days = number_of(form, "days", MAX_INVITATION_DAYS)
@@ -205,7 +241,12 @@ class AccountPages:
         )
         return await self._nodes_page(request, visitor, secret)
 
-    async def withdraw(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def withdraw(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         await self._site.in_thread(
             self._site.invitations.withdraw, visitor.account, bytes_of(form, "invitation")
         )
@@ -213,7 +254,12 @@ class AccountPages:
 
     # ---- the key and the account
 
-    async def export(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def export(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         """Answer with the account's key as an encrypted keystore file."""
         require_fresh(visitor)
         password = str(form.get("password", ""))
@@ -231,11 +277,20 @@ class AccountPages:
             },
         )
 
-    def _keystore(self, account: Account, password: str) -> bytes:
+    def _keystore(
+        self,
+        account: Account,
+        password: str,
+    ) -> bytes:
         key = self._site.accounts.key_of(account)
         return json.dumps(EthAccount.encrypt(key.key, password)).encode()
 
-    async def delete(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def delete(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         account = visitor.account
         require_fresh(visitor)
         if account.is_operator:
@@ -268,7 +323,11 @@ def bytes_of(form: Form, name: str) -> bytes:
         raise Refused(400, "FieldInvalid", f"{name}: expected hexadecimal digits") from None
 
 
-def number_of(form: Form, name: str, most: int) -> int:
+def number_of(
+    form: Form,
+    name: str,
+    most: int,
+) -> int:
     text = text_of(form, name, 9)
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= most:
         raise Refused(400, "FieldInvalid", f"{name}: expected a number from 1 to {most}")

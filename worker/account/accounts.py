@@ -207,14 +207,22 @@ class Accounts:
         key: LocalAccount = EthAccount.from_key(self._seal.open(rows[0][0], account.address))
         return key
 
-    def set_suspended(self, account_id: int, is_suspended: bool) -> None:
+    def set_suspended(
+        self,
+        account_id: int,
+        is_suspended: bool,
+    ) -> None:
         """Suspend an account, or end its suspension. The operator's can't be suspended."""
         self.database.execute(
             "UPDATE accounts SET suspended_at = ? WHERE id = ? AND id != ?",
             (time.time() if is_suspended else None, account_id, OPERATOR_ID),
         )
 
-    def set_max_nodes(self, account_id: int, max_nodes: int) -> None:
+    def set_max_nodes(
+        self,
+        account_id: int,
+        max_nodes: int,
+    ) -> None:
         self.database.execute(
             "UPDATE accounts SET max_nodes = ? WHERE id = ?", (max_nodes, account_id)
         )
@@ -234,7 +242,11 @@ class Accounts:
                 run(f"DELETE FROM {table} WHERE account_id = ?", (account.id,))  # noqa: S608
             run("DELETE FROM releases WHERE from_id = ? OR to_id = ?", (account.id, account.id))
 
-    def _keep_operator(self, address: str, org_id: str) -> None:
+    def _keep_operator(
+        self,
+        address: str,
+        org_id: str,
+    ) -> None:
         with self.database.transaction() as run:
             run(
                 "INSERT INTO accounts (id, org_id, address, max_nodes, created_at) VALUES"
@@ -243,7 +255,11 @@ class Accounts:
                 (OPERATOR_ID, org_id, address, 2**31, time.time()),
             )
 
-    def _find(self, condition: str, value: object) -> Account | None:
+    def _find(
+        self,
+        condition: str,
+        value: object,
+    ) -> Account | None:
         found = self._select(f"{condition} AND deleted_at IS NULL", value)
         return found[0] if found else None
 
@@ -269,7 +285,12 @@ class Accounts:
             self.database.execute("SELECT account_id, count(*) FROM nodes GROUP BY account_id")
         )
 
-    def link(self, account: Account, peer_id: str, name: str = "") -> str:
+    def link(
+        self,
+        account: Account,
+        peer_id: str,
+        name: str = "",
+    ) -> str:
         """Link the node to the account, and return its token; an earlier one is no longer valid.
 
         Raises Refused if it is linked to another account, if the account has as many nodes as it
@@ -301,7 +322,11 @@ class Accounts:
             )
         return token
 
-    def find_problem(self, account: Account, peer_id: str) -> Refused | None:
+    def find_problem(
+        self,
+        account: Account,
+        peer_id: str,
+    ) -> Refused | None:
         """Return why the account can't link the node, with what to do; None: it can."""
         return _problem(self.database.execute, account, peer_id)
 
@@ -309,22 +334,40 @@ class Accounts:
         """Return why the account can't have one more node; None: it can."""
         return _problem_of(self.database.execute, account)
 
-    def unlink(self, account: Account, peer_id: str) -> None:
+    def unlink(
+        self,
+        account: Account,
+        peer_id: str,
+    ) -> None:
         """Remove the node from the account, which lets another account link it."""
         with self.database.transaction() as run:
             _change(run, account, peer_id, "DELETE FROM nodes")
             _end_token(run, account, peer_id)
 
-    def revoke(self, account: Account, peer_id: str) -> None:
+    def revoke(
+        self,
+        account: Account,
+        peer_id: str,
+    ) -> None:
         """Make the node's token invalid; it stays linked, and can sign in again."""
         with self.database.transaction() as run:
             _change(run, account, peer_id, _REVOKE, time.time())
             _end_token(run, account, peer_id)
 
-    def rename(self, account: Account, peer_id: str, name: str) -> None:
+    def rename(
+        self,
+        account: Account,
+        peer_id: str,
+        name: str,
+    ) -> None:
         _change(self.database.execute, account, peer_id, "UPDATE nodes SET name = ?", name)
 
-    def move(self, peer_id: str, holder: Account, account: Account) -> None:
+    def move(
+        self,
+        peer_id: str,
+        holder: Account,
+        account: Account,
+    ) -> None:
         """Link the holder's node to `account`; it has no token until it signs in there.
 
         Raises Refused if `account` has as many nodes as it may or is suspended, or if the node is

@@ -59,7 +59,11 @@ class DeviceFlow:
 
         return answer
 
-    async def ask(self, request: web.Request, form: Form) -> dict[str, object]:
+    async def ask(
+        self,
+        request: web.Request,
+        form: Form,
+    ) -> dict[str, object]:
         """Begin: the node gets a code for itself, and one for its person."""
         self._site.count_begun(request)
         peer_id = _field(form, "peer_id")
@@ -90,7 +94,12 @@ class DeviceFlow:
             "interval": _POLL_SECONDS,
         }
 
-    def _begin(self, peer_id: str, name: str, is_move: bool) -> tuple[str, str]:
+    def _begin(
+        self,
+        peer_id: str,
+        name: str,
+        is_move: bool,
+    ) -> tuple[str, str]:
         self._site.sessions.forget_old()
         ((count,),) = self._database.execute("SELECT count(*) FROM devices")
         if count >= _MOST_OPEN:
@@ -105,7 +114,11 @@ class DeviceFlow:
         )
         return device_code, user_code
 
-    async def token(self, request: web.Request, form: Form) -> dict[str, object]:
+    async def token(
+        self,
+        request: web.Request,
+        form: Form,
+    ) -> dict[str, object]:
         """Answer a node that asks whether its person has allowed it."""
         if _field(form, "grant_type") != DEVICE_GRANT:
             raise Refused(400, "unsupported_grant_type", f"expected {DEVICE_GRANT}")
@@ -136,11 +149,20 @@ class DeviceFlow:
 
     # ---- for people
 
-    async def show(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def show(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+    ) -> web.Response:
         code = request.query.get("code", "")[:20]
         return self._site.page(request, "device.html", visitor, code=code, peer=None)
 
-    async def confirm(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def confirm(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         """Show which node has the code, before anything is allowed."""
         user_code, row = await self._row(request, visitor, form)
         peer_id, name, is_move = row
@@ -158,7 +180,12 @@ class DeviceFlow:
             ),
         )
 
-    async def allow(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def allow(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         user_code, (peer_id, _, is_move) = await self._row(request, visitor, form)
         is_allowed = text_of(form, "answer") == "allow"
         problem = await self._site.in_thread(self._problem, visitor.account, peer_id, bool(is_move))
@@ -199,13 +226,23 @@ class DeviceFlow:
         guess.take_back()
         return user_code, rows[0]
 
-    def _problem(self, account: Account, peer_id: str, is_move: bool) -> Refused | None:
+    def _problem(
+        self,
+        account: Account,
+        peer_id: str,
+        is_move: bool,
+    ) -> Refused | None:
         """Return why the account can't have the node; None: it can."""
         return self._site.accounts.find_problem(account, peer_id) or self._chain_problem(
             account, peer_id, is_move
         )
 
-    def _chain_problem(self, account: Account, peer_id: str, is_move: bool) -> Refused | None:
+    def _chain_problem(
+        self,
+        account: Account,
+        peer_id: str,
+        is_move: bool,
+    ) -> Refused | None:
         try:
             owner = self._site.coordinator.owner_of(peer_id)
         except ChainError as error:

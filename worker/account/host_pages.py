@@ -41,18 +41,32 @@ class HostPages:
         ):
             router.add_post(path, site.signed_in(handle, is_post=True))
 
-    async def show(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def show(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+    ) -> web.Response:
         _require_host(visitor)
         return await self._page(request, visitor, "")
 
-    async def quota(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def quota(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         _require_host(visitor)
         account = await self._account(form)
         num_nodes = number_of(form, "nodes", _MAX_NODES)
         await self._site.in_thread(self._site.accounts.set_max_nodes, account.id, num_nodes)
         return see("/host")
 
-    async def suspend(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def suspend(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         """Suspend an account, or end its suspension; its sessions stay, its nodes stop sending."""
         _require_host(visitor)
         account = await self._account(form)
@@ -61,7 +75,12 @@ class HostPages:
         log.info("account suspended=%s account=%s", is_suspended, account.address)
         return see("/host")
 
-    async def invite(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def invite(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         _require_host(visitor)
         num_nodes = number_of(form, "nodes", _MAX_NODES)
         days = number_of(form, "days", MAX_INVITATION_DAYS)
@@ -73,7 +92,12 @@ class HostPages:
         )
         return await self._page(request, visitor, secret)
 
-    async def _page(self, request: web.Request, visitor: Visitor, invitation: str) -> web.Response:
+    async def _page(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        invitation: str,
+    ) -> web.Response:
         rows = await self._site.in_thread(self._rows)
         return self._site.page(
             request,

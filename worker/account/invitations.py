@@ -58,7 +58,11 @@ class Invitations:
         )
         return [Invitation(*row) for row in rows]
 
-    def withdraw(self, account: Account, hash: bytes) -> None:
+    def withdraw(
+        self,
+        account: Account,
+        hash: bytes,
+    ) -> None:
         self._database.execute(
             "DELETE FROM invitations WHERE account_id = ? AND hash = ?", (account.id, hash)
         )
@@ -78,7 +82,11 @@ class Invitations:
             )
         return Invitation(*rows[0])
 
-    def enrol(self, secret: str, peer_id: str) -> str:
+    def enrol(
+        self,
+        secret: str,
+        peer_id: str,
+    ) -> str:
         """Link a node by an invitation, and return its token.
 
         Raises Refused if the invitation is not valid or used up, or the account can't have the
@@ -97,7 +105,11 @@ class Invitations:
                 self._give_back(invitation)
             raise
 
-    def accept(self, hash: bytes, email: str) -> Account:
+    def accept(
+        self,
+        hash: bytes,
+        email: str,
+    ) -> Account:
         """Return the account of a person with this verified e-mail, invited by the host.
 
         A person with an account keeps it. Raises Refused if the invitation is not valid, or is

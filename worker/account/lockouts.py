@@ -36,7 +36,12 @@ class Lockouts:
         self._of_address = Quota(*of_address)
         self._of_account = Quota(*of_account)
 
-    def count(self, source: str, account: str, is_known: bool = False) -> Guess:
+    def count(
+        self,
+        source: str,
+        account: str,
+        is_known: bool = False,
+    ) -> Guess:
         """Count a guess before anything is compared, so that guesses at once have no advantage.
 
         `account` names the way in, too, such as "code ada@example.org": the others stay open.

@@ -42,7 +42,11 @@ class Mailer:
                 LINE,
             )
 
-    def send_code(self, email: str, code: str) -> None:
+    def send_code(
+        self,
+        email: str,
+        code: str,
+    ) -> None:
         """Send a code. Raises MailRefused.
 
         The mail names no address that the request did: whoever asked could send people elsewhere.

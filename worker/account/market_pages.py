@@ -39,7 +39,11 @@ class MarketPages:
     def add_to(self, application: web.Application) -> None:
         application.router.add_get("/market", self._site.signed_in(self.market))
 
-    async def market(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def market(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+    ) -> web.Response:
         content = await self._site.in_thread(self._content, visitor.account)
         return self._site.page(request, "market.html", visitor, **content)
 
@@ -69,7 +73,11 @@ def _bets_of(game: Game, own: dict[str, str]) -> list[Bet]:
     return [bet for bet in game.bets if bet.peer_id in own]
 
 
-def _line(node: Node, balance: float | None, games: list[Game]) -> NodeLine:
+def _line(
+    node: Node,
+    balance: float | None,
+    games: list[Game],
+) -> NodeLine:
     results: list[str] = []
     staked = paid = 0.0
     for game in games:

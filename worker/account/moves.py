@@ -38,18 +38,33 @@ class Moves:
 
     # ---- at the page
 
-    async def release(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def release(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         require_fresh(visitor)
         await self._site.in_thread(
             self._release, visitor.account, text_of(form, "peer"), text_of(form, "to", 60), None
         )
         return see("/")
 
-    async def take(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def take(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         await self._site.in_thread(self._take, visitor.account, text_of(form, "peer"))
         return see("/")
 
-    async def keep(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def keep(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         """Take a release back, or refuse it."""
         await self._site.in_thread(
             releases.forget, self._site.accounts, text_of(form, "peer"), visitor.account
@@ -83,7 +98,11 @@ class Moves:
         self._require_signed(body, taker.address)
         self._take(taker, body.peer_id)
 
-    def _require_signed(self, body: request_bodies.SignedMove, address: str) -> bytes:
+    def _require_signed(
+        self,
+        body: request_bodies.SignedMove,
+        address: str,
+    ) -> bytes:
         """Return the signature. Raises Refused if the account at `address` did not make it."""
         held = self._binding(body.peer_id)
         signature = bytes.fromhex(body.signature.removeprefix("0x"))
@@ -107,7 +126,13 @@ class Moves:
 
     # ----
 
-    def _release(self, holder: Account, peer_id: str, to: str, signature: bytes | None) -> None:
+    def _release(
+        self,
+        holder: Account,
+        peer_id: str,
+        to: str,
+        signature: bytes | None,
+    ) -> None:
         """Keep the holder's consent; the service signs unless there is a `signature`."""
         site = self._site
         require_active(holder)
@@ -127,7 +152,11 @@ class Moves:
         releases.keep(site.accounts, peer_id, holder, taker, signature)
         log.info("node released peer_id=%s from=%s to=%s", peer_id, holder.address, taker.address)
 
-    def _take(self, taker: Account, peer_id: str) -> None:
+    def _take(
+        self,
+        taker: Account,
+        peer_id: str,
+    ) -> None:
         """Move the node to the account that it is released to, on the chain and here.
 
         It may be repeated: what was done before a failure stays done.
@@ -149,7 +178,11 @@ class Moves:
         releases.forget(site.accounts, peer_id, taker)
         log.info("node moved peer_id=%s from=%s to=%s", peer_id, holder.address, taker.address)
 
-    def _send(self, taker: Account, release: Release) -> None:
+    def _send(
+        self,
+        taker: Account,
+        release: Release,
+    ) -> None:
         site = self._site
         if release.signature is None:
             raise Refused(
@@ -162,7 +195,11 @@ class Moves:
         tx_hash = site.queues.of(taker).send(call)
         site.accounts.note_sent(taker, release.peer_id, call.name, tx_hash, None)
 
-    def _release_to(self, taker: Account, peer_id: str) -> Release:
+    def _release_to(
+        self,
+        taker: Account,
+        peer_id: str,
+    ) -> Release:
         for release in releases.releases_to(self._site.accounts, taker):
             if release.peer_id == peer_id:
                 return release
@@ -181,7 +218,12 @@ class Moves:
             )
         return found
 
-    def _require_holder(self, address: str, holder: Account, peer_id: str) -> None:
+    def _require_holder(
+        self,
+        address: str,
+        holder: Account,
+        peer_id: str,
+    ) -> None:
         if address != holder.address:
             raise Refused(
                 409,
@@ -199,6 +241,11 @@ class Moves:
             )
         return peer_proof.binding(self._site.coordinator, peer_id)
 
-    def _message(self, peer_id: str, to: str, moves: int) -> bytes:
+    def _message(
+        self,
+        peer_id: str,
+        to: str,
+        moves: int,
+    ) -> bytes:
         deployment = self._site.coordinator.deployment
         return peer_proof.message_of_move(peer_id, deployment, to, moves)

@@ -121,7 +121,12 @@ class Provider:
             )
         return str(place), {"state": str(state), "nonce": nonce, "verifier": verifier}
 
-    def email(self, sign_in: SignIn, code: str, callback: str) -> str:
+    def email(
+        self,
+        sign_in: SignIn,
+        code: str,
+        callback: str,
+    ) -> str:
         """Return the verified e-mail address of the person with this authorization code.
 
         Raises Refused if the provider does not vouch for one, ProviderFailed.
@@ -153,7 +158,11 @@ class Provider:
             )
         return normalized(str(claims.get("email", "")))
 
-    def _claims(self, id_token: str, nonce: str) -> dict[str, Any]:
+    def _claims(
+        self,
+        id_token: str,
+        nonce: str,
+    ) -> dict[str, Any]:
         """Return the claims of a valid identity token. Raises Refused."""
         expected = jwt.JWTClaimsRegistry(
             leeway=_LEEWAY_SECONDS,
