@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 from prometheus_client import (
@@ -22,7 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from worker import __version__
 from worker.chain import keeper
 from worker.errors import WorkerError
-from worker.runtime import host, tailscale_key
+from worker.runtime import host, running_release, tailscale_key
 from worker.settings import Settings
 from worker.telemetry import metrics, status
 
@@ -77,6 +78,7 @@ class _Collector:
         )
         build.add_metric([self._role, __version__], 1)
         yield build
+        yield from _of_release()
         figures = _FIGURES.get(self._role)
         try:
             found = list(figures(self._settings)) if figures is not None else []
@@ -104,6 +106,22 @@ class _Collector:
     def describe(self) -> tuple[Metric, ...]:
         """Return nothing: at the start there may be no status, and no scrape is made for it."""
         return ()
+
+
+def _of_release() -> Iterator[Metric]:
+    found = running_release.current(Path.cwd())
+    if found is None:
+        return
+    name, deployed_at = found
+    info = GaugeMetricFamily("hivewright_release_info", "1: the release.", labels=("release",))
+    info.add_metric([name], 1)
+    yield info
+    if deployed_at is not None:
+        yield GaugeMetricFamily(
+            "hivewright_deployed_time_seconds",
+            "When a deploy or a rollback made this release the current one (Unix time).",
+            value=deployed_at,
+        )
 
 
 def _of_worker(settings: Settings) -> Iterator[Metric]:

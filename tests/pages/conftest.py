@@ -19,6 +19,7 @@ from tests.chain.conftest import (
 )
 from tests.pages.browser import Tab, browsing, why_no_browser
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
+from tests.pages.fleets import targets
 
 __all__ = [
     "anvil_binary",
@@ -29,6 +30,7 @@ __all__ = [
     "foreign_build_060",
     "place",
     "rpc_url",
+    "targets",
 ]
 
 

@@ -19,8 +19,9 @@ from worker import settings
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil
 from worker.chain.rpc import Rpc
-from worker.dashboard import counts, reader
+from worker.dashboard import counts, history, reader
 from worker.dashboard.reader import Reader
+from worker.dashboard.store import Store, reading
 from worker.errors import SettingsError, WorkerError
 from worker.swarm.identity import animal_name
 
@@ -50,7 +51,7 @@ def deployed(place: settings.Settings, url: str) -> Chain:
 
 
 def looked(of: settings.Settings) -> Reader:
-    found = Reader(of)
+    found = Reader(of, Store(of.dashboard.state_dir))
     assert found.look(), found.content()["error"]
     return found
 
@@ -154,7 +155,7 @@ def test_what_was_read_half_is_not_counted_twice(
 ) -> None:
     """The chain fails at each of the calls in turn."""
     two_rounds(chain)
-    found = Reader(with_dashboard(chain.settings, tmp_path))
+    found = Reader(with_dashboard(chain.settings, tmp_path), Store(tmp_path))
     asked: list[str] = []
     num_answers = 0
     make_request = Rpc.make_request
@@ -172,6 +173,51 @@ def test_what_was_read_half_is_not_counted_twice(
         num_answers += 1
     assert num_answers > 10
     assert [each["mean_reward"] for each in found.content()["rounds"]] == [300.0, 600.0, 1000.0]
+
+
+def stored(store: Store) -> list[tuple[int, float, int]]:
+    with reading(store.file) as connection:
+        rows = history.last_rounds(connection, 100)
+    return [(row["round"], row["mean"], row["peers"]) for row in rows]
+
+
+@pytest.mark.parametrize("damage", ["removed", "garbage"])
+def test_lost_history_is_read_again_from_the_chain(
+    chain: Chain, tmp_path: Path, damage: str
+) -> None:
+    two_rounds(chain)
+    store = Store(tmp_path)
+    found = Reader(with_dashboard(chain.settings, tmp_path), store)
+    assert found.look()
+    whole = [(2, 1000.0, 1), (1, 600.0, 3), (0, 300.0, 3)]
+    assert stored(store) == whole
+    store.file.unlink()
+    if damage == "garbage":
+        store.file.write_bytes(b"garbage" * 1000)
+    assert found.look()
+    assert stored(store) == whole
+    # A dashboard that starts again continues, and counts nothing twice.
+    store.close()
+    again = Store(tmp_path)
+    assert Reader(with_dashboard(chain.settings, tmp_path), again).look()
+    assert stored(again) == whole
+
+
+def test_blocks_that_the_chain_lost_are_taken_back(chain: Chain, tmp_path: Path) -> None:
+    account = chain.new_account("QmFirst", "QmSecond")
+    store = Store(tmp_path)
+    found = Reader(with_dashboard(chain.settings, tmp_path), store)
+    chain.send(account, chain.coordinator.submit_reward(0, 0, 400, "QmFirst"))
+    assert found.look()
+    rpc = chain.coordinator.web3.provider.make_request
+    taken = rpc(RPCEndpoint("evm_snapshot"), [])["result"]
+    chain.send(account, chain.coordinator.submit_reward(0, 0, 800, "QmSecond"))
+    assert found.look()
+    assert stored(store) == [(0, 600.0, 2)]
+    assert rpc(RPCEndpoint("evm_revert"), [taken])["result"]
+    chain.send(account, chain.coordinator.submit_reward(0, 0, 200, "QmSecond"))
+    assert found.look()
+    assert stored(store) == [(0, 300.0, 2)]
 
 
 def test_text_of_peers_is_one_harmless_line(chain: Chain, tmp_path: Path) -> None:

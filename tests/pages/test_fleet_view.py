@@ -1,54 +1,22 @@
-"""The fleet on the dashboard: real endpoints, processes that do not answer, and the page."""
+"""The fleet on the dashboard: real endpoints, processes that do not answer or lie, and the page."""
 
 import json
-import re
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 from playwright.sync_api import expect
 
 from tests.chain.conftest import Chain
-from tests.pages.accessibility import barriers
 from tests.pages.browser import Tab
 from tests.pages.dashboards import showing, with_dashboard
-from worker import metrics_endpoint, settings
+from worker.dashboard import history
 from worker.dashboard.fleet_view import FleetView
-from worker.telemetry.status import Finding, NodeStatus, RoundRecord
-
-HOSTILE = "<b>evil</b>\x1b"
-
-
-def status_of(folder: Path, name: str, round: int) -> NodeStatus:
-    record = RoundRecord(round, 1e9, 0.5, 0, 0, (), 4, 2, {}, {}, 1, 1, None, external_share=0.25)
-    node = NodeStatus(name, "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", round=round)
-    node.state, node.reward_mean, node.last_round = "connected", 0.5, record
-    node.warnings = (Finding("clock", "severe", "7 s"),)
-    node.market_brier = {"bf": 0.25}
-    node.write(folder)
-    return node
-
-
-@pytest.fixture
-def targets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Path]:
-    """Serve a node's figures, and name it and a process that does not answer in a file."""
-    caplog.set_level("INFO", "worker.metrics_endpoint")
-    folder = tmp_path / "worker-0"
-    folder.mkdir()
-    node = status_of(folder, "gpu-1", 12)
-    assert node.last_round is not None
-    of = settings.from_flat({"node_state_dir": str(folder), "metrics_port": 0}, "test")
-    with ExitStack() as stack:
-        stack.enter_context(metrics_endpoint.serving("worker", of))
-        address = re.findall(r"http://([0-9.:]+)", caplog.text)[-1]
-        groups = [
-            {"targets": [address], "labels": {"host": HOSTILE, "service": "worker", "slot": "0"}},
-            {"targets": ["127.0.0.1:1"], "labels": {"host": "hub", "service": "keeper"}},
-        ]
-        file = tmp_path / "targets.json"
-        file.write_text(json.dumps(groups))
-        yield file
+from worker.dashboard.store import Store, reading
 
 
 def test_each_process_is_told_with_its_figures_or_its_reason(targets: Path) -> None:
@@ -87,33 +55,133 @@ def test_targets_that_are_none_are_said(tmp_path: Path, text: str) -> None:
     assert view.content()["error"] == "the targets can't be read"
 
 
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """Serve these bodies, one for each connection, the last one forever; yield the address."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        left = list(answers)
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(4096)
+                body = left.pop(0) if len(left) > 1 else left[0]
+                try:
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+                except OSError:
+                    continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+
+
+def view_of(tmp_path: Path, address: str, store: Store | None = None) -> FleetView:
+    groups = [{"targets": [address], "labels": {"host": "a", "service": "worker", "slot": "0"}}]
+    (tmp_path / "targets.json").write_text(json.dumps(groups))
+    return FleetView(tmp_path / "targets.json", store)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"hivewright_round 1\n" * 600_000, "the answer has more than 1,000,000 bytes"),
+        (b"\xff\xfe", "the answer is not text in UTF-8"),
+        (b"hivewright_round{", ""),
+    ],
+)
+def test_answer_of_a_lying_node_is_refused(tmp_path: Path, body: bytes, error: str) -> None:
+    with answering(body) as address:
+        view = view_of(tmp_path, address)
+        view.look()
+        (row,) = view.content()["processes"]
+    assert row["round"] is None
+    assert row["error"] is not None
+    assert row["error"].startswith(error)
+
+
+def metrics(state: str, round: int, reward: str, more: str = "") -> bytes:
+    text = f"""hivewright_state{{node="gpu-1",state="{state}"}} 1
+hivewright_round{{node="gpu-1"}} {round}
+hivewright_round_finished_time_seconds{{node="gpu-1"}} {1000 + round}
+hivewright_external_share{{node="gpu-1"}} 0.5
+hivewright_family_reward_mean{{node="gpu-1",family="gcd",level="1"}} {reward}
+hivewright_round_groups_rejected{{node="gpu-1",reason="<b>reward</b>"}} 2
+{more}
+"""
+    return text.encode()
+
+
+def test_rounds_become_curves_and_changes_become_events(tmp_path: Path) -> None:
+    quarantined = (
+        'hivewright_peer_quarantined_time_seconds{peer_id="QmLiar",reason="reward:2, for 60 s"} 5'
+    )
+    answers = [
+        metrics("connected", 7, "0.5"),
+        metrics("connected", 7, "0.5"),
+        metrics("training-alone", 8, "0.25", quarantined),
+        metrics("training-alone", 9, "NaN", quarantined),
+    ]
+    store = Store(tmp_path)
+    with answering(*answers) as address:
+        view = view_of(tmp_path, address, store)
+        for _ in answers:
+            view.look()
+    with reading(store.file) as connection:
+        assert history.curves(connection, "family") == {
+            "round": [7, 8],
+            "series": {"gcd": [0.5, 0.25]},
+        }
+        rejected = history.curves(connection, "rejected")["series"]
+        assert rejected == {"<b>reward</b>": [2, 2, 2]}
+        events = [
+            (row["subject"], row["text"]) for row in history.events(connection, 0, ["fleet"]).rows
+        ]
+    assert events == [
+        ("a worker 0", "peer quarantined: QmLiar: reward:2, for 60 s"),
+        ("a worker 0", "state connected, now training-alone"),
+    ]
+
+
 @pytest.mark.e2e
 @pytest.mark.timeout(180)
-def test_page_shows_the_fleet_in_three_widths(
-    chain: Chain, targets: Path, tmp_path: Path, tab: Tab
-) -> None:
+def test_page_shows_the_fleet(chain: Chain, targets: Path, tmp_path: Path, tab: Tab) -> None:
     chain.new_account("QmFirst")
     of = with_dashboard(
         chain.settings, tmp_path / "dashboard", show_fleet=True, targets_file=targets
     )
     with showing(of) as shown:
-        for width in (400, 768, 1280):
-            tab.page.set_viewport_size({"width": width, "height": 900})
-            tab.page.goto(shown.url)
-            tab.expect_count("#processes tr", 2)
-            expect(tab.page.locator("#fleet-note")).to_have_text("2 processes, 1 without an answer")
-            tab.expect_no_scrolling_sideways(width)
-            for scheme in ("light", "dark"):
-                tab.page.emulate_media(color_scheme=scheme)
-                assert barriers(tab.page) == []
+        tab.page.set_viewport_size({"width": 1280, "height": 900})
+        tab.page.goto(f"{shown.url}/fleet")
+        tab.expect_count("#processes tr", 2)
+        expect(tab.page.locator("#fleet-note")).to_have_text("2 processes, 1 without an answer")
         assert "<b>evil</b>" in tab.text("#processes tr")
         assert "25 %" in tab.text("#processes tr")
-        assert "bf 0.25" in tab.text("#by-brier")
-        tab.page.screenshot(path=tmp_path / "fleet.png", full_page=True)
+        rows = requests.get(f"{shown.url}/api/fleet", timeout=10).json()["processes"]
+        assert [row["error"] for row in rows] == [None, "Connection refused"]
+        tab.page.goto(shown.url)
+        for name, figure in (("family", "gcd 0.50"), ("brier", "bf 0.25")):
+            section = tab.page.locator(f"#by-{name}")
+            section.locator("summary").click()
+            expect(section.locator("tbody tr").first).to_contain_text(figure.split()[0])
+            expect(section.locator("tbody tr").first).to_contain_text(figure.split()[1])
 
 
-def test_fleet_is_not_shown_unless_the_owner_says_so(chain: Chain, tmp_path: Path) -> None:
-    import requests
-
-    with showing(with_dashboard(chain.settings, tmp_path / "dashboard")) as shown:
+def test_fleet_is_not_shown_unless_the_owner_says_so(
+    chain: Chain, targets: Path, tmp_path: Path
+) -> None:
+    of = with_dashboard(chain.settings, tmp_path / "dashboard", targets_file=targets)
+    with showing(of) as shown:
         assert requests.get(f"{shown.url}/api/fleet", timeout=10).json() is None
+        assert requests.get(f"{shown.url}/fleet", timeout=10).status_code == 403
+        assert requests.get(f"{shown.url}/api/curve?of=family", timeout=10).status_code == 404
+        assert "/fleet" not in requests.get(shown.url, timeout=10).text

@@ -3,7 +3,7 @@
 import pytest
 
 from worker.swarm import status
-from worker.swarm.status import MAX_SENDERS_COUNTED, REFUSALS, Tally
+from worker.swarm.status import MAX_QUARANTINED, MAX_SENDERS_COUNTED, REFUSALS, Tally
 
 
 def test_rejections_are_counted_by_reason_and_by_sender() -> None:
@@ -47,3 +47,14 @@ def test_newest_group_is_that_of_a_peer_that_was_verified(monkeypatch: pytest.Mo
     assert tally.groups == {"fetched": 23, "verified": 4}
     now[0] -= 500  # the clock was set back
     assert tally.newest_group_seconds == 0
+
+
+def test_newest_quarantines_are_kept_with_their_reason() -> None:
+    tally = Tally()
+    for number in range(MAX_QUARANTINED + 1):
+        tally.quarantine(f"peer-{number}", "seed:1, for 60 s")
+    tally.quarantine("peer-1", "seed:2, for 120 s")
+    assert list(tally.quarantines) == [f"peer-{n}" for n in range(2, MAX_QUARANTINED + 1)] + [
+        "peer-1"
+    ]
+    assert tally.quarantines["peer-1"][1] == "seed:2, for 120 s"

@@ -49,7 +49,12 @@ MAY_IMPORT = {
     | {"worker.chain", "worker.swarm.identity", "worker.market_view"},
     "worker.dashboard": GROUND
     | WEB
-    | {"worker.chain.coordinator", "worker.swarm.identity", "worker.market_view"},
+    | {
+        "worker.chain.coordinator",
+        "worker.swarm.identity",
+        "worker.telemetry.answer_log",
+        "worker.market_view",
+    },
     "worker.market_view": GROUND
     | {"worker.chain", "worker.swarm.identity", "worker.market.judge_client"},
     "worker.market": GROUND | {"worker.chain"},

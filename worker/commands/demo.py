@@ -152,12 +152,19 @@ class Demo:
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
         dashboard_file = self._write(
-            "dashboard", {"dashboard_port": 0, "dashboard_accounts_url": account_url, **judge}
+            "dashboard",
+            {
+                "dashboard_port": 0,
+                "dashboard_accounts_url": account_url,
+                "dashboard_node_dirs": [str(folder / name) for name in self.worker_names],
+                **judge,
+            },
         )
         dashboard = children.start("dashboard", dashboard_file, "dashboard")
         self._start_workers(children, account_url)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
         say(console, f"the dashboard is at {page}", "dim")
+        say(console, f"its owner's token is in {folder / 'dashboard/owner.token'}", "dim")
         if self.has_market:
             say(console, f"the prediction market's page is at {page}/market", "dim")
         say(console, f"accounts are at {account_url}", "dim")

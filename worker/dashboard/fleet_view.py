@@ -1,22 +1,27 @@
 """The fleet part of the dashboard: what the metrics of its nodes say, if the owner shows it.
 
 The endpoints are those of Prometheus's targets, which a deploy or the demo writes. Every row says
-as of when it is; a process that does not answer keeps its last figures, with the reason.
+as of when it is; a process that does not answer keeps its last figures, with the reason. Figures of
+each round go to the store's curves, and changes to its events.
 """
 
 import json
 import logging
+import math
+import sqlite3
 import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from worker.dashboard.store import Store
 from worker.log import printable
 from worker.runtime.outage import Outage
 
@@ -25,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_TARGETS = 1000
 ANSWER_SECONDS = 3.0
 _MAX_ANSWER_BYTES = 1_000_000
+_PIECE_BYTES = 1 << 16
 _MAX_TEXT = 120
 _NUM_PARALLEL = 32
 _FIGURES = {
@@ -37,8 +43,16 @@ _FIGURES = {
     "gpu_fault_level": "hivewright_gpu_fault_level",
     "gpu_temperature": "hivewright_gpu_temperature_celsius",
     "as_of": "hivewright_status_time_seconds",
+    "finished_at": "hivewright_round_finished_time_seconds",
+    "deployed_at": "hivewright_deployed_time_seconds",
 }
 """Figures of a row, by the name of their metric."""
+_NAMES = {metric: name for name, metric in _FIGURES.items()} | {"hivewright_keeper_round": "round"}
+_TAKEN = (
+    *("figures", "state", "name", "version", "release", "peer_id", "warnings", "families"),
+    *("brier", "rejected", "rejected_now", "ledger", "quarantined"),
+)
+"""Attributes of a process that each answer replaces."""
 
 
 @dataclass(slots=True)
@@ -50,18 +64,32 @@ class _Process:
     state: str | None = None
     name: str | None = None
     version: str | None = None
+    release: str | None = None
+    peer_id: str | None = None
     warnings: tuple[str, ...] = ()
     families: dict[str, float] = field(default_factory=dict)
     brier: dict[str, float] = field(default_factory=dict)
     rejected: dict[str, float] = field(default_factory=dict)
+    rejected_now: dict[str, float] = field(default_factory=dict)
+    ledger: dict[str, float] = field(default_factory=dict)
+    quarantined: dict[str, tuple[float, str]] = field(default_factory=dict)
     error: str | None = None
+    stored_at: float | None = None
+    """When the round ended whose figures are in the store."""
+
+    @property
+    def place(self) -> str:
+        parts = (self.labels.get("host"), self.labels.get("service"), self.labels.get("slot"))
+        return _short(" ".join(part for part in parts if part))
 
 
 class FleetView:
     """The processes of the targets in `file`: `look` asks them, `content` returns the answer."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, store: Store | None = None) -> None:
+        """`store`: None: keep no history."""
         self._file = file
+        self._store = store
         self._processes: dict[str, _Process] = {}
         self._outage = Outage(log)
         self._error: str | None = None
@@ -83,8 +111,33 @@ class FleetView:
         self._processes = {
             address: known.get(address) or _Process(labels) for address, labels in targets.items()
         }
+        before = {address: _seen(process) for address, process in self._processes.items()}
         with ThreadPoolExecutor(_NUM_PARALLEL) as pool:
             list(pool.map(_ask, self._processes, self._processes.values()))
+        if self._store is not None:
+            try:
+                self._keep(self._store, before)
+            except sqlite3.Error as error:
+                log.warning("figures not stored file=%s error=%s", self._store.file, error)
+
+    def _keep(self, store: Store, before: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store the figures of finished rounds, and what has changed."""
+        with store.writing():
+            for address, process in self._processes.items():
+                finished_at, round = (
+                    process.figures.get("finished_at"),
+                    process.figures.get("round"),
+                )
+                if (
+                    finished_at is not None
+                    and finished_at != process.stored_at
+                    and round is not None
+                ):
+                    store.add_figures(int(round), _curve_figures(process))
+                    process.stored_at = finished_at
+                if before[address]:
+                    for text in _changes(before[address], _seen(process)):
+                        store.add_event("fleet", process.place, text)
 
     def content(self) -> dict[str, Any]:
         """Return the answer of /api/fleet."""
@@ -110,41 +163,115 @@ def _ask(address: str, process: _Process) -> None:
     try:
         url = f"http://{address}/metrics"
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
-            text = answer.read(_MAX_ANSWER_BYTES).decode()
+            text = _read(answer)
         _take(process, text)
         process.error = None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         process.error = _short(str(getattr(reason, "strerror", None) or reason))
 
 
+def _read(answer: HTTPResponse) -> str:
+    """Return the answer. Raises ValueError if it is too long, TimeoutError if it takes too long."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    content = bytearray()
+    while piece := answer.read1(_PIECE_BYTES):
+        content += piece
+        if len(content) > _MAX_ANSWER_BYTES:
+            raise ValueError(f"the answer has more than {_MAX_ANSWER_BYTES:,} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the answer took more than {ANSWER_SECONDS:g} s")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("the answer is not text in UTF-8") from None
+
+
+def _seen(process: _Process) -> Mapping[str, Any]:
+    """Return what is compared from look to look; empty before the first answer or error."""
+    if not process.figures and process.error is None:
+        return {}
+    return {
+        "state": process.state,
+        "error": process.error,
+        "warnings": process.warnings,
+        "release": process.release,
+        "quarantined": process.quarantined,
+    }
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the differences between two looks, in words."""
+    if now["error"] != before["error"]:
+        yield "answers again" if now["error"] is None else f"does not answer: {now['error']}"
+    if now["state"] != before["state"] and before["state"] is not None:
+        yield f"state {before['state']}, now {now['state']}"
+    if now["release"] != before["release"] and before["release"] is not None:
+        yield f"release {before['release']}, now {now['release']}"
+    for warning in now["warnings"]:
+        if warning not in before["warnings"]:
+            yield f"warning: {warning}"
+    for warning in before["warnings"]:
+        if warning not in now["warnings"]:
+            yield f"warning ended: {warning}"
+    for peer_id, (at, reason) in now["quarantined"].items():
+        if before["quarantined"].get(peer_id) != (at, reason):
+            yield f"peer quarantined: {peer_id}: {reason}"
+
+
+def _curve_figures(process: _Process) -> list[tuple[str, float]]:
+    figures = [(f"family/{name}", value) for name, value in process.families.items()]
+    share = process.figures.get("external_share")
+    if share is not None:
+        figures.append(("external/share of peers' groups", share))
+    figures += [(f"brier/{name}", value) for name, value in process.brier.items()]
+    figures += [(f"rejected/{name}", value) for name, value in process.rejected_now.items()]
+    return [(name, value) for name, value in figures if math.isfinite(value)]
+
+
 def _take(process: _Process, text: str) -> None:
-    wanted = {metric: name for name, metric in _FIGURES.items()}
     figures: dict[str, float | None] = {"as_of": time.time()}
-    warnings, families, brier, rejected = [], {}, {}, {}
+    fresh = _Process(process.labels, figures)
+    warnings: list[str] = []
+    families: defaultdict[str, list[float]] = defaultdict(list)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name, labels, value = sample.name, sample.labels, sample.value
-            if name in wanted:
-                figures[wanted[name]] = value
-                process.name = _short(labels.get("node", "")) or process.name
-            elif name == "hivewright_build_info":
-                process.version = _short(labels.get("version", ""))
+            if name in _NAMES:
+                figures[_NAMES[name]] = value if math.isfinite(value) else None
+                fresh.name = _short(labels.get("node", "")) or fresh.name
             elif name in ("hivewright_state", "hivewright_keeper_state") and value == 1:
-                process.state = _short(labels.get("state", ""))
-            elif name == "hivewright_keeper_round":
-                figures["round"] = value
+                fresh.state = _short(labels.get("state", ""))
             elif name == "hivewright_warning" and value == 1:
                 warnings.append(_short(f"{labels.get('check')} ({labels.get('severity')})"))
             elif name == "hivewright_family_reward_mean":
-                families[_short(labels.get("family", ""))] = value
-            elif name == "hivewright_market_brier":
-                brier[_short(labels.get("family", ""))] = value
-            elif name == "hivewright_groups_rejected_total":
-                rejected[_short(labels.get("reason", ""))] = value
-    process.figures = figures
-    process.warnings = tuple(sorted(warnings))
-    process.families, process.brier, process.rejected = families, brier, rejected
+                families[_short(labels.get("family", ""))].append(value)
+            else:
+                _take_labelled(fresh, name, labels, value)
+    fresh.families = {name: sum(values) / len(values) for name, values in families.items()}
+    fresh.warnings = tuple(sorted(warnings))
+    for name in _TAKEN:
+        setattr(process, name, getattr(fresh, name))
+
+
+def _take_labelled(process: _Process, name: str, labels: Mapping[str, str], value: float) -> None:
+    if name == "hivewright_build_info":
+        process.version = _short(labels.get("version", ""))
+    elif name == "hivewright_release_info":
+        process.release = _short(labels.get("release", ""))
+    elif name == "hivewright_peer_info":
+        process.peer_id = _short(labels.get("peer_id", ""))
+    elif name == "hivewright_ledger" and value:
+        process.ledger[_short(labels.get("state", ""))] = value
+    elif name == "hivewright_market_brier":
+        process.brier[_short(labels.get("family", ""))] = value
+    elif name == "hivewright_groups_rejected_total":
+        process.rejected[_short(labels.get("reason", ""))] = value
+    elif name == "hivewright_round_groups_rejected":
+        process.rejected_now[_short(labels.get("reason", ""))] = value
+    elif name == "hivewright_peer_quarantined_time_seconds":
+        reason = _short(labels.get("reason", ""))
+        process.quarantined[_short(labels.get("peer_id", ""))] = value, reason
 
 
 def _row(process: _Process) -> dict[str, Any]:
@@ -155,6 +282,9 @@ def _row(process: _Process) -> dict[str, Any]:
         "slot": process.labels.get("slot"),
         "name": process.name,
         "version": process.version,
+        "release": process.release,
+        "peer_id": process.peer_id,
+        "ledger": process.ledger,
         "state": process.state,
         "warnings": process.warnings,
         "error": process.error,

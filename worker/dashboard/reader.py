@@ -1,16 +1,20 @@
 """Read what the dashboard shows: one thread polls the chain, independent of requests.
 
 The log is read once, from where the last poll ended; sums over all time (total rewards, wins) come
-from the contract's state, which outlives the log (docs/decisions/0020). What can't be read stays as
-it was, with the error next to it.
+from the contract's state, which outlives the log (docs/decisions/0020). The newest rounds are kept
+in memory, all of them in the store. What can't be read stays as it was, with the error next to it.
 """
 
+import json
 import logging
+import sqlite3
 import time
 from typing import Any
 
 from worker.chain.coordinator import Coordinator
 from worker.dashboard.counts import MAX_PEERS, MAX_ROUNDS, Peer, Round, Tally
+from worker.dashboard.store import MAX_ROUNDS as MAX_STORED_ROUNDS
+from worker.dashboard.store import Store
 from worker.dashboard.verdicts import Verdicts
 from worker.errors import ChainError, WorkerError
 from worker.log import discreet, printable
@@ -28,6 +32,8 @@ _PIECE_BLOCKS = 2000
 _PAGE_PEERS = 500
 """Peers per query of the contract."""
 _MAX_BOOTNODES, _MAX_TEXT = 32, 256
+_MAX_TIMES = 20
+"""Times of blocks that are asked for in one poll."""
 _MAX_ROUND = 2**52
 """Larger numbers are not exact in a browser."""
 
@@ -35,7 +41,9 @@ _MAX_ROUND = 2**52
 class Reader:
     """State of the swarm in these settings: `look` updates it, `content` returns it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+        """Without a store, the history is kept in memory."""
+        self._store = store or Store(None)
         self._org_id = settings.chain.operator_org_id
         self._accounts_url = settings.dashboard.accounts_url
         self._chain = settings.chain
@@ -48,21 +56,31 @@ class Reader:
         self._error_since: float | None = None
         self._updated_at: float | None = None
         self._restart()
+        self._recall()
 
     def look(self) -> bool:
         """Read what is new; without a valid answer, keep the old state and return False."""
         try:
+            self._store.ensure_whole()
+            if self._store.is_new:
+                self._restart()
+                self._store.is_new = False
             self._read()
-        except WorkerError as error:
+        except (WorkerError, sqlite3.Error) as error:
             said = _short(discreet(str(error)))
+            if isinstance(error, sqlite3.Error):
+                said = f"history ({self._store.file}): {said}"
             if self._error is None:
                 self._error_since = time.time()
+                self._note("chain", f"can't be read: {said}")
             self._outage.begin("chain can't be read error=%s", said)
             self._error = said
             # It may come back at another place, so locate it again.
             self._coordinator = Coordinator(self._chain)
         else:
             self._outage.end("chain answers again")
+            if self._error is not None:
+                self._note("chain", "can be read again")
             self._error = self._error_since = None
             self._updated_at = time.time()
         if self._verdicts is not None and self._contract is not None:
@@ -78,6 +96,14 @@ class Reader:
         peers = self._tally.peers
         ranked = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))
         return {
+            **self.summary(),
+            "rounds": [_round_entry(*each) for each in sorted(self._tally.rounds.items())],
+            "peers": [self._told(peer_id, peers[peer_id]) for peer_id in ranked[:MAX_PEERS_SHOWN]],
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return /api/swarm without its lists of rounds and peers."""
+        return {
             "updated_at": self._updated_at,
             "error": self._error,
             "error_since": self._error_since,
@@ -89,12 +115,24 @@ class Reader:
             "stage": self._stage,
             "round_since": self._round_since,
             "bootnodes": [_short(address) for address in self._bootnodes[:_MAX_BOOTNODES]],
-            "rounds": [_round_entry(*each) for each in sorted(self._tally.rounds.items())],
-            "num_peers": len(peers),
-            "ranked_by": "total_reward" if self._counts_unaudited else "audited_reward",
-            "peers": [self._told(peer_id, peers[peer_id]) for peer_id in ranked[:MAX_PEERS_SHOWN]],
+            "num_peers": len(self._tally.peers),
+            "ranked_by": self.ranked_by,
             "audit": None if self._verdicts is None else self._verdicts.told(),
         }
+
+    @property
+    def round(self) -> int | None:
+        """The open round; None before the first reading."""
+        return self._round
+
+    @property
+    def ranked_by(self) -> str:
+        """The sum that peers are ranked by: total_reward, or audited_reward."""
+        return "total_reward" if self._counts_unaudited else "audited_reward"
+
+    def verdicts_of(self, peer_id: str) -> dict[str, int] | None:
+        """Return the peer's number of rewards by verdict; None: not in a report."""
+        return None if self._verdicts is None else self._verdicts.of(peer_id)
 
     def _counted(self, peer_id: str) -> int | None:
         """Return the reward that the peer is ranked by, in thousandths; None if it is not known."""
@@ -120,8 +158,15 @@ class Reader:
             "last_round": peer.last_round,
             "last_vote": peer.last_vote,
             "rewards": sorted(peer.rewards.items()),
-            "audit": None if self._verdicts is None else self._verdicts.of(peer_id),
+            "audit": self.verdicts_of(peer_id),
         }
+
+    def _note(self, subject: str, text: str) -> None:
+        try:
+            with self._store.writing():
+                self._store.add_event("chain", subject, text)
+        except sqlite3.Error as error:
+            log.warning("event not written error=%s", error)
 
     # ---- the chain
 
@@ -140,6 +185,22 @@ class Reader:
         self._is_behind = True
         """True if blocks came since the contract's state was read."""
 
+    def _known(self, round: int) -> dict[str, Any]:
+        return {
+            "contract": self._contract,
+            "chain_id": self._chain_id,
+            "round": round,
+            "bootnodes": self._bootnodes[:_MAX_BOOTNODES],
+            "updated_at": time.time(),
+        }
+
+    def _recall(self) -> None:
+        """Take what was known before a restart, which is shown until the chain answers."""
+        known = json.loads(self._store.mark("known") or "{}")
+        self._contract, self._chain_id = known.get("contract"), known.get("chain_id")
+        self._round, self._bootnodes = known.get("round"), known.get("bootnodes", [])
+        self._updated_at = known.get("updated_at")
+
     def _read(self) -> None:
         chain = self._coordinator
         chain.ensure_checked()
@@ -148,6 +209,8 @@ class Reader:
             log.warning("the chain was reset or reorganised: reading it again from the beginning")
             self._restart()
         self._contract, self._chain_id = chain.deployment.contract, chain.deployment.chain_id
+        if self._newest is None:
+            self._sync_store()
         if self._newest is None or self._newest[0] != newest:
             self._newest = newest, chain.block_hash(newest)
             self._is_behind = True
@@ -161,6 +224,7 @@ class Reader:
             self._read_log(newest, round)
             self._read_sums()
             self._stage, self._bootnodes = chain.current_stage(), chain.bootnodes()
+            self._store_sums(newest, round)
             began = self._tally.began
             self._round_since = None  # the log may not have the round's beginning any more
             if began is not None and began[0] == round:
@@ -185,20 +249,63 @@ class Reader:
             or chain.block_hash(block) != its_hash
         )
 
+    def _sync_store(self) -> None:
+        """Make the store end where this chain still has what it says."""
+        store, place = self._store, f"{self._chain_id}/{self._contract}"
+        if store.mark("place") not in (None, place):
+            store.rebuild("it is of another contract")
+            store.is_new = False
+        with store.writing():
+            store.set_mark("place", place)
+            blocks = store.blocks()
+            if blocks and not self._has_block(blocks[0]):
+                store.cut_back(next((each[0] for each in blocks if self._has_block(each)), -1))
+
+    def _has_block(self, block: tuple[int, str | None]) -> bool:
+        return self._coordinator.block_hash(block[0]) == block[1]
+
     def _read_log(self, newest: int, round: int) -> None:
+        store = self._store
         if self._next is None:
-            self._next = dict.fromkeys(_EVENTS, self._first_block(round))
+            recent = self._first_block(round, MAX_ROUNDS)
+            stored = {name: store.mark(f"next/{name}") for name in _EVENTS}
+            if None in stored.values():
+                oldest = self._first_block(round, MAX_STORED_ROUNDS)
+                stored = dict.fromkeys(_EVENTS, oldest)
+            self._next = {name: min(recent, block) for name, block in stored.items()}
         for name in _EVENTS:
             for first in range(self._next[name], newest + 1, _PIECE_BLOCKS):
                 last = min(first + _PIECE_BLOCKS - 1, newest)
-                for event in list(self._coordinator.events(name, from_block=first, to_block=last)):
+                events = list(self._coordinator.events(name, from_block=first, to_block=last))
+                with store.writing():
+                    stored_to = store.mark(f"next/{name}") or 0
+                    for event in events:
+                        if event.block >= stored_to:
+                            store.take(event, round)
+                    store.set_mark(f"next/{name}", max(stored_to, last + 1))
+                for event in events:
                     self._tally.take(event, round)
                 self._next[name] = last + 1
         self._tally.forget_old(round)
 
-    def _first_block(self, round: int) -> int:
-        """Return the first block of the log of the rounds that are kept."""
-        first_round = round - MAX_ROUNDS + 1
+    def _store_sums(self, newest: int, round: int) -> None:
+        """Store the contract's sums, and the time of the newest blocks with transactions."""
+        store, peers = self._store, self._tally.peers
+        audited = {peer_id: self._audited_reward(peer_id) for peer_id in peers}
+        times = {
+            block: self._coordinator.block_time(block) for block in store.untimed_blocks(_MAX_TIMES)
+        }
+        with store.writing():
+            store.put_peers(peers, audited)
+            store.forget_old(round)
+            store.set_mark("known", json.dumps(self._known(round)))
+            store.add_block(newest, self._newest[1] if self._newest else None)
+            for block, at in times.items():
+                store.set_time(block, at)
+
+    def _first_block(self, round: int, num_rounds: int) -> int:
+        """Return the first block of the log of the newest rounds."""
+        first_round = round - num_rounds + 1
         if first_round <= 0:
             return self._coordinator.first_block()
         began = self._coordinator.events(

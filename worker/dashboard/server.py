@@ -12,8 +12,11 @@ from aiohttp import web
 
 from worker.dashboard.fleet_view import FleetView
 from worker.dashboard.market_page import MarketPage
-from worker.dashboard.pages import HEADERS, Page, Pages
+from worker.dashboard.owner import Owner
+from worker.dashboard.pages import HEADERS, Pages, pages_of
 from worker.dashboard.reader import Reader
+from worker.dashboard.store import Store
+from worker.dashboard.views import Views
 from worker.errors import SettingsError
 from worker.runtime import systemd, webservice
 from worker.settings import Settings
@@ -45,18 +48,18 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._poll_seconds = settings.chain.poll_seconds
-        self._reader = Reader(settings)
+        self._store = Store(settings.dashboard.state_dir)
+        self._reader = Reader(settings, self._store)
         self._content = self._encoded()
         section = settings.dashboard
-        file = section.targets_file if section.show_fleet else None
-        self._fleet = None if file is None else FleetView(file)
+        file = section.targets_file
+        self._fleet = None if file is None else FleetView(file, self._store)
+        self._shows_fleet = section.show_fleet
         self._fleet_content = self._encoded_fleet()
+        views = Views(settings, self._reader, self._store, self._fleet)
         self._market = MarketPage(settings, self._reader.coordinator)
-        pages = (
-            Page("/", "Swarm", "swarm.html", lambda _: {}),
-            Page("/market", "Market", "market.html", lambda _: self._market.content()),
-        )
-        self._pages = Pages(settings, pages)
+        pages = pages_of(views, self._market)
+        self._pages = Pages(self._reader, views, Owner(section.state_dir), pages)
 
     def application(self) -> web.Application:
         application = webservice.new_application(_MAX_BODY_BYTES)
@@ -103,7 +106,8 @@ class Service:
 
     def _encoded_fleet(self) -> bytes:
         """Return the fleet, or null if it is not shown."""
-        return json.dumps(None if self._fleet is None else self._fleet.content()).encode()
+        shown = self._fleet.content() if self._fleet and self._shows_fleet else None
+        return json.dumps(shown).encode()
 
     def _encoded(self) -> bytes:
         return json.dumps(self._reader.content()).encode()

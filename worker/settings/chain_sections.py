@@ -229,11 +229,12 @@ class Dashboard(Section):
     """The web page about the swarm. It reads the chain every `chain.poll_seconds`."""
 
     host: Host = "127.0.0.1"
-    """Address to listen on, in addition to 127.0.0.1. The page has no login and no secrets."""
+    """Address to listen on, in addition to 127.0.0.1. The page has no secrets, except for
+    its owner."""
     port: Port = 3001
     """TCP port."""
     state_dir: Path = Path("/var/lib/hivewright/dashboard")
-    """Folder of the file `address`, the page's URL."""
+    """Folder of the history, of the owner's token, and of the file `address`, the page's URL."""
     names: tuple[Host, ...] = ()
     """Domain names under which browsers may reach it, besides its addresses and the host's own
     name."""
@@ -243,11 +244,13 @@ class Dashboard(Section):
     """Report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None:
     no verdicts."""
     show_fleet: bool = False
-    """Show hosts and slots too, with state, reward, warnings and GPU, from their metrics. Everybody
-    who can open the page then sees them."""
+    """Show hosts and slots, with state, reward, warnings and GPU from their metrics, to everybody
+    who can open the page. False: only to the owner, who signs in with the token in `state_dir`."""
     targets_file: Path | None = None
-    """Targets of Prometheus that name the metrics' endpoints, for `show_fleet`. A deploy sets
-    it."""
+    """Targets of Prometheus that name the metrics' endpoints. A deploy sets it."""
+    node_dirs: tuple[Path, ...] = ()
+    """State folders of nodes on this machine, of whose answers the owner sees a sample. The
+    dashboard must be allowed to read them."""
     count_unaudited: bool = True
     """Rank peers by all rewards on the contract (unaudited ones are marked). False: only by rewards
     that the report in `audit_file` confirms. Audits draw a sample: raise `audit.sample` for

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MAX_SENDERS_COUNTED = 512
+MAX_QUARANTINED = 16
 REFUSALS = frozenset(
     {"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"}
 )
@@ -28,7 +29,9 @@ class SwarmStatus:
     in the last round.
 
     `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by
-    reason; `rejected_by_peer` the same by sender. `groups_handed_on`: other peers' that we served.
+    reason; `rejected_by_peer` the same by sender. `quarantines`: when (Unix time) and why, of the
+    MAX_QUARANTINED peers that were quarantined last. `groups_handed_on`: other peers' that we
+    served.
     `newest_group_at`: Unix time at which the newest verified group of a peer came; None: none yet.
     `requests_refused`: of others, by reason ("elsewhere": we were full and named others that hold
     our groups); `refused_by_peers`: ours, by theirs. `versions`: the versions that a peer must
@@ -45,6 +48,7 @@ class SwarmStatus:
     peers_heard: tuple[str, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
     rejected_by_peer: dict[str, int] = field(default_factory=dict)
+    quarantines: dict[str, tuple[float, str]] = field(default_factory=dict)
     groups_offered: int = 0
     groups_fetched: int = 0
     groups_verified: int = 0
@@ -76,6 +80,7 @@ class Tally:
     groups: "Counter[str]" = field(default_factory=Counter)
     rejected: "Counter[str]" = field(default_factory=Counter)
     rejected_by_peer: "Counter[str]" = field(default_factory=Counter)
+    quarantines: dict[str, tuple[float, str]] = field(default_factory=dict)
     refused: "Counter[str]" = field(default_factory=Counter)
     newest_group_at: float | None = None
     rounds_unanswered: int = 0
@@ -85,6 +90,13 @@ class Tally:
         self.rejected[reason] += 1
         if peer_id in self.rejected_by_peer or len(self.rejected_by_peer) < MAX_SENDERS_COUNTED:
             self.rejected_by_peer[peer_id] += 1
+
+    def quarantine(self, peer_id: str, reason: str) -> None:
+        """Note that a peer is not asked for a while, and why."""
+        self.quarantines.pop(peer_id, None)
+        self.quarantines[peer_id] = time.time(), reason
+        if len(self.quarantines) > MAX_QUARANTINED:
+            del self.quarantines[next(iter(self.quarantines))]
 
     def note_refusal(self, reason: str) -> None:
         """Count that a peer refused a request of ours."""

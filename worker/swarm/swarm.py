@@ -244,6 +244,7 @@ class Swarm:
             peers_heard=self._heard,
             rejected=dict(tally.rejected),
             rejected_by_peer=dict(tally.rejected_by_peer),
+            quarantines=dict(tally.quarantines),
             groups_offered=tally.groups["offered"],
             groups_fetched=tally.groups["fetched"],
             groups_verified=tally.groups["verified"],

@@ -106,6 +106,7 @@ def _by(
 
 def _of_node(node: NodeStatus) -> list[_Figure]:
     states = {state: float(state == node.state) for state in get_args(NodeState)}
+    peers = {node.peer_id: 1.0} if node.peer_id else {}
     devices = {} if node.device is None else {node.device: 1.0}
     groups = {"local": node.groups_local, "external": node.groups_external}
     updated = "When the node last wrote its status (Unix time)."
@@ -115,6 +116,7 @@ def _of_node(node: NodeStatus) -> list[_Figure]:
     bets = {state: count for state, count in node.market.items() if state in get_args(BetState)}
     return [
         _by("state", "1: the state that the node is in.", "state", states),
+        _by("peer_info", "1: the peer id of the node.", "peer_id", peers),
         _by("device_info", "1: the device that the model computes on.", "device", devices),
         _one("status_time_seconds", updated, node.updated_at),
         _one("round", "The newest round.", node.round),
@@ -217,6 +219,10 @@ def _of_swarm(swarm: SwarmStatus) -> list[_Figure]:
     age = None
     if swarm.newest_group_at is not None:
         age = max(0.0, time.time() - swarm.newest_group_at)
+    quarantined: Mapping[tuple[str, ...], float] = {
+        (peer, why): at for peer, (at, why) in swarm.quarantines.items()
+    }
+    last_quarantined = "When a peer was last quarantined (Unix time)."
     traffic = {"in": swarm.bytes_in, "out": swarm.bytes_out}
     heard = "Peers that answered in the last round."
     rejected = "Invalid groups that peers sent."
@@ -229,6 +235,9 @@ def _of_swarm(swarm: SwarmStatus) -> list[_Figure]:
         _one("peers_heard", heard, len(swarm.peers_heard)),
         _by("groups_total", "Groups exchanged.", "what", groups),
         _by("groups_rejected_total", rejected, "reason", swarm.rejected),
+        _Figure(
+            "peer_quarantined_time_seconds", last_quarantined, ("peer_id", "reason"), quarantined
+        ),
         _one("newest_group_age_seconds", "Age of the newest verified group of a peer.", age),
         _by("bytes_total", "Bytes of the exchange.", "direction", traffic),
         _by("requests_refused_total", refused, "reason", swarm.requests_refused),

@@ -479,3 +479,4 @@ class Collecting:
         )
         if not INNOCENT.issuperset(reasons) and (seconds := self.context.peers.strike(peer_id)):
             log.warning("peer quarantined peer=%s seconds=%d", peer_id, seconds)
+            self.tally.quarantine(peer_id, f"{named}, for {seconds:.0f} s")
