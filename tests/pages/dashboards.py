@@ -25,17 +25,20 @@ class Dashboard:
         self.url = url
         self.folder = folder
 
-    def said(self) -> dict[str, Any]:
-        answer = requests.get(f"{self.url}/api/swarm", timeout=10)
+    def said(self, what: str = "swarm") -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/api/{what}", timeout=10)
         assert answer.status_code == 200
         return dict(answer.json())
 
     def says(
-        self, condition: Callable[[dict[str, Any]], object], seconds: float = 30.0
+        self,
+        condition: Callable[[dict[str, Any]], object],
+        seconds: float = 30.0,
+        what: str = "swarm",
     ) -> dict[str, Any]:
-        """What it says as soon as that holds."""
+        """Return the answer of /api/WHAT as soon as the condition is true."""
         deadline = time.monotonic() + seconds
-        while not condition(said := self.said()):
+        while not condition(said := self.said(what)):
             assert time.monotonic() < deadline, json.dumps(said, indent=1)
             time.sleep(0.05)
         return said
@@ -54,6 +57,7 @@ def showing(of: Settings) -> Iterator[Dashboard]:
     folder = of.dashboard.state_dir
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dashboard.yaml").write_text(settings.dump(of))
+    (folder / "address").unlink(missing_ok=True)  # of an earlier process
     command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
     with (
         (folder / "log").open("w") as log,

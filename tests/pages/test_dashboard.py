@@ -21,7 +21,7 @@ from worker.chain.embedded import anvil
 from worker.chain.rpc import Rpc
 from worker.dashboard import counts, history, reader
 from worker.dashboard.reader import Reader
-from worker.dashboard.store import Store, reading
+from worker.dashboard.store import FILE, Store, reading
 from worker.errors import SettingsError, WorkerError
 from worker.swarm.identity import animal_name
 
@@ -401,6 +401,24 @@ def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(
     ]
     counted = looked(with_dashboard(chain.settings, tmp_path, audit_file=file)).content()
     assert (counted["ranked_by"], counted["peers"][0]["peer_id"]) == ("total_reward", "QmThird")
+
+
+def test_audited_rewards_are_stored_though_no_block_comes(chain: Chain, tmp_path: Path) -> None:
+    two_rounds(chain)
+    file = tmp_path / "audit.json"
+    of = with_dashboard(chain.settings, tmp_path, audit_file=file, count_unaudited=False)
+    found = looked(of)
+    sums = {"QmFirst": {"audited": 500, "unaudited": 0, "contradicted": 0}}
+    file.write_text(report_of(chain, sums))
+    for _ in range(2):
+        assert found.look()
+    with reading(tmp_path / FILE) as connection:
+        part = history.peers(connection, "audited", False, "", 0, "audited_reward")
+    assert [(row["peer_id"], row["audited"]) for row in part.rows] == [
+        ("QmFirst", 500),
+        ("QmSecond", 0),
+        ("QmThird", 0),
+    ]
 
 
 def test_audited_rewards_alone_need_a_report() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import requests
 from playwright.sync_api import Locator, Page, expect
 
 from tests.chain.conftest import Chain
@@ -58,9 +59,13 @@ def test_page_shows_rounds_peers_and_rewards(chain: Chain, dashboard: Dashboard,
 
 
 def expect_all_rewards(tab: Tab) -> None:
-    """Wait until the page shows every reward of `two_rounds`; it may be read in between them."""
+    """Wait until the page shows every reward of `two_rounds`; it may be read in between them.
+
+    The contract's sums, such as 2.50, may be known before the log has the last reward, 1.00.
+    """
     tab.expect_count(ROWS, 3)
     expect(tab.page.locator(ROWS).first).to_contain_text("2.50")
+    expect(tab.page.locator(f"{ROWS} .last-rewards").first).to_contain_text("1.00")
 
 
 def test_page_of_a_peer_has_its_history(chain: Chain, dashboard: Dashboard, tab: Tab) -> None:
@@ -83,6 +88,19 @@ def test_page_of_a_peer_has_its_history(chain: Chain, dashboard: Dashboard, tab:
     expect(page.locator("h1")).to_have_text("Unknown peer")
 
 
+def test_pages_of_a_swarm_without_rewards_say_so(chain: Chain, dashboard: Dashboard) -> None:
+    chain.new_account("QmSilent")
+    dashboard.says(lambda said: said["num_peers"] == 1)
+    for path in ("/", "/peers", "/peer?id=QmSilent", "/chain", "/events", "/owner"):
+        answer = requests.get(dashboard.url + path, timeout=10)
+        assert answer.status_code == 200, path
+        if path == "/":
+            assert "no reward yet" in answer.text
+        elif path.startswith("/peer"):
+            assert animal_name("QmSilent") in answer.text
+
+
+@pytest.mark.timeout(300)
 def test_all_pages_fit_three_widths_without_barriers(
     chain: Chain, tmp_path: Path, tab: Tab, targets: Path
 ) -> None:
@@ -218,6 +236,7 @@ def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, 
     with showing(with_dashboard(chain.settings, tmp_path, audit_file=file)) as dashboard:
         tab.page.goto(dashboard.url)
         tab.expect_count(ROWS, 3)
+        expect(tab.page.locator(f"{ROWS} .audit").last).to_have_text("1 audited")
         totals = cells(tab.page, ".total")
         assert [cell.inner_text() for cell in totals] == ["2.50*", "0.70*", "0.50"]
         is_marked = ["unaudited" in str(cell.get_attribute("class")).split() for cell in totals]

@@ -84,7 +84,8 @@ class Reader:
             self._error = self._error_since = None
             self._updated_at = time.time()
         if self._verdicts is not None and self._contract is not None:
-            self._verdicts.look(self._contract)
+            # The store has audited rewards too, which the next look writes.
+            self._is_behind |= self._verdicts.look(self._contract)
         return self._error is None
 
     def coordinator(self) -> Coordinator:
@@ -183,7 +184,7 @@ class Reader:
         self._next: dict[str, int] | None = None
         """The next block to read, for each kind of event."""
         self._is_behind = True
-        """True if blocks came since the contract's state was read."""
+        """True if blocks, or an audit's report, came since the contract's state was read."""
 
     def _known(self, round: int) -> dict[str, Any]:
         return {

@@ -25,8 +25,16 @@ class Verdicts:
         self._updated_at: float | None = None
         self._error: str | None = None
 
-    def look(self, contract: str) -> None:
-        """Read the report if it is new; an unreadable or foreign one is ignored."""
+    def look(self, contract: str) -> bool:
+        """Read the report if it is new, and return whether it was.
+
+        An unreadable or foreign one is ignored.
+        """
+        before = self._seen
+        self._read(contract)
+        return self._seen != before
+
+    def _read(self, contract: str) -> None:
         try:
             found = self._file.stat()
             seen = contract, found.st_ino, found.st_mtime_ns, found.st_size

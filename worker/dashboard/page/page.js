@@ -18,10 +18,10 @@ async function ask(url) {
 // ---- what is live
 
 async function look() {
+  let text = null; // null: no answer
   try {
-    const text = await (await ask(location.href)).text();
+    text = await (await ask(location.href)).text();
     lostAt = null;
-    if (!document.hidden) take(new DOMParser().parseFromString(text, "text/html"));
   } catch {
     lostAt ??= new Date();
   }
@@ -29,6 +29,7 @@ async function look() {
   note.hidden = lostAt === null;
   if (lostAt) note.textContent = `Dashboard unreachable since ${clock(lostAt)}: the page got no answer. What is below was known before that.`;
   setTimeout(look, POLL_MS);
+  if (text !== null && !document.hidden) take(new DOMParser().parseFromString(text, "text/html"));
 }
 
 function take(fresh) {
