@@ -147,7 +147,11 @@ def test_dashboard_shows_the_swarm_and_sees_no_key_of_its_neighbours(fleet: Lab)
     shown = [
         "./chain/rpc",
         "./dashboard/address",
+        "./dashboard/history.db",
+        "./dashboard/history.db-shm",
+        "./dashboard/history.db-wal",
         "./dashboard/lock",
+        "./dashboard/owner.token",
         "./keeper/audit",
         "./keeper/deployment.json",
         "./prometheus/targets.json",
