@@ -88,7 +88,11 @@ class Adoption:
         sizes = [parameter.numel() for parameter in self.trainer.parameters.values()]
         self._max_bytes = 4 * sum(sizes) + _HEADER_BYTES + 256 * len(sizes)
 
-    def offer(self, weights: Path, rounds_trained: int) -> None:
+    def offer(
+        self,
+        weights: Path,
+        rounds_trained: int,
+    ) -> None:
         """Offer a checkpoint's file of weights, unless the last offer is young or being sent."""
         now = time.monotonic()
         if now - self._offered_at < OFFER_SECONDS or self.swarm.is_sending_weights:
@@ -103,7 +107,11 @@ class Adoption:
             self.swarm.offer_weights(offered)
             self.counts["offered"] += 1
 
-    def _keep(self, weights: Path, rounds_trained: int) -> weight_exchange.Offered | None:
+    def _keep(
+        self,
+        weights: Path,
+        rounds_trained: int,
+    ) -> weight_exchange.Offered | None:
         """Return the offer of a file that outlives its checkpoint. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for old in self._folder.glob("own-*.safetensors"):
@@ -113,7 +121,11 @@ class Adoption:
         os.link(weights, file)
         return weight_exchange.describe(self.model, file, rounds_trained)
 
-    def after_round(self, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> bool:
+    def after_round(
+        self,
+        local: Sequence[ScoredGroup],
+        external: Sequence[ScoredGroup],
+    ) -> bool:
         """See a round's groups; return whether weights that had arrived were taken."""
         self._see(local, external)
         if self._is_fetching:
@@ -126,7 +138,11 @@ class Adoption:
             self._is_fetching = True
         return False
 
-    def _see(self, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> None:
+    def _see(
+        self,
+        local: Sequence[ScoredGroup],
+        external: Sequence[ScoredGroup],
+    ) -> None:
         if local:
             self._own.append(_mean([group.mean_reward for group in local]))
         for group in external:
@@ -226,7 +242,11 @@ class Adoption:
             self._refuse(candidate.peer_id, "unusable", reason)
         return None
 
-    def _rewards(self, asked: Sequence[Asked], seed: int) -> trial.Rewards:
+    def _rewards(
+        self,
+        asked: Sequence[Asked],
+        seed: int,
+    ) -> trial.Rewards:
         scores = evaluation.evaluate(
             self.trainer.policy,
             self.environment,
@@ -239,7 +259,12 @@ class Adoption:
         )
         return trial.rewards_of(scores)
 
-    def _refuse(self, peer_id: str, kind: str, reason: str) -> None:
+    def _refuse(
+        self,
+        peer_id: str,
+        kind: str,
+        reason: str,
+    ) -> None:
         """Count weights that are not taken; forget the rewards of their peer."""
         self.counts[kind] += 1
         self._peers.pop(peer_id, None)

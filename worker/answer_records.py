@@ -33,7 +33,12 @@ class AnswerRecords:
         ]
         self.log.write(round, records)
 
-    def _make(self, round: int, group: ScoredGroup, found: Learned | None) -> AnsweredGroup:
+    def _make(
+        self,
+        round: int,
+        group: ScoredGroup,
+        found: Learned | None,
+    ) -> AnsweredGroup:
         nothing = (0.0,) * len(group.rollouts)
         return answer_log.of_group(
             group,

@@ -74,7 +74,11 @@ class Passkeys:
 
     # ---- adding
 
-    async def begin_adding(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+    async def begin_adding(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+    ) -> web.Response:
         site = self._site
         visitor = await self._visitor(request, body)
         site.require_private(request)
@@ -94,7 +98,11 @@ class Passkeys:
         )
         return await self._begun(request, options_to_json(options), options.challenge, {})
 
-    async def add(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+    async def add(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+    ) -> web.Response:
         site = self._site
         visitor = await self._visitor(request, body)
         verified = verify_registration_response(
@@ -119,7 +127,12 @@ class Passkeys:
         )
         return web.json_response({})
 
-    async def remove(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def remove(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         await self._site.in_thread(
             self._database.execute,
             "DELETE FROM passkeys WHERE credential_id = ? AND account_id = ?",
@@ -129,7 +142,11 @@ class Passkeys:
 
     # ---- signing in
 
-    async def begin(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+    async def begin(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+    ) -> web.Response:
         site = self._site
         site.require_private(request)
         site.count_begun(request)
@@ -139,7 +156,11 @@ class Passkeys:
         data = {name: str(body.get(name, ""))[:20] for name in ("next", "code")}
         return await self._begun(request, options_to_json(options), options.challenge, data)
 
-    async def sign_in(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+    async def sign_in(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+    ) -> web.Response:
         site = self._site
         credential = body["credential"]
         rows = await site.in_thread(
@@ -177,7 +198,11 @@ class Passkeys:
 
     # ----
 
-    async def _visitor(self, request: web.Request, body: dict[str, Any]) -> Visitor:
+    async def _visitor(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+    ) -> Visitor:
         """Return the person signed in, if the page's token is with the request."""
         visitor = await self._site.visitor(request)
         shown = str(body.get("csrf", "")).encode()

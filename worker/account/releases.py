@@ -45,7 +45,11 @@ def keep(
     )
 
 
-def forget(accounts: Accounts, peer_id: str, account: Account) -> None:
+def forget(
+    accounts: Accounts,
+    peer_id: str,
+    account: Account,
+) -> None:
     """Remove the release of a node, which its holder takes back or its taker refuses."""
     accounts.database.execute(
         "DELETE FROM releases WHERE peer_id = ? AND (from_id = ? OR to_id = ?)",
@@ -63,7 +67,11 @@ def releases_to(accounts: Accounts, account: Account) -> list[Release]:
     return _select(accounts, "to_id = ?", account.id)
 
 
-def _select(accounts: Accounts, condition: str, value: int) -> list[Release]:
+def _select(
+    accounts: Accounts,
+    condition: str,
+    value: int,
+) -> list[Release]:
     rows = accounts.database.execute(
         f"{_SELECT}{condition} ORDER BY peer_id",
         (time.time(), value),

@@ -18,15 +18,27 @@ _SAMPLE = b"hivewright/sealing/1"
 class Seal:
     """AES-GCM under a key derived from a passphrase; the label is authenticated."""
 
-    def __init__(self, passphrase: str, salt: bytes) -> None:
+    def __init__(
+        self,
+        passphrase: str,
+        salt: bytes,
+    ) -> None:
         key = Scrypt(salt, length=32, n=_SCRYPT_COST, r=8, p=1).derive(passphrase.encode())
         self._cipher = AESGCM(key)
 
-    def close(self, content: bytes, label: str) -> bytes:
+    def close(
+        self,
+        content: bytes,
+        label: str,
+    ) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, content, label.encode())
 
-    def open(self, sealed: bytes, label: str) -> bytes:
+    def open(
+        self,
+        sealed: bytes,
+        label: str,
+    ) -> bytes:
         """Return the content. Raises SecretError if it was sealed with another key or label."""
         nonce, content = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:

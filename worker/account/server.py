@@ -312,7 +312,11 @@ class Service:
             )
         guess.take_back()
 
-    def _link(self, body: request_bodies.Enrol, is_invited: bool) -> str:
+    def _link(
+        self,
+        body: request_bodies.Enrol,
+        is_invited: bool,
+    ) -> str:
         """Link the node to the invitation's account, or to the fleet's; return its token."""
         if is_invited:
             return self._site.invitations.enrol(body.token, body.peer_id)
@@ -444,7 +448,11 @@ class Service:
             )
         return self._gate
 
-    def _count_sent(self, passed: Passed, peer_id: str) -> None:
+    def _count_sent(
+        self,
+        passed: Passed,
+        peer_id: str,
+    ) -> None:
         """Raise NotPassed if the peer has sent too many transactions lately.
 
         The signer is not counted: anyone can resend a transaction that another account signed.

@@ -66,7 +66,11 @@ class Sessions:
 
     # ---- sessions
 
-    def start(self, account_id: int, email: str) -> str:
+    def start(
+        self,
+        account_id: int,
+        email: str,
+    ) -> str:
         """Return the cookie of a new session of the person with this e-mail address."""
         cookie = secrets.token_urlsafe(32)
         now = time.time()
@@ -116,7 +120,11 @@ class Sessions:
             )
         return cookie
 
-    def is_known(self, cookie: str, account_id: int) -> bool:
+    def is_known(
+        self,
+        cookie: str,
+        account_id: int,
+    ) -> bool:
         """Return whether the browser with this cookie has signed in to the account before."""
         return bool(
             self._database.execute(
@@ -167,7 +175,11 @@ class Sessions:
         ):
             raise _sign_in_over()
 
-    def guess(self, sign_in: SignIn, code: str) -> bool:
+    def guess(
+        self,
+        sign_in: SignIn,
+        code: str,
+    ) -> bool:
         """Return whether the code is right, and count the guess before that is known.
 
         Raises Refused after too many guesses, whatever the code.
@@ -185,7 +197,11 @@ class Sessions:
             )
         return code_hash is not None and hmac.compare_digest(code_hash, digest(plain(code)))
 
-    def set_code(self, email: str, code: str) -> int:
+    def set_code(
+        self,
+        email: str,
+        code: str,
+    ) -> int:
         """Set the code of the e-mail's open sign-ins, and return their number."""
         rows = self._database.execute(
             "UPDATE sign_ins SET code_hash = ?, guesses = 0 WHERE email = ? AND expires_at > ?"

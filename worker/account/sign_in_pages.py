@@ -27,7 +27,12 @@ _SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 class SignInPages:
     """`/sign-in` and below."""
 
-    def __init__(self, site: Site, has_openid: bool, has_passkeys: bool) -> None:
+    def __init__(
+        self,
+        site: Site,
+        has_openid: bool,
+        has_passkeys: bool,
+    ) -> None:
         self._site = site
         self._has_openid = has_openid
         self._has_passkeys = has_passkeys
@@ -125,19 +130,33 @@ class SignInPages:
         account = await site.in_thread(site.account_for, login, data.get("invitation"))
         return await site.let_in(request, account, data, "tailscale", login)
 
-    async def sign_out(self, request: web.Request, visitor: Visitor, form: Form) -> web.Response:
+    async def sign_out(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
         if form.get("everywhere"):
             await self._site.in_thread(self._site.sessions.end_all, visitor.account.id)
         else:
             await self._site.in_thread(self._site.sessions.end, visitor.session)
         return self._site.sign_out(request)
 
-    async def _is_known(self, request: web.Request, email: str) -> bool:
+    async def _is_known(
+        self,
+        request: web.Request,
+        email: str,
+    ) -> bool:
         """Return whether this browser has signed in with the e-mail address before."""
         account = await self._site.in_thread(self._site.find_account, email)
         return await self._site.is_known(request, account)
 
-    async def _asked(self, request: web.Request, form: Form, email: str) -> dict[str, str]:
+    async def _asked(
+        self,
+        request: web.Request,
+        form: Form,
+        email: str,
+    ) -> dict[str, str]:
         """Return what the sign-in keeps: where it leads, and its invitation if that is valid."""
         site = self._site
         data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
@@ -150,7 +169,13 @@ class SignInPages:
             data["invitation"] = digest(secret).hex()
         return data
 
-    async def _send(self, request: web.Request, mailer: Mailer, email: str, code: str) -> None:
+    async def _send(
+        self,
+        request: web.Request,
+        mailer: Mailer,
+        email: str,
+        code: str,
+    ) -> None:
         source = f"{email} {self._site.source(request)}"
         is_known = await self._is_known(request, email)
         if not self._mails.take(source) or not (is_known or self._mails_of_all.take(email)):

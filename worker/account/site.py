@@ -131,7 +131,12 @@ class Site:
         )
         return web.Response(text=text, content_type="text/html", status=status, headers=HEADERS)
 
-    def error(self, request: web.Request, status: int, text: str) -> web.Response:
+    def error(
+        self,
+        request: web.Request,
+        status: int,
+        text: str,
+    ) -> web.Response:
         headers = {"Retry-After": "30"} if status == 429 else {}
         response = self.page(request, "error.html", status=status, text=text)
         response.headers.update(headers)
@@ -254,7 +259,11 @@ class Site:
                 429, "TooManySignIns", "too many sign-ins from this address; wait half a minute"
             )
 
-    async def is_known(self, request: web.Request, account: Account | None) -> bool:
+    async def is_known(
+        self,
+        request: web.Request,
+        account: Account | None,
+    ) -> bool:
         """Return whether this browser has signed in to the account before."""
         cookie = request.cookies.get(self._cookie(request, _KNOWN))
         if account is None or cookie is None:
@@ -267,7 +276,11 @@ class Site:
 
     # ---- cookies
 
-    def _cookie(self, request: web.Request, name: str) -> str:
+    def _cookie(
+        self,
+        request: web.Request,
+        name: str,
+    ) -> str:
         return f"__Host-{name}" if self.is_https(request) else name
 
     def set_cookie(
@@ -296,7 +309,12 @@ class Site:
     def sign_in_cookie(self, request: web.Request) -> str:
         return request.cookies.get(self._cookie(request, _SIGN_IN), "")
 
-    def begin(self, request: web.Request, response: web.StreamResponse, cookie: str) -> None:
+    def begin(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        cookie: str,
+    ) -> None:
         """Let the browser keep the sign-in that it began."""
         self.set_cookie(request, response, _SIGN_IN, cookie, SIGN_IN_SECONDS)
 
@@ -331,7 +349,11 @@ class Site:
         response.del_cookie(self._cookie(request, _SESSION), path="/")
         return response
 
-    def account_for(self, email: str, invitation: str | None) -> Account:
+    def account_for(
+        self,
+        email: str,
+        invitation: str | None,
+    ) -> Account:
         """Return the account of a verified e-mail address, which is created at the first sign-in.
 
         `invitation`: hexadecimal hash of the invitation's secret. Raises Refused.
@@ -357,7 +379,11 @@ def see(place: str) -> web.Response:
     return web.Response(status=303, headers={"Location": place})
 
 
-def text_of(form: Form, name: str, most: int = 200) -> str:
+def text_of(
+    form: Form,
+    name: str,
+    most: int = 200,
+) -> str:
     """Return a field of a form. Raises Refused if it is too long or can't be shown."""
     text = str(form.get(name, "")).strip()
     if len(text) > most or not text.isprintable():

@@ -93,7 +93,12 @@ class Account(Protocol):
     ) -> str:
         """Bet `bet` units of a token in a round of a game."""
 
-    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+    def claim_reward(
+        self,
+        market: Market,
+        game: int,
+        peer_id: str,
+    ) -> str:
         """Claim what a game pays to the peer."""
 
     def tend(self) -> None:
@@ -106,7 +111,11 @@ class Account(Protocol):
 class OwnEnrolment(Protocol):
     """An account that enrols a node in a way of its own."""
 
-    def enrol_peer(self, peer_id: str, coordinator: Coordinator) -> str:
+    def enrol_peer(
+        self,
+        peer_id: str,
+        coordinator: Coordinator,
+    ) -> str:
         """Register the peer, and return its owner on the chain."""
 
 
@@ -136,7 +145,11 @@ class AccountClient:
     ChainError.
     """
 
-    def __init__(self, chain: settings.Chain, state_dir: Path) -> None:
+    def __init__(
+        self,
+        chain: settings.Chain,
+        state_dir: Path,
+    ) -> None:
         if chain.account_url is None:
             raise SettingsError(
                 "chain.account_url: not set; expected the address of the account service"
@@ -173,7 +186,11 @@ class AccountClient:
     def address(self) -> str:
         return str(self.swarm().account)
 
-    def enrol(self, identity: Identity, enrolment_token: str) -> None:
+    def enrol(
+        self,
+        identity: Identity,
+        enrolment_token: str,
+    ) -> None:
         """Request this node's token and write it to `token_file`."""
         signature = identity.sign(ENROL_PREFIX + identity.peer_id.encode())
         body = {
@@ -237,7 +254,12 @@ class AccountClient:
         body = {"gameId": game, "peerId": peer_id, "clueId": round, "choiceIdx": choice, "bet": bet}
         return self._send("/api/guess-answer", body)
 
-    def claim_reward(self, market: Market, game: int, peer_id: str) -> str:
+    def claim_reward(
+        self,
+        market: Market,
+        game: int,
+        peer_id: str,
+    ) -> str:
         return self._send("/api/claim-reward", {"gameId": game, "peerId": peer_id})
 
     def tend(self) -> None:
@@ -394,7 +416,11 @@ def server_time(
     return answer.headers["Date"], (began + time.time()) / 2
 
 
-def require_owner(peer_id: str, owner: str, ours: str) -> None:
+def require_owner(
+    peer_id: str,
+    owner: str,
+    ours: str,
+) -> None:
     """Raise IdentityError unless `owner`, by the chain, is `ours`, the account we send from."""
     if owner.lower() != ours.lower():
         raise IdentityError(

@@ -216,7 +216,11 @@ class ChainClient:
         with self.translated("eth_gasPrice"):
             return int(self.web3.eth.gas_price)
 
-    def estimate_gas(self, sender: str, call: Call) -> int:
+    def estimate_gas(
+        self,
+        sender: str,
+        call: Call,
+    ) -> int:
         """Return the gas limit for the call, margin included.
 
         Raises ContractRefused if the contract would refuse the call now.
@@ -344,7 +348,11 @@ class ChainClient:
         limit_wei = self._limit_of_settings()
         return _PRICE_LIMIT * asked_wei if limit_wei is None else limit_wei
 
-    def raised_price(self, price_wei: int, refused: Underpriced) -> int:
+    def raised_price(
+        self,
+        price_wei: int,
+        refused: Underpriced,
+    ) -> int:
         """Return the price to try after `price_wei` was refused.
 
         Raises TransactionRefused if the bound is reached.
@@ -380,7 +388,11 @@ class ChainClient:
                 contract=raw.get("contractAddress"),
             )
 
-    def wait_for_receipt(self, tx_hash: str, timeout_seconds: float) -> Receipt:
+    def wait_for_receipt(
+        self,
+        tx_hash: str,
+        timeout_seconds: float,
+    ) -> Receipt:
         """Wait until the transaction is mined. Raises ReceiptTimeout."""
         deadline = time.monotonic() + timeout_seconds
         pause = 0.02
@@ -430,7 +442,11 @@ class ChainClient:
     def _rpc_source(self) -> str:
         return self.rpc.source
 
-    def _accept_if_known(self, tx_hash: HexBytes, error: Web3RPCError) -> None:
+    def _accept_if_known(
+        self,
+        tx_hash: HexBytes,
+        error: Web3RPCError,
+    ) -> None:
         """Return if the chain has the transaction, else raise what `error` means.
 
         Nodes word "already known" differently, so the chain is asked for the transaction itself.

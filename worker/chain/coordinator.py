@@ -304,7 +304,11 @@ class Coordinator(ChainClient):
             return False
         return bool(self._read(_HAS_SUBMITTED % "address", round, stage, owner))
 
-    def has_role(self, role: str, account: str) -> bool:
+    def has_role(
+        self,
+        role: str,
+        account: str,
+    ) -> bool:
         """Return whether the account has the role.
 
         Roles: OWNER_ROLE, BOOTNODE_MANAGER_ROLE, STAGE_MANAGER_ROLE.
@@ -361,7 +365,11 @@ class Coordinator(ChainClient):
                 ) from None
             return [_event_of(name, entry) for entry in entries]
 
-    def _require_block(self, block: int, subject: str) -> None:
+    def _require_block(
+        self,
+        block: int,
+        subject: str,
+    ) -> None:
         """Raise BadAnswer if the node lacks the block: it would answer as if that were empty."""
         if self.block_hash(block) is None:
             raise BadAnswer(f"{subject}: {self._rpc_source} has no block {block} yet; it is behind")

@@ -112,7 +112,11 @@ class Database:
                 if not self._has_column(table, column):  # else another process was faster
                     raise
 
-    def _has_column(self, table: str, column: str) -> bool:
+    def _has_column(
+        self,
+        table: str,
+        column: str,
+    ) -> bool:
         return any(name == column for _, name, *_ in self.execute(f"PRAGMA table_info({table})"))
 
     def close(self) -> None:

@@ -80,7 +80,11 @@ class _OverSocket(_Bounded):
     def _pools(self) -> dict[str, "_SocketPool"]:
         return {}
 
-    def request_url(self, request: Any, proxies: Any) -> str:
+    def request_url(
+        self,
+        request: Any,
+        proxies: Any,
+    ) -> str:
         return "/"
 
     def close(self) -> None:

@@ -244,7 +244,11 @@ class Keeper:
                 reason,
             )
 
-    def _is_known(self, number: int, block: int) -> bool:
+    def _is_known(
+        self,
+        number: int,
+        block: int,
+    ) -> bool:
         """Return whether the cached round is still open, and the blocks read are on the chain."""
         known = self._round
         if known is None or known.number != number or known.seen_block > block:
@@ -286,7 +290,11 @@ class Keeper:
         oldest = min(began.values())
         return Round(number, self._coordinator.block_time(began[number]), oldest - 1)
 
-    def _read_reports(self, current: Round, block: int) -> None:
+    def _read_reports(
+        self,
+        current: Round,
+        block: int,
+    ) -> None:
         """Add the reports since the last poll, for this round and the previous ones that matter."""
         first = max(0, current.number - _MEMORY_ROUNDS)
         numbers = list(range(first, current.number + 1))

@@ -153,7 +153,11 @@ class Ledger:
             " 'earned' OR vote_state = 'earned'"
         )
 
-    def requeue(self, row: Row, kind: Kind) -> None:
+    def requeue(
+        self,
+        row: Row,
+        kind: Kind,
+    ) -> None:
         """Queue a reward or vote that the chain does not have after all, to be sent again."""
         self._set(row, kind, "queued", {"block": None})
 

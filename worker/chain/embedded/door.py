@@ -66,7 +66,11 @@ def socket_of(anvil: settings.Anvil) -> Path:
 class Door:
     """Answer at `url` and at the socket. `target` is anvil's URL; None while it is away."""
 
-    def __init__(self, url: str, chain_id: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        chain_id: int,
+    ) -> None:
         self.url = url
         self.target: str | None = None
         self._latest = 0

@@ -68,7 +68,11 @@ _FORMS = {
 class NotPassed(ChainError):
     """The request is not forwarded to the chain: JSON-RPC error `code`, and why."""
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+    ) -> None:
         super().__init__(reason)
         self.code = code
 
@@ -97,7 +101,11 @@ class Gate:
     market: str | None = None
     _latest: tuple[float, int] = field(default=(0.0, 0), init=False)
 
-    def check(self, method: str, params: object) -> Passed:
+    def check(
+        self,
+        method: str,
+        params: object,
+    ) -> Passed:
         """Return the request to forward. Raises NotPassed."""
         check = _CHECKS.get(method)
         if check is None:
