@@ -22,7 +22,7 @@ from worker.errors import ChainError
 from worker.market.journal import Journal
 from worker.runtime.state_dir import StateDir
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 WORKER = "worker-0"
 PATIENCE_SECONDS = 240.0
