@@ -166,6 +166,8 @@ def test_beginning_of_round_0_is_the_contract_s(chain):
         "reporters": 0,
         "expected": 0,
         "began_at": chain.coordinator.block_time(event.block),
+        "limit_seconds": 600.0,
+        "problem": None,
     }
 
 

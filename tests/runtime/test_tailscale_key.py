@@ -19,6 +19,7 @@ def test_expiry_is_read_with_any_zone_and_fraction() -> None:
     assert parse(precise) == 1798761600.5
 
 
+@pytest.mark.usefixtures("usual_recursion_limit")
 @pytest.mark.parametrize(
     "answer",
     [

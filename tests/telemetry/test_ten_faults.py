@@ -169,7 +169,9 @@ def fleet_status_of(node: NodeStatus, fault: Fault) -> tuple[str, bool]:
     reports = [worker | {"status": dataclasses.asdict(node)}]
     if fault.keeper is not None:
         unit = {"unit": "hivewright-keeper.service", "active_state": "active"}
-        reports.append(unit | {"status": dataclasses.asdict(fault.keeper)})
+        began_at = fault.keeper.began_at and fault.keeper.began_at - NOW + time.time()
+        keeper = dataclasses.replace(fault.keeper, began_at=began_at)
+        reports.append(unit | {"status": dataclasses.asdict(keeper)})
     state = HostStates().process([*fault.host, "end"])
     assert state is not None
     units = {"gpu-1": [each["unit"] for each in reports]}
