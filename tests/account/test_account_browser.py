@@ -131,7 +131,7 @@ def test_passkey_signs_in_to_the_same_account(service, url, tab) -> None:
     expect(tab.page.get_by_text("belongs to no account here")).to_be_visible()
 
 
-def test_sign_in_page_is_small_and_fast(service, url, tab) -> None:
+def test_sign_in_page_is_small(service, url, tab) -> None:
     sizes = {}
     tab.page.on("response", lambda answer: sizes.update({answer.url: len(answer.body())}))
     tab.page.goto(url + "/sign-in", wait_until="networkidle")
@@ -143,9 +143,3 @@ def test_sign_in_page_is_small_and_fast(service, url, tab) -> None:
         "/icon.svg",
     }
     assert sum(sizes.values()) < 50_000
-    seconds = []
-    for _ in range(10):
-        started = time.monotonic()
-        tab.page.goto(url + "/sign-in", wait_until="load")
-        seconds.append(time.monotonic() - started)
-    assert min(seconds) < 1  # 0.3 s on a machine that does nothing else

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Desk:
-    """What the judge answers to every GET. `pause_seconds`: time between two bytes."""
+    """The judge's answer to every GET. `pause_seconds`: time between two bytes."""
 
     def __init__(self) -> None:
         self.status, self.body = 200, b"{}"

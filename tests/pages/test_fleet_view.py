@@ -136,6 +136,7 @@ def test_rounds_become_curves_and_changes_become_events(tmp_path: Path) -> None:
         view = view_of(tmp_path, address, store)
         for _ in answers:
             view.look()
+        view_of(tmp_path, address, store).look()  # after a restart: the same round again
     with reading(store.file) as connection:
         assert history.curves(connection, "family") == {
             "round": [7, 8],
@@ -143,6 +144,8 @@ def test_rounds_become_curves_and_changes_become_events(tmp_path: Path) -> None:
         }
         rejected = history.curves(connection, "rejected")["series"]
         assert rejected == {"<b>reward</b>": [2, 2, 2]}
+        counted = "SELECT num FROM curves WHERE name = 'rejected/<b>reward</b>' AND width = 1"
+        assert [num for (num,) in connection.execute(counted)] == [1, 1, 1]
         events = [
             (row["subject"], row["text"]) for row in history.events(connection, 0, ["fleet"]).rows
         ]

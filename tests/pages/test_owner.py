@@ -1,4 +1,4 @@
-"""What only the owner of a dashboard sees, and the way in."""
+"""The pages of a dashboard that only its owner sees, and the owner's way in."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -74,8 +74,6 @@ class _Process:
     ledger: dict[str, float] = field(default_factory=dict)
     quarantined: dict[str, tuple[float, str]] = field(default_factory=dict)
     error: str | None = None
-    stored_at: float | None = None
-    """When the round ended whose figures are in the store."""
 
     @property
     def place(self) -> str:
@@ -124,17 +122,12 @@ class FleetView:
         """Store the figures of finished rounds, and what has changed."""
         with store.writing():
             for address, process in self._processes.items():
-                finished_at, round = (
-                    process.figures.get("finished_at"),
-                    process.figures.get("round"),
-                )
-                if (
-                    finished_at is not None
-                    and finished_at != process.stored_at
-                    and round is not None
-                ):
+                finished_at = process.figures.get("finished_at")
+                round = process.figures.get("round")
+                key = f"figures/{address}"  # each round once, also after a restart
+                if finished_at is not None and round is not None and finished_at != store.mark(key):
                     store.add_figures(int(round), _curve_figures(process))
-                    process.stored_at = finished_at
+                    store.set_mark(key, finished_at)
                 if before[address]:
                     for text in _changes(before[address], _seen(process)):
                         store.add_event("fleet", process.place, text)

@@ -20,7 +20,7 @@ NUM_ROWS = 100
 
 
 class MarketPage:
-    """What the page shows, and the same as JSON, encoded once per look, not per request."""
+    """The content of the page, and the same as JSON, encoded once per look, not per request."""
 
     def __init__(self, settings: Settings, coordinator: Callable[[], Coordinator]) -> None:
         self._history = History(settings, coordinator)

@@ -89,7 +89,7 @@ class Pages:
 
     def add_to(self, application: web.Application) -> None:
         application[webguard.FORMS] = True
-        files = ("page.css", "page.js", "market.js", "uplot/uplot.css", "uplot/uplot.js")
+        files = ("page.css", "page.js", "uplot/uplot.css", "uplot/uplot.js")
         webpages.add_files(application, _FOLDER, files, {})
         webpages.add_file(application, rendering.STYLE, {})
         for page in self._pages:

@@ -130,7 +130,7 @@ class Store:
     # ---- the chain's log
 
     def mark(self, name: str) -> Any:
-        """Return a stored value; None if there is none."""
+        """Return the value stored under a name; None: nothing is stored there."""
         row = self._execute("SELECT value FROM marks WHERE name = ?", name).fetchone()
         return None if row is None else row[0]
 

@@ -179,7 +179,7 @@ class Views:
     # ---- curves
 
     def curve(self, asked: Asked, is_owner: bool) -> Mapping[str, Any] | None:
-        """Return a curve: `round`, and `series` with names and values. None: there is none."""
+        """Return a curve: `round`, and `series` with names and values. None: no such curve."""
         kind = asked.get("of", "")
         with self._history() as connection:
             if kind == "rounds":

@@ -1,1 +1,1 @@
-"""What the pages of dashboard and account service show of the prediction market."""
+"""The prediction market on the pages of dashboard and account service."""

@@ -44,7 +44,7 @@ _JUDGE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class _Log:
-    """What was read. `newest`: the last block read, with its hash; `next_block` None: nothing yet.
+    """The log as far as it was read. `newest`: the last block, with its hash. None: nothing yet.
 
     `balances_at`: the block and the day of the balances.
     """

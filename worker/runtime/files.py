@@ -99,7 +99,7 @@ def write_whole(
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, which is made if there is none. Raises OSError.
+    """Add a line to a file, and make the file if it does not exist. Raises OSError.
 
     A line that a crash truncated is removed first, since it would swallow this one.
     """

@@ -1,5 +1,5 @@
 // Keeps the page fresh and draws its charts. The server draws everything else, escaped: this script takes the elements with
-// `data-live` from the same page, asked for again. What is not known any more stays, and is said to be old.
+// `data-live` from the same page, asked for again. A part whose new value is not known stays, and its time shows its age.
 "use strict";
 
 const POLL_MS = 5000;
@@ -42,8 +42,20 @@ function take(fresh) {
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);
     const isBusy = part.contains(document.activeElement) || hasSelection(part);
-    if (!isBusy && part.innerHTML !== other.innerHTML) part.replaceChildren(...other.childNodes);
+    if (!isBusy) replace(part, other);
   }
+}
+
+// Details stay open or closed, and wide tables stay where they were scrolled to.
+function replace(part, other) {
+  for (const was of part.querySelectorAll("[id] details")) {
+    const is = other.querySelector(`#${CSS.escape(was.closest("[id]").id)} details`);
+    if (is) is.open = was.open;
+  }
+  if (part.innerHTML === other.innerHTML) return;
+  const places = [...part.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+  part.replaceChildren(...other.childNodes);
+  part.querySelectorAll(".scroll").forEach((each, index) => (each.scrollLeft = places[index] ?? 0));
 }
 
 function hasSelection(part) {
@@ -101,15 +113,16 @@ function draw(figure, curve) {
 }
 
 async function lookAt(figure) {
+  let curve = null; // null: no answer; the note above the page says that the dashboard is away
   try {
-    const curve = await (await ask(figure.dataset.curve)).json();
-    const isDrawable = curve.round.length > 0;
-    figure.hidden = !isDrawable;
-    if (isDrawable && charts.get(figure)?.text !== JSON.stringify(curve)) draw(figure, curve);
+    curve = await (await ask(figure.dataset.curve)).json();
   } catch {
-    // The chart stays as it was; the note above the page says that the dashboard is away.
+    // The chart stays as it was.
   }
   setTimeout(() => lookAt(figure), CURVE_MS);
+  if (curve === null) return;
+  figure.hidden = curve.round.length === 0;
+  if (!figure.hidden && charts.get(figure)?.text !== JSON.stringify(curve)) draw(figure, curve);
 }
 
 function drawAgain() {
