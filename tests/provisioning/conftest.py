@@ -18,6 +18,7 @@ from lab.lab import Lab
 from lab.lab_tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
+    "test_lab_account.py": "own",
     "test_lab_debian13.py": "trixie",
     "test_lab_first_boot.py": "fresh",
     "test_lab_mesh.py": "bare",
@@ -28,6 +29,7 @@ OTHER_LABS = {
     "test_lab_wheelhouse.py": "bare",
 }
 """File -> the lab that its tests run in, if that is not `lab`."""
+_LAB_OF_FIXTURE = {"lab": "lab", "own_lab": "own", "bare_lab": "bare", "tailnet": "tailscale"}
 
 
 class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
@@ -36,6 +38,18 @@ class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0].rpartition("/")[2]
         return OTHER_LABS.get(file, "lab") if file.startswith("test_lab") else nodeid
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a file that OTHER_LABS does not name: two processes would boot its lab at once."""
+    for item in items:
+        for fixture in _LAB_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            wanted, named = _LAB_OF_FIXTURE[fixture], OTHER_LABS.get(item.path.name, "lab")
+            if item.path.name.startswith("test_lab") and named != wanted:
+                raise pytest.UsageError(
+                    f"{item.path.name} uses the fixture {fixture} and is in the lab {named!r};"
+                    f" expected {wanted!r}: name it in OTHER_LABS in tests/provisioning/conftest.py"
+                )
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LabsTogether:

@@ -148,7 +148,7 @@ def test_new_secret_restarts_the_service_alone_and_a_rollback_brings_the_old_one
 
 
 @pytest.fixture
-def tailnet(hub: Hub) -> Iterator[LabTailnet]:
+def joined(hub: Hub) -> Iterator[LabTailnet]:
     if reason := why_no_tailnet():
         pytest.skip(reason)
     tailnet = LabTailnet(hub.lab)
@@ -159,7 +159,7 @@ def tailnet(hub: Hub) -> Iterator[LabTailnet]:
 
 
 def test_tailscale_serve_names_the_person_who_is_let_in(
-    hub: Hub, tailnet: LabTailnet, tmp_path: Path
+    hub: Hub, joined: LabTailnet, tmp_path: Path
 ) -> None:
     """By plain HTTP inside of the tailnet: a certificate would come from the internet."""
     (tmp_path / "key").write_text(KEY)
@@ -174,7 +174,7 @@ def test_tailscale_serve_names_the_person_who_is_let_in(
     shown = json.loads(hub.run("tailscale status --json"))
     name = str(shown["Self"]["DNSName"]).rstrip(".")  # serve answers to the name alone
     wait_until(
-        lambda: "pong" in tailnet._pinged(address), 30, f"h1 answers at {address} in the tailnet"
+        lambda: "pong" in joined._pinged(address), 30, f"h1 answers at {address} in the tailnet"
     )
 
     def curl(*arguments: str) -> "subprocess.CompletedProcess[str]":
