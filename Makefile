@@ -1,5 +1,5 @@
 # make demo    a whole swarm on this machine: chain, keeper, bootnode, three workers
-# make demo MODEL=smollm2    so with a real model, SmolLM2-135M-Instruct, in some twenty minutes
+# make demo MODEL=smollm2    so with a real model, SmolLM2-135M-Instruct, in at most twenty minutes
 # make demo MARKET=1    so with a judge, on whose questions the workers bet
 # make test    every check and every test
 # make fleet   three real hosts on this machine, deployed over ssh    (fleet-check, fleet-status, fleet-down)
@@ -39,7 +39,7 @@ demo: setup
 ifeq ($(MODEL),smollm2)
 	@[ -e .cache/smollm2/config.json ] || \
 		$(bin)/python scripts/pretrained_model.py --model smollm2 --output .cache/smollm2
-	@$(bin)/hivewright demo --workers 3 --rounds 25 --seed 0 --output demo --model $(CURDIR)/.cache/smollm2 $(if $(MARKET),--market)
+	@$(bin)/hivewright demo --workers 3 --rounds 25 --minutes 16 --seed 0 --output demo --model $(CURDIR)/.cache/smollm2 $(if $(MARKET),--market)
 else
 	@$(bin)/hivewright demo --workers 3 --rounds 10 --seed 0 --output demo $(if $(MARKET),--market)
 endif

@@ -1,7 +1,8 @@
 """Measure how much sooner a node in a swarm has the reward that a node alone reaches.
 
     python -m benchmarks.time_to_reward [--model tiny|smollm2] [--tasks easy|hard] [--nodes 8]
-                                        [--rounds 100] [--seeds 0] [--plot FILE] [--json FILE]
+                                        [--rounds 100] [--seeds 0] [--slower 10]
+                                        [--plot FILE] [--json FILE]
 
 All nodes have the same hardware and a worker's default training settings, alone or in one swarm: a
 step needs as many groups that teach, and a node alone answers further tasks until it has them,
@@ -11,22 +12,30 @@ generating, scoring peers' groups and training; waiting for peers is not part of
 rounds. The result is the time at which nodes in the swarm first have the best reward that nodes
 alone ever have, over the time at which these first have it. It is missing if the swarm never has
 it.
+
+With `--slower S` the last node of the swarm is S times slower than the others, and the result is
+the slow node's alone: its time to the best reward of nodes alone, over what such a slow node needs
+alone, S times as long. Nobody waits: each node answers its next part when it is done with the last
+one, and takes the groups that peers have answered by then, each once.
 """
 
 import argparse
+import heapq
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.nodes import mean_curve, mean_seconds, run
+from benchmarks.nodes import make_node, mean_curve, mean_seconds, run
 from benchmarks.sapo import TASKS, Played, smollm2_flat
-from worker import settings
+from worker import environments, settings
 from worker.environments.presets import DEMO_SETTINGS
+from worker.records import ScoredGroup
 
 WINDOW = 10
 
@@ -48,6 +57,41 @@ def play(config: settings.Settings, seed: int, nodes: int, rounds: int, together
     else:
         found = [run(seed * nodes + i, 1, rounds, config)[0] for i in range(nodes)]
     return Played(mean_curve(found), mean_seconds(found))
+
+
+def play_with_slow(
+    config: settings.Settings, seed: int, nodes: int, slower: float, reward: float, limit: float
+) -> float | None:
+    """Return the slow node's time until its smoothed reward is at least `reward`.
+
+    A node answers a part, then publishes it, and learns with what peers have published by then: of
+    each peer the newest part, once. None: the slow node does not have the reward after `limit`
+    seconds.
+    """
+    members = [
+        make_node(seed, i, config, environments.load(config.environment)) for i in range(nodes)
+    ]
+    *_, slow = members
+    published: dict[str, list[ScoredGroup]] = {}
+    unread = {node.peer_id: dict[str, list[ScoredGroup]]() for node in members}
+    events = [(0.0, number, True) for number in range(nodes)]  # time, node, whether it answers next
+    while (event := heapq.heappop(events))[0] < limit:
+        now, number, answers = event
+        node = members[number]
+        started = time.process_time()
+        if answers:
+            published[node.peer_id] = node.answer(len(node.rewards))
+        else:
+            for heard in unread.values():
+                heard[node.peer_id] = published[node.peer_id]
+            node.learn(published[node.peer_id], node.collect(unread[node.peer_id]))
+            unread[node.peer_id].clear()
+        spent = time.process_time() - started
+        now += spent * (slower if node is slow else 1)
+        heapq.heappush(events, (now, number, not answers))
+        if node is slow and len(slow.rewards) >= WINDOW and smooth(slow.rewards)[-1] >= reward:
+            return now
+    return None
 
 
 def smooth(rewards: Sequence[float]) -> list[float]:
@@ -98,20 +142,30 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--plot", type=Path, help="of the last seed")
+    parser.add_argument(
+        "--slower", type=float, metavar="S", help="one node is S times slower than the others"
+    )
+    parser.add_argument("--plot", type=Path, help="of the last seed; not with --slower")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.slower is not None and (arguments.plot or not arguments.slower >= 1):
+        parser.error(f"--slower {arguments.slower:g}: expected at least 1, and no --plot")
     torch.set_num_threads(1)
     config = configure(arguments.model, arguments.tasks)
+    who = "a node" if arguments.slower is None else f"a {arguments.slower:g} times slower node"
     results = []
     print(f"{'seed':>4}  {'best alone':>12}  {'seconds alone':>13}  {'in swarm':>8}  {'ratio':>5}")
     for seed in arguments.seeds:
-        alone, shared = (
-            play(config, seed, arguments.nodes, arguments.rounds, together)
-            for together in (False, True)
-        )
+        alone = play(config, seed, arguments.nodes, arguments.rounds, together=False)
         reward, needed = best_of(alone)
-        took = seconds_to(shared, reward)
+        if arguments.slower is None:
+            shared = play(config, seed, arguments.nodes, arguments.rounds, together=True)
+            took = seconds_to(shared, reward)
+            if arguments.plot:
+                draw(alone, shared, arguments.plot)
+        else:
+            needed *= arguments.slower
+            took = play_with_slow(config, seed, arguments.nodes, arguments.slower, reward, needed)
         ratio = None if took is None else took / needed
         print(
             f"{seed:4d}  {reward:12.3f}  {needed:13.1f}"
@@ -121,7 +175,7 @@ def main() -> None:
         )
         results.append(
             {
-                "claim": f"{arguments.model}, seed {seed}: a node's time in a swarm of"
+                "claim": f"{arguments.model}, seed {seed}: {who}'s time in a swarm of"
                 f" {arguments.nodes} to the best reward alone in {arguments.rounds} rounds",
                 "ours": None if took is None else round(took, 2),
                 "reference": round(needed, 2),
@@ -129,8 +183,6 @@ def main() -> None:
                 "unit": "s",
             }
         )
-        if arguments.plot:
-            draw(alone, shared, arguments.plot)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

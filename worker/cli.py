@@ -190,6 +190,12 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         help="rounds to train (default: 10)",
     )
     parser.add_argument(
+        "--minutes",
+        type=command_options.positive,
+        metavar="N",
+        help="begin no round when the workers have run for N minutes (default: no limit)",
+    )
+    parser.add_argument(
         "--seed",
         type=command_options.natural,
         default=0,

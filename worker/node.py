@@ -113,7 +113,7 @@ _FURTHER = TypeAdapter(_Further)
 
 
 def run(settings: Settings) -> None:
-    """Train until `node.max_rounds` or a signal.
+    """Train until `node.max_rounds`, `node.max_minutes` or a signal.
 
     Raises WorkerErrors; see worker.errors for their exit codes.
     """
@@ -154,6 +154,7 @@ class Node:
         self, settings: Settings, identity: Identity, enrolled: enrolment.Enrolment
     ) -> None:
         self.settings = settings
+        self.started = time.monotonic()
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
         self.files = StateDir(self.folder)
@@ -208,7 +209,7 @@ class Node:
         self.player = self._player()
 
     def train(self) -> None:
-        """Run the round loop until `node.max_rounds` rounds are trained.
+        """Run the round loop until `node.max_rounds` or `node.max_minutes`.
 
         Earned rewards are settled before it returns, if the chain can be reached.
         """
@@ -711,8 +712,10 @@ class Node:
         health.watch(self.status)
 
     def _finished(self) -> bool:
-        limit = self.settings.node.max_rounds
-        return limit is not None and self.status.rounds_trained >= limit
+        rounds, minutes = self.settings.node.max_rounds, self.settings.node.max_minutes
+        if minutes is not None and time.monotonic() - self.started >= 60 * minutes:
+            return True
+        return rounds is not None and self.status.rounds_trained >= rounds
 
     def _resume(self) -> Place:
         """Restore the newest checkpoint and return its place; round -1 if there is none."""

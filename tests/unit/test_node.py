@@ -163,6 +163,25 @@ def test_node_waits_when_the_limit_of_parts_is_reached(tmp_path, monkeypatch):
     assert places(tmp_path) == [(0, 0), (0, 1), (1, 0)]
 
 
+def test_node_begins_no_round_after_its_minutes_and_goes_on_when_started_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Mix, "score", half_are_right)
+    node = make_node(enrolled(tmp_path, node_max_minutes=5.0))
+    train_part = node._train_part
+
+    def five_minutes_later(tick):
+        train_part(tick)
+        node.started -= 300.0
+
+    monkeypatch.setattr(node, "_train_part", five_minutes_later)
+    node.train()
+    node.close()
+    assert places(tmp_path) == [(0, 0)]
+    train(enrolled(tmp_path, node_max_minutes=5.0, node_max_rounds=3))
+    assert places(tmp_path) == [(0, 0), (1, 0), (2, 0)]
+
+
 def none_differ_before_the_third_part(mix, task, texts):
     if task.index < 2 * MAX_PART_TASKS:
         return [0.01, 0.05] * (len(texts) // 2)

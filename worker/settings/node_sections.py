@@ -21,6 +21,9 @@ class Node(Section):
     max_rounds: Positive | None = None
     """Stop after this many trained rounds; rounds without a learning signal do not count. None: run
     forever."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Begin no further round when the node has run for this many minutes since its start. None: run
+    forever."""
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
     """Refuse to start with less free space in `state_dir`, in 10^6 bytes."""
     max_parts_per_round: Annotated[int, Field(ge=1, le=256)] = 256
