@@ -102,7 +102,7 @@ class Tracking(Section):
 class Settings(Section):
     """One settings file. Every role reads the sections that it needs."""
 
-    version: int = SETTINGS_VERSION
+    version: Positive = SETTINGS_VERSION
     node: Node = Node()
     model: Model = Model()
     environment: Environment = Environment()

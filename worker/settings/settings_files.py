@@ -136,7 +136,24 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuse a duplicate key; plain YAML would silently use the last one."""
+    """Refuse a duplicate key; plain YAML would silently use the last one.
+
+    A value that looks like a date or a number and is none (`2024-02-30`) is a YAMLError, too.
+    """
+
+    def construct_object(
+        self,
+        node: yaml.Node,
+        deep: bool = False,
+    ) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{shorten(node.value)} is not a valid {kind}; text needs quotes"
+            raise yaml.constructor.ConstructorError(
+                None, None, problem, node.start_mark
+            ) from None
 
     def construct_mapping(
         self,
@@ -145,6 +162,8 @@ class _UniqueKeys(yaml.SafeLoader):
     ) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # YAML itself refuses it as a key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} occurs twice", key.start_mark
