@@ -21,6 +21,7 @@ from worker.errors import SettingsError
 
 PROGRAM = "ansible-inventory"
 READ_SECONDS = 120
+UNRESOLVED = "a template, or encrypted; expected a plain value"
 EXPECTED = f"what `{PROGRAM} --list` prints"
 # Ansible's variable -> pyinfra's key.
 ACCESS = {
@@ -186,11 +187,20 @@ def _members(
     return found
 
 
+def is_unresolved(value: Any) -> bool:
+    """Return whether a value is, or contains, a template or an encrypted one."""
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value
+    if isinstance(value, dict):
+        return "__ansible_vault" in value or any(map(is_unresolved, value.values()))
+    return isinstance(value, list) and any(map(is_unresolved, value))
+
+
 def _unreadable(variables: Mapping[str, Any]) -> Iterator[str]:
     for key, value in variables.items():
         is_template = isinstance(value, str) and "{{" in value
         if is_template or (isinstance(value, dict) and "__ansible_vault" in value):
-            yield f"{key}: a template, or encrypted; expected a plain value"
+            yield f"{key}: {UNRESOLVED}"
         if "password" in key or key.endswith("_pass"):
             yield (
                 f"{key}: a password has no place in an inventory; expected ssh keys, and sudo"

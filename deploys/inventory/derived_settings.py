@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,16 @@ def service_settings(
             flat["metrics_port"] = metrics_port - 1 - list(COORDINATOR_ROLES).index(role)
         services[role] = settings.from_flat(flat | extra.get(role, {}), entry.name)
     return services
+
+
+def wrong_metrics_port(entry: HostEntry) -> Iterator[str]:
+    """Yield the mistake in a coordinator's metrics_port: its services have the ports below it."""
+    port, num_services = entry.data.get("metrics_port"), len(COORDINATOR_ROLES)
+    if COORDINATORS in entry.groups and isinstance(port, int) and 0 < port <= num_services:
+        yield (
+            f"metrics_port: got {port}; expected more than {num_services}, since each of the"
+            f" {num_services} services of a coordinator has one of the ports below it"
+        )
 
 
 def _judge_host(entry: HostEntry) -> str:

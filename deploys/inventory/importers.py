@@ -64,16 +64,16 @@ def inventory_text(form: str, file: Path) -> str:
     """Return the inventory of a file. Raises SettingsError, with a line for each mistake."""
     source = "standard input" if str(file) == "-" else str(file)
     try:
-        # Excel begins a file with a byte order mark.
         is_piped = str(file) == "-"
-        text = sys.stdin.read() if is_piped else file.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if is_piped else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(
             f"{source}: can't be read: {reason}; expected {FORMS[form].expected}"
         ) from None
     try:
-        listed = FORMS[form].read(text, source)
+        # Excel begins a file with a byte order mark.
+        listed = FORMS[form].read(text.removeprefix("\ufeff"), source)
     except RecursionError:
         raise SettingsError(
             f"{source}: is nested too deep; expected {FORMS[form].expected}"
@@ -100,10 +100,12 @@ def _check(listed: Sequence[Listed]) -> None:
                 " underscores"
             )
         lines += _wrong_access(one)
-    has_coordinator = any(one.group == COORDINATORS for one in listed)
+    # A message about a host is found by its name, which a refused one would make ambiguous.
+    usable = [one for one in first.values() if _NAME.fullmatch(one.name)]
+    has_coordinator = any(one.group == COORDINATORS for one in usable)
     joins = {} if has_coordinator else {"swarm_bootnodes": [_SOME_BOOTNODE]}
     entries = []
-    for one in first.values():
+    for one in usable:
         data = joins | one.data
         entries.append(HostEntry(one.name, (one.group,), data, ACCESS))
     try:
@@ -282,12 +284,17 @@ def read_ansible(
     file: str,
 ) -> list[Listed]:
     """Read an Ansible inventory, translating connection variables; our own keys are kept."""
-    listed = []
+    listed, lines = [], []
     for name, found in ansible_importer.read(text, file).items():
         group = COORDINATORS if COORDINATORS in found.groups else WORKERS
         variables = ansible_importer.translate(found.variables)
         data = {key: value for key, value in variables.items() if _is_meant_for_us(key)}
+        for key, value in data.items():
+            if ansible_importer.is_unresolved(value):
+                lines.append(f"{file}: {name}: {key}: {ansible_importer.UNRESOLVED}")
         listed.append(Listed(name, group, _with_slots(data, group), file))
+    if lines:
+        raise SettingsError("\n".join(lines))
     return listed
 
 

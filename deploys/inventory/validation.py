@@ -21,6 +21,7 @@ from deploys.inventory.derived_settings import (
     hint,
     section_of,
     service_settings,
+    wrong_metrics_port,
 )
 from deploys.inventory.host_plan import COORDINATORS, WORKERS, HostEntry, HostPlan, clashes
 from deploys.inventory.schema import AUTO, Deployment, pick, problems_of
@@ -31,6 +32,8 @@ from deploys.tailscale import tailnet
 from worker import settings
 from worker.errors import SettingsError
 
+# Larger numbers have no use in an inventory, and Python prints none of more than 4300 digits.
+_MAX_BITS = 1024
 EXPECTED_URL = "not a URL; expected one such as https://git.example.org/hivewright.git"
 
 
@@ -108,8 +111,10 @@ def _unusable(
     place: str,
     value: Any,
 ) -> Iterator[str]:
-    """Yield keys that are not text, and text that cannot be in a file or on a command line."""
-    if isinstance(value, str):
+    """Yield keys that are not text, and values that cannot be in a file or on a command line."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        yield f"{place}: a number of more than 300 digits; expected a smaller one"
+    elif isinstance(value, str):
         if "\0" in value or not _is_encodable(value):
             yield f"{place}: has a zero byte, or half a character; expected text"
     elif isinstance(value, Mapping):
@@ -208,6 +213,7 @@ def _wrong_settings(entry: HostEntry) -> list[str]:
         *settings.flat_mistakes(own),
         *secret_files.mistakes(entry.data),
         *wrong_values(own),
+        *wrong_metrics_port(entry),
     ]
 
 

@@ -1,8 +1,10 @@
 """Inventories from existing lists: the result, and messages about mistakes."""
 
+import csv
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from deploys.inventory import importers
 from worker.errors import SettingsError
@@ -263,6 +268,20 @@ def listing(**variables: Any) -> str:
                 "LIST: gpu: slots: a template, or encrypted; expected a plain value",
             ],
         ),
+        (
+            listing(
+                swarm_announce=["{{ public_address }}"],
+                environment_families=[
+                    {"name": "bf", "config": {"length": {"__ansible_vault": ""}}}
+                ],
+                log_level="{% if debug %}DEBUG{% endif %}",
+                motd=["{{ of_their_own }}"],
+            ),
+            [
+                f"LIST: gpu: {key}: a template, or encrypted; expected a plain value"
+                for key in ("swarm_announce", "environment_families", "log_level")
+            ],
+        ),
         (listing(ansible_host=""), ["LIST: gpu: ssh_hostname: got ''; expected str, not empty"]),
         (listing(ansible_become="maybe"), ["LIST: gpu: _sudo: got 'maybe'; expected bool"]),
         (
@@ -450,3 +469,108 @@ def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
         == "hivewright inventory: SettingsError (exit 2): /nowhere: can't be read: No such file or"
         " directory; expected an Ansible inventory, or what `ansible-inventory --list` prints\n"
     )
+
+
+def test_mark_of_a_spreadsheet_is_left_out_of_piped_text_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffname,slots\ngpu-1,2\n"))
+    assert "('gpu-1', {'slots': 2})" in importers.inventory_text("csv", Path("-"))
+
+
+@pytest.mark.parametrize("name", ["a, b", "a: b", "gpu 1", "-gpu", "gpu\n1", "é", ""])
+def test_name_that_no_host_can_have_is_a_mistake_next_to_those_of_other_hosts(
+    name: str, tmp_path: Path
+) -> None:
+    """Messages of the deploy's own check are found by the names of hosts in them."""
+    listing = {"_meta": {"hostvars": {name: {"slots": 0}, "gpu-2": {"slots": 0}}}}
+    assert refused("ansible", json.dumps(listing), tmp_path) == [
+        f"LIST: name: got {name!r}; expected letters, digits, dots, hyphens or underscores",
+        "LIST: gpu-2: slots: got 0; expected auto, a count of at least 1, or a list with a dict of"
+        " settings for each",
+    ]
+
+
+_CELLS = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(
+        ["NaN", "-1", "1e999", "null", "true", "[{}]", '{"a": 1}', "auto", "a, b", "x: y"]
+    ),
+)
+_COLUMNS = st.sampled_from(
+    [
+        "name",
+        "group",
+        "slots",
+        "ssh_port",
+        "ssh_hostname",
+        "_sudo",
+        "metrics_port",
+        "log_level",
+        "x",
+    ]
+)
+
+
+@hypothesis_settings(max_examples=30, deadline=None, database=None)
+@given(
+    columns=st.lists(_COLUMNS, max_size=4), rows=st.lists(st.lists(_CELLS, max_size=4), max_size=3)
+)
+def test_any_table_is_an_inventory_or_refused_in_lines_that_name_its_place(
+    columns: list[str], rows: list[list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "table.csv"
+    with file.open("w", newline="", errors="replace") as stream:
+        csv.writer(stream).writerows([["name", *columns], *rows])
+    text, message = _inventory_or_refusal("csv", file)
+    if text is None:
+        assert message.startswith(str(file))
+        return
+    groups = runpy.run_path(str(_written(file.with_name("made_of_table.py"), text)))
+    hosts = [*groups.get("workers", ()), *groups.get("coordinators", ())]
+    assert 0 < len(hosts) <= len(rows)
+    assert all(re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name) for name, _ in hosts)
+
+
+def _written(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+@hypothesis_settings(max_examples=30, deadline=None, database=None)
+@given(data=st.data())
+@pytest.mark.parametrize("form", ["tailscale", "ansible"])
+def test_any_listing_is_an_inventory_or_refused(
+    form: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    usual: dict[str, Any] = (
+        {"Self": node("own", "100.64.0.1"), "Peer": {"k": node("gpu", "100.64.0.2")}}
+        if form == "tailscale"
+        else {"_meta": {"hostvars": {"gpu": {"slots": 1}}}, "gpus": {"hosts": ["gpu"]}}
+    )
+    place = usual
+    for key in data.draw(
+        st.sampled_from([["Self"], ["Peer", "k"], ["Peer"], ["_meta"], ["gpus"], []])
+    ):
+        place = place.get(key, place)
+    place[data.draw(st.sampled_from([*place, "hosts", "hostvars"]))] = data.draw(_JSON)
+    file = _written(tmp_path_factory.getbasetemp() / "listing.json", json.dumps(usual))
+    text, message = _inventory_or_refusal(form, file)
+    if text is None:
+        assert message.startswith(str(file))
+    else:
+        compile(text, "made", "exec")
+
+
+def _inventory_or_refusal(form: str, file: Path) -> tuple[str | None, str]:
+    try:
+        return importers.inventory_text(form, file), ""
+    except SettingsError as error:
+        return None, str(error)

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from deploys import paths
 from deploys.inventory import derived_settings, validation
 from deploys.inventory.host_plan import HostEntry, HostPlan
+from deploys.inventory.schema import Deployment
 from deploys.services import COORDINATOR_ROLES
-from worker import environments
+from worker import environments, settings
 from worker.errors import SettingsError
 from worker.settings import Environment
 from worker.swarm import identity
@@ -670,3 +674,97 @@ def test_account_service_knows_that_tailscale_shows_its_port(
     data: dict[str, Any], expected: bool
 ) -> None:
     assert plan_of("hub", hub(**data)).services["account"].account.behind_proxy is expected
+
+
+@pytest.mark.parametrize(
+    ("metrics_port", "is_right"), [(1, False), (6, False), (7, True), (65535, True), (0, True)]
+)
+def test_services_of_a_coordinator_have_the_ports_below_that_of_slots(
+    metrics_port: int, is_right: bool
+) -> None:
+    of_hub = hub(metrics_port=metrics_port)
+    if not is_right:
+        with pytest.raises(SettingsError) as refused:
+            validation.check([of_hub])
+        assert str(refused.value) == (
+            f"inventory data of hub: metrics_port: got {metrics_port}; expected more than 6, since"
+            " each of the 6 services of a coordinator has one of the ports below it"
+        )
+        return
+    ports = [own.metrics.port for own in plan_of("hub", of_hub).services.values()]
+    expected = [metrics_port - 1 - n for n in range(6)] if metrics_port else [0] * 6
+    assert ports == expected
+
+
+def test_low_port_of_a_worker_is_its_own_affair() -> None:
+    (slot,) = plan_of("gpu-3", worker(metrics_port=3)).slots
+    assert slot.settings.metrics.port == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**5000, -(10**400), {"gpu": 10**5000}, [[10**5000]]],
+    ids=["huge", "negative", "in a dict", "in lists"],
+)
+@pytest.mark.parametrize("key", ["slots", "watchdog_seconds", "trainer_max_steps", "ssh_port"])
+def test_number_that_python_can_not_print_is_a_mistake_like_another(key: str, value: Any) -> None:
+    with pytest.raises(SettingsError) as refused:
+        validation.check([worker(**{key: value})])
+    assert f"{key}: " in str(refused.value) or "slot 0" in str(refused.value)
+    assert "a number of more than 300 digits; expected a smaller one" in str(refused.value)
+
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 70_000),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=6),
+    st.sampled_from(
+        [
+            *("auto", "none", "localhost", "::1", "http://[", "http://a:b@c", "cuda:1"),
+            *("10.86.0.0/16", "0.0.0.0/0", "::/0", "tag:a", "/nowhere", "a/b", "cuda:99999"),
+            *("\0", "\ud800", "a\nb"),
+        ]
+    ),
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.tuples(inner)
+        | st.dictionaries(st.text(max_size=4) | st.integers(0, 70_000), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+_KEYS = st.sampled_from(
+    sorted({*Deployment.model_fields, *settings.flat_keys(), *PYINFRA_KEYS, "identity", "gpu", "x"})
+)
+_DATA = st.dictionaries(_KEYS, _VALUES, max_size=3)
+
+
+@st.composite
+def _entries(draw: st.DrawFn) -> list[HostEntry]:
+    found = []
+    for name in draw(st.sampled_from([["a"], ["a", "b"]])):
+        groups = draw(
+            st.sampled_from([("workers",), ("coordinators",), ("workers", "coordinators"), ("x",)])
+        )
+        slots = draw(st.sampled_from([{}, {"slots": 1}, {"slots": [draw(_DATA)]}]))
+        found.append(HostEntry(name, groups, slots | draw(_DATA), PYINFRA_KEYS))
+    return found
+
+
+@hypothesis_settings(max_examples=30, deadline=None, database=None)
+@given(entries=_entries())
+def test_data_of_any_type_are_plans_or_lines_that_name_the_hosts(entries: list[HostEntry]) -> None:
+    try:
+        plans = validation.check(entries)
+    except SettingsError as error:
+        lines = str(error).splitlines()
+    else:
+        lines = []
+        assert set(plans) == {entry.name for entry in entries}
+        validation.warnings(plans.values())
+    assert [line for line in lines if not line.startswith("inventory data of ")] == []
