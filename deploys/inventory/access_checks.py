@@ -80,6 +80,7 @@ def _wrong_key(file: str, password: str) -> str | None:
     except PyinfraError as error:
         # At a terminal pyinfra asks for the passphrase.
         return None if "is encrypted" in str(error) and sys.stdin.isatty() else str(error)
-    except (SSHException, OSError, ValueError):
+    except (SSHException, OSError, ValueError, IndexError, AssertionError):
+        # The last two: paramiko's parser, of a key that was cut off or damaged.
         return f"Invalid private key file: {file}"
     return None

@@ -1,36 +1,18 @@
 """Decisions on the operator's side: the commit, from real git repositories, and the token."""
 
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
+from git_repository import git, make_repository
 
 from deploys import operator
 from worker.errors import SettingsError
 
 
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    done = subprocess.run(
-        ["git", "-C", folder, *identity, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    return done.stdout.strip()
-
-
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    git(folder, "init", "--quiet", "--initial-branch=main")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message=one")
-    git(folder, "tag", "--annotate", "v1", "--message=v1")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message=two")
-    return folder
+    return make_repository(tmp_path / "repository")
 
 
 def test_branch_tag_and_commit_are_resolved_to_the_commit(repository: Path) -> None:
