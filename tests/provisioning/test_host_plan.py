@@ -72,7 +72,7 @@ def test_each_slot_reads_the_token_for_the_hub_from_its_own_unit(tmp_path: Path)
         (
             {"swarm_port": 9400, "metrics_port": 9402},
             3,
-            "slot 0: metrics_port: 9402 is that of slot 2 too; give each its own, or 0",
+            "slot 2: swarm_port: 9402 is that of slot 0 (metrics) too; give each its own, or 0",
         ),
         ({"swarm_port": 9400, "metrics_port": 9402}, 2, None),
     ],
@@ -112,7 +112,7 @@ def test_slots_are_accepted_if_and_only_if_no_port_is_used_twice(
 def test_services_of_a_coordinator_have_ports_of_their_own() -> None:
     with pytest.raises(SettingsError, match="judge_port: 3000 is that of account_port too"):
         hub(judge_port=3000)
-    with pytest.raises(SettingsError, match="metrics_port of the keeper: 3000 is that of account"):
+    with pytest.raises(SettingsError, match="account_port: 3000 is that of metrics of the keeper"):
         hub(metrics_port=3003)
 
 

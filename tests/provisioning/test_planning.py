@@ -1,7 +1,6 @@
 """Plans of a run: made of the inventory, handed to the runs that follow, and compared by facts."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ OTHER = "f" * 40
 
 
 @pytest.fixture
-def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Begin a run without plans, whose folder of secrets is a temporary one."""
     for name in ("_planned", "_token_to_keep", "_targets"):
         monkeypatch.setattr(planning, name, {})
     monkeypatch.setattr(planning, "_coordinators", [])
-    yield tmp_path / "secrets"
+    return tmp_path / "secrets"
 
 
 def worker(name: str, secrets: Path, /, **data: Any) -> Host:
@@ -55,9 +54,9 @@ def test_mistakes_of_all_checks_are_named_at_once(secrets: Path) -> None:
     lines = str(refused.value).splitlines()
     assert lines[:4] == [
         "inventory data of a: ssh_port: got 0; expected a port from 1 to 65535",
-        "inventory data of b: trainer_beta: got 'x'; expected a number",
         "inventory data of c: slots: a number of more than 300 digits; expected a smaller one",
         "inventory data of c: ssh_port: a number of more than 300 digits; expected a smaller one",
+        "inventory data of b: trainer_beta: got 'x'; expected a number",
     ]
     assert "enrolment.token" in lines[4]
     assert "two words" not in str(refused.value)
