@@ -140,6 +140,9 @@ class _Part:
                 if self._is_stream
                 else len(self._of_earlier_release())
             )
+        if self._is_stream and self.size <= 0:
+            # Even an empty tar has some blocks, so this is not a host without a deploy.
+            raise WorkerError(f"{self.name}: what it sealed is cut off; nothing was written")
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the host's tar. Raises WorkerError if it cannot be decrypted."""
@@ -154,7 +157,7 @@ class _Part:
                 for piece in source:
                     listing.add(piece)
                     yield piece
-            except ValueError:
+            except (ValueError, tarfile.TarError):
                 raise WorkerError(
                     f"{self.name}: what it sealed can't be opened; nothing was written"
                 ) from None

@@ -21,12 +21,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from worker.errors import SettingsError
+from worker.errors import SettingsError, WorkerError
 
 MAGIC = b"hivewright-backup 2\n"
 MAGIC_1 = b"hivewright-backup 1\n"
 CHUNK = 1 << 20
 _TAG = 16
+_SALT, _NONCE, _NONCE_1 = 16, 7, 12
 # 64 MiB and about a fifth of a second for each guess.
 SCRYPT = {"n": 2**16, "r": 8, "p": 1}
 MIN_PASSPHRASE = 8
@@ -35,7 +36,11 @@ _LONGEST_HEADER = 1 << 20
 
 def require_new(file: Path) -> None:
     """Raise SettingsError if no new file can be made there, before hosts are asked."""
-    if file.exists():
+    try:
+        is_there = file.exists()
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; expected a place for a new file") from None
+    if is_there:
         raise SettingsError(f"{file}: is there already; expected a name for a new file")
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise SettingsError(
@@ -72,10 +77,10 @@ def write(
     require_passphrase(passphrase)
     header = _Header(
         hosts={name: tar.size for name, tar in hosts.items()},
-        salt=secrets.token_bytes(16),
-        nonce=secrets.token_bytes(7),
+        salt=secrets.token_bytes(_SALT),
+        nonce=secrets.token_bytes(_NONCE),
     )
-    contents = (piece for tar in hosts.values() for piece in tar.pieces)
+    contents = _whole(hosts)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         with os.fdopen(os.open(file, flags, 0o600), "wb") as stream:
@@ -112,7 +117,7 @@ def pieces(
                     " backup` wrote"
                 )
             line = stream.readline(_LONGEST_HEADER)
-            header = _read_header(file, line)
+            header = _read_header(file, line, _NONCE if magic == MAGIC else _NONCE_1)
             cipher = _cipher(passphrase, header.salt)
             vouched = magic + line
             if magic == MAGIC_1:
@@ -127,6 +132,19 @@ def pieces(
         raise SettingsError(
             f"{file}: can't be decrypted: another passphrase, or the file is damaged"
         ) from None
+
+
+def _whole(hosts: Mapping[str, Tar]) -> Iterator[bytes]:
+    """Yield the tars of hosts. Raises WorkerError if one has another size than the header says."""
+    for name, tar in hosts.items():
+        total = 0
+        for piece in tar.pieces:
+            total += len(piece)
+            yield piece
+        if total != tar.size:
+            raise WorkerError(
+                f"{name}: {total} bytes came; expected {tar.size}; nothing was written"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +165,20 @@ class _Header:
         return json.dumps(header).encode() + b"\n"
 
 
-def _read_header(file: Path, line: bytes) -> _Header:
+def _read_header(
+    file: Path,
+    line: bytes,
+    nonce_length: int,
+) -> _Header:
     try:
         found: dict[str, Any] = json.loads(line)
         if any(found[name] != value for name, value in SCRYPT.items()):
             raise ValueError("other parameters")
         sizes = found["hosts"] if isinstance(found["hosts"], dict) else {}
-        return _Header(sizes, bytes.fromhex(found["salt"]), bytes.fromhex(found["nonce"]))
+        salt, nonce = bytes.fromhex(found["salt"]), bytes.fromhex(found["nonce"])
+        if len(salt) != _SALT or len(nonce) != nonce_length:
+            raise ValueError("of another length")
+        return _Header(sizes, salt, nonce)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise SettingsError(f"{file}: its header is damaged; take another copy of it") from None
 

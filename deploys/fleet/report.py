@@ -82,6 +82,10 @@ def read(file: Path) -> Report:
         raise SettingsError(
             f"{file}: no such file; there is no rollout to resume; start one without --resume"
         ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"{file}: can't be read: {error.strerror}; expected the report of a rollout"
+        ) from None
     except ValidationError as error:
         raise SettingsError(
             f"{file}: {error.errors()[0]['msg']}; expected the report of a rollout"
