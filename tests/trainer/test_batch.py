@@ -2,6 +2,9 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from tests.groups import scored_group
 from worker import settings
@@ -88,3 +91,39 @@ def test_same_rng_draws_the_same():
     )
     assert first == again
     assert first != other
+
+
+@hypothesis_settings(max_examples=60, deadline=None, database=None)
+@given(
+    local=st.lists(st.booleans(), max_size=9),
+    external=st.lists(st.booleans(), max_size=9),
+    wanted=st.tuples(st.integers(0, 6), st.integers(1, 6)),
+    fill=st.booleans(),
+)
+def test_every_group_is_drawn_dropped_or_surplus(
+    local: list[bool], external: list[bool], wanted: tuple[int, int], fill: bool
+) -> None:
+    """True: a group with a signal."""
+    own = [groups(1, (0.0, 1.0 if useful else 0.0))[0] for useful in local]
+    foreign = [groups(1, (0.0, 1.0 if useful else 0.0), "p")[0] for useful in external]
+    batch = draw(own, foreign, local_groups=wanted[0], external_groups=wanted[1], fill_missing=fill)
+    assert len(batch.groups) == batch.num_local + batch.num_external
+    assert [group.peer_id is None for group in batch.groups] == (
+        [True] * batch.num_local + [False] * batch.num_external
+    )
+    assert all(group.has_signal for group in batch.groups)
+    for kind, flags, num in (
+        ("local", local, batch.num_local),
+        ("external", external, batch.num_external),
+    ):
+        surplus = batch.dropped.get(f"surplus-{kind}", 0)
+        assert num + surplus + batch.dropped.get(f"no-signal-{kind}", 0) == len(flags)
+        assert batch.dropped.get(f"no-signal-{kind}", 0) == flags.count(False)
+    total = sum(wanted)
+    useful = local.count(True) + external.count(True)
+    assert len(batch.groups) <= total
+    if fill:
+        assert len(batch.groups) == min(total, useful)
+    else:
+        assert batch.num_local == min(wanted[0], local.count(True))
+        assert batch.num_external == min(wanted[1], external.count(True))

@@ -1,3 +1,7 @@
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
 from tests.groups import scored_group
 from worker.records import Task
 from worker.trainer.lesson import most_different
@@ -25,3 +29,40 @@ def test_among_equal_rewards_the_shorter_completions_are_kept():
 def test_each_group_keeps_at_least_two():
     kept = most_different([group(0, 0, 1, 1)] * 10, 2)
     assert kept == [{0, 2}] * 10
+
+
+@hypothesis_settings(max_examples=60, deadline=None, database=None)
+@given(
+    rewards=st.lists(
+        st.lists(st.sampled_from([0.0, 0.3, 0.5, 1.0]), min_size=2, max_size=8),
+        min_size=1,
+        max_size=4,
+    ),
+    most=st.integers(2, 40),
+)
+def test_kept_completions_have_the_highest_and_lowest_rewards(
+    rewards: list[list[float]], most: int
+) -> None:
+    kept = most_different([group(*each) for each in rewards], most)
+    if sum(map(len, rewards)) <= most:
+        assert kept == [set(range(len(each))) for each in rewards]
+        return
+    size = max(2, most // len(rewards))
+    for positions, each in zip(kept, rewards, strict=True):
+        assert len(positions) == min(size, len(each))
+        chosen = sorted(each[position] for position in positions)
+        num_high = len(chosen) - len(chosen) // 2
+        in_order = sorted(each)
+        assert chosen[len(chosen) - num_high :] == in_order[len(each) - num_high :]
+        assert chosen[: len(chosen) - num_high] == in_order[: len(chosen) - num_high]
+
+
+def test_among_equal_rewards_the_credit_decides():
+    texts, rewards = TEXTS[:4], (0.0,) * 4
+    task = Task("gcd", "0" * 12, 1, 0)
+    one = scored_group(task, "?", texts, rewards, credits=(0.0, 0.5, 0.0, 0.1))
+    assert most_different([one, one], 4) == [{1, 0}] * 2
+
+
+def test_no_groups_have_nothing_to_keep():
+    assert most_different([], 2) == []

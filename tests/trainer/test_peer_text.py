@@ -1,6 +1,9 @@
 import math
 
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from worker.trainer.peer_text import (
     MIN_TASKS,
@@ -68,3 +71,63 @@ def test_repeated_text_is_planted_if_this_policy_would_not_say_it():
     assert not is_planted(unlikely, torch.zeros(3, dtype=torch.bool))
     assert not is_planted(None, repeated)
     assert not is_planted(torch.full((3,), -math.inf), None)
+
+
+def naive_repeated(
+    tasks: list[list[list[int]]], said: set[tuple[int, ...]]
+) -> set[tuple[int, ...]]:
+    """Look for every stretch of every answer in every task, without any counting."""
+    found = set()
+    for answers in tasks:
+        for ids in answers:
+            for start in range(len(ids)):
+                stretch = tuple(ids[start : start + STRETCH])
+                holders = [
+                    task
+                    for task in tasks
+                    if any(
+                        tuple(other[i : i + STRETCH]) == stretch
+                        for other in task
+                        for i in range(len(other))
+                    )
+                ]
+                is_whole = len(stretch) == STRETCH
+                if is_whole and stretch not in said and len(holders) >= max(3, len(tasks) / 2):
+                    found.add(stretch)
+    return found
+
+
+_ANSWERS = st.lists(
+    st.one_of(
+        st.lists(st.integers(0, 1), max_size=9),
+        st.just([*range(8)]),
+        st.just([5, *range(7), 5]),
+    ),
+    max_size=2,
+)
+
+
+@hypothesis_settings(max_examples=50, deadline=None, database=None)
+@given(tasks=st.lists(_ANSWERS, max_size=6), own=st.lists(st.integers(0, 1), max_size=8))
+def test_repeated_stretches_are_those_of_a_naive_search(
+    tasks: list[list[list[int]]], own: list[int]
+) -> None:
+    said = stretches_of([own])
+    repeated = repeated_stretches(tasks, said)
+    assert repeated == (naive_repeated(tasks, said) if len(tasks) >= MIN_TASKS else set())
+    for ids in (ids for answers in tasks for ids in answers):
+        covered = {
+            position
+            for start in range(len(ids))
+            if tuple(ids[start : start + STRETCH]) in repeated
+            for position in range(start, start + STRETCH)
+        }
+        assert is_repeated(ids, repeated).nonzero().flatten().tolist() == sorted(covered)
+
+
+def test_answer_shorter_than_a_stretch_repeats_nothing():
+    short = [[[1] * (STRETCH - 1)]] * 5
+    assert repeated_stretches(short, set()) == set()
+    exact = [[[1] * STRETCH]] * 5
+    assert repeated_stretches(exact, set()) == {(1,) * STRETCH}
+    assert is_repeated([], {(1,) * STRETCH}).tolist() == []
