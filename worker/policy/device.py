@@ -33,9 +33,13 @@ def sick_cards() -> list[str]:
         "--format=csv,noheader,nounits",
     ]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        said = subprocess.run(
+            query, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
     except FileNotFoundError:
         return []
+    except OSError as error:
+        return [f"nvidia-smi can't be run: {error.strerror}"]
     except subprocess.TimeoutExpired:
         return ["no answer within 20 s"]
     return [line.strip() for line in (said.stdout + said.stderr).splitlines() if _SICK.search(line)]
