@@ -53,6 +53,6 @@ def install(plan: Planned, service: Service) -> Given:
         name="Give the account service its secrets",
         unit=service.unit,
         text=text_of_drop_in,
-        unused=None,
+        unused=[file_of(key) for key in ACCOUNT_SECRETS if key not in secrets],
     )
     return Given((*digests, text_of_drop_in), is_new or given.will_change)

@@ -76,8 +76,8 @@ def _questions(plan: Planned) -> Iterator[Question]:
         yield FileContent, {"path": str(PROMETHEUS / TARGETS_FILE)}
     yield WireGuard, {}
     for slot in plan.host.slots:
-        if slot.hub_token is not None:
-            yield FileContent, {"path": str(slot.hub_token_file)}
+        for key in slot.secrets:
+            yield FileContent, {"path": str(slot.secret_file(key))}
         if slot.identity is not None:
             yield FileContent, {"path": str(slot.settings.node.state_dir / KEY_FILE)}
     for key in plan.host.account_secrets:

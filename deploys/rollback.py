@@ -15,7 +15,7 @@ from deploys import account_secrets, locks, paths, units
 from deploys.facts import PastDeploys, SystemdVersion
 from deploys.inventory import secret_files
 from deploys.inventory.host_plan import Planned
-from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.inventory.secret_files import SLOT_SECRETS
 from deploys.paths import CONFIGURATION, CURRENT, DEPLOYED, PREVIOUS, RETIRED, STATE, WHOLE
 from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, units_of
 
@@ -30,10 +30,11 @@ def digest(plan: Planned) -> str:
         files[str(file)] = units.settings_text(settings)
     files |= {name: units.render(name, version, watchdog) for name in names}
     files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
-    tokens = {slot.hub_token_file: slot.hub_token for slot in plan.host.slots if slot.hub_token}
-    files |= {
-        str(there): secret_files.token("hub_token_file", here) for there, here in tokens.items()
-    }
+    for slot in plan.host.slots:
+        files |= {
+            str(slot.secret_file(key)): secret_files.token(key, here)
+            for key, here in slot.secrets.items()
+        }
     secrets = plan.host.account_secrets
     files |= {
         str(account_secrets.file_of(key)): secret_files.token(key, here)
@@ -45,7 +46,8 @@ def digest(plan: Planned) -> str:
 
 
 # Of CONFIGURATION: what a deploy writes there for services. The fleet's own token stays what it is.
-_SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' -o -name '{account_secrets.PREFIX}*' ')'"
+_NAMES = ("*.yaml", f"{account_secrets.PREFIX}*", *(f"*.{name}" for name in SLOT_SECRETS.values()))
+_SETTINGS = "'(' " + " -o ".join(f"-name '{name}'" for name in _NAMES) + " ')'"
 
 
 @operation()

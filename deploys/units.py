@@ -8,7 +8,7 @@ between is completed by the next one, and a run that finds the same digest leave
 import base64
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,11 +101,11 @@ def install_unit(unit: str, watchdog_seconds: int) -> Written:
 def drop_in(
     unit: str,
     text: str,
-    unused: Path | None,
+    unused: Collection[Path] = (),
 ) -> Iterator[StringCommand]:
     """Write a drop-in file with `text`, or remove it if `text` is empty.
 
-    `unused`: a file that earlier drop-ins may have named and this one does not.
+    `unused`: files that earlier drop-ins may have named and this one does not.
     """
     folder = UNITS / f"{unit}.d"
     file = folder / DROP_IN
@@ -118,8 +118,8 @@ def drop_in(
     if found == wanted:
         host.noop(f"{unit} has what it is to have")
         return
-    if unused is not None:
-        yield StringCommand(f"rm -f {unused}")
+    if unused:
+        yield StringCommand(f"rm -f {' '.join(map(str, unused))}")
     if text:
         script = f"umask 022 && mkdir -p {folder} && base64 -d > {file}.new && mv {file}.new {file}"
         yield StringCommand(script, _stdin=[base64.b64encode(text.encode()).decode()])

@@ -16,6 +16,7 @@ from deploys.backup_pack import WORKER_FILES, WORKER_FOLDERS
 from deploys.facts import ConfiguredSlots, Service
 from deploys.inventory import secret_files
 from deploys.inventory.host_plan import Planned
+from deploys.inventory.secret_files import SLOT_SECRETS
 from deploys.inventory.slots import Slot
 from deploys.paths import (
     CACHE,
@@ -64,17 +65,16 @@ def configure_workers(plan: Planned) -> None:
             name=f"Show slot {slot.number} its GPU",
             unit=enrol_unit(slot.number),
             text=share,
-            unused=None,
         )
         node_identity.enrol(
             name=f"Enrol slot {slot.number}", slot=slot, _timeout=node_identity.ENROL_SECONDS
         )
-        secret = install_hub_token(slot)
+        secrets = install_secrets(slot)
         share = slot.unit_settings()
-        unused = None if slot.hub_token else slot.hub_token_file
+        unused = [slot.secret_file(key) for key in SLOT_SECRETS if key not in slot.secrets]
         name = f"Give slot {slot.number} its share of the machine"
         given = units.drop_in(name=name, unit=slot.unit, text=share, unused=unused)
-        digest = units.digest(plan.commit, unit.text, settings.text, share, *secret)
+        digest = units.digest(plan.commit, unit.text, settings.text, share, *secrets)
         if slot.settings.model.shared_dir is not None:
             fetch(
                 name=f"Fetch the model of slot {slot.number}",
@@ -106,14 +106,15 @@ def retire_workers(plan: Planned) -> None:
     )
 
 
-def install_hub_token(slot: Slot) -> list[str]:
-    """Write the slot's Hub token, if any, to a file that only root can read; return its digest."""
-    if slot.hub_token is None:
-        return []
-    text = secret_files.token("hub_token_file", slot.hub_token).encode() + b"\n"
-    name = f"Write the Hub's token of slot {slot.number}"
-    host_files.file(name=name, path=slot.hub_token_file, content=text, mode="600")
-    return [hashlib.sha256(text).hexdigest()]
+def install_secrets(slot: Slot) -> list[str]:
+    """Write the slot's secrets to files that only root can read; return their digests."""
+    digests = []
+    for key, local in sorted(slot.secrets.items()):
+        text = secret_files.token(key, local).encode() + b"\n"
+        name = f"Write {SLOT_SECRETS[key]} of slot {slot.number}"
+        host_files.file(name=name, path=slot.secret_file(key), content=text, mode="600")
+        digests.append(hashlib.sha256(text).hexdigest())
+    return digests
 
 
 @operation()

@@ -159,10 +159,10 @@ all = (
         # Trackers of each round's figures, besides rounds.jsonl: "logs/..." in a slot's folder.
         # "tracking_trackio": False,
         # "tracking_tensorboard": False,
-        # "off", "offline" (for `wandb sync`), or "online", with a file on the host that has the key
-        # and that only hivewright's user can read.
+        # "off", "offline" (for `wandb sync`), or "online", with a local file that has the key. The
+        # deploy puts it into a file of root's on the host, and each slot gets a copy.
         # "tracking_wandb": "off",
-        # "tracking_wandb_key_file": None,
+        # "tracking_wandb_key_file": "secrets/example/wandb.key",
         # Lines of the logs as JSON, for a collector of logs: "json".
         # "log_format": "text",
         #

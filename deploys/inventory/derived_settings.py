@@ -9,7 +9,7 @@ from typing import Any
 from deploys.inventory.addresses import bootnode_announce
 from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
 from deploys.inventory.schema import Deployment, pick
-from deploys.inventory.secret_files import ACCOUNT_SECRETS, HUB_TOKEN
+from deploys.inventory.secret_files import ACCOUNT_SECRETS, SLOT_SECRETS
 from deploys.inventory.slots import SlotOptions
 from deploys.paths import ANVIL, MODELS, credential, market_record, state_dir
 from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
@@ -70,8 +70,9 @@ def slot_settings(
         flat.setdefault("chain_account_url", account_url)
     if "chain_account_url" in flat:
         flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
-    if isinstance(flat.get("hub_token_file"), str):
-        flat["hub_token_file"] = credential(f"worker@{number}", HUB_TOKEN)
+    for key, name in SLOT_SECRETS.items():
+        if isinstance(flat.get(key), str):
+            flat[key] = credential(f"worker@{number}", name)
     if isinstance(flat.get("model_token_file"), str):
         # Only `hivewright fetch` gets the token, never the worker.
         del flat["model_token_file"]

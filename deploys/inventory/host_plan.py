@@ -7,7 +7,7 @@ from typing import Any
 
 from deploys.gpus import Gpus
 from deploys.inventory.schema import Deployment
-from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.inventory.secret_files import SLOT_SECRETS
 from deploys.inventory.slots import Slot, place
 from deploys.mesh import Member
 from deploys.paths import ANVIL, credential, market_record, state_dir
@@ -72,9 +72,10 @@ class HostPlan:
         if settings.metrics.port:
             endpoint = {"port": settings.metrics.port + number}
             own["metrics"] = settings.metrics.model_copy(update=endpoint)
-        if settings.hub.token_file:
-            token = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))}
-            own["hub"] = settings.hub.model_copy(update=token)
+        for key in self.slots[0].secrets:
+            section, _, name = key.partition("_")
+            file = {name: Path(credential(f"worker@{number}", SLOT_SECRETS[key]))}
+            own[section] = getattr(settings, section).model_copy(update=file)
         return replace(self.slots[0], number=number, settings=settings.model_copy(update=own))
 
     @property

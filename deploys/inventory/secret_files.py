@@ -8,7 +8,6 @@ from typing import Any
 from worker.errors import SettingsError
 from worker.runtime.files import LINE, WORD, read_secret
 
-HUB_TOKEN = "hub.token"  # noqa: S105 - a file name
 # Keys whose URLs are on command lines of hosts -> what to do instead of writing a password into
 # one.
 IN_URLS = {
@@ -33,6 +32,11 @@ TOKENS = {
         "a file on this side with one word, a Hugging Face token that may read the model"
     ),
 }
+# Secrets of a slot, each given to its worker as the credential named here.
+SLOT_SECRETS = {"hub_token_file": "hub.token", "tracking_wandb_key_file": "wandb.key"}
+TOKENS |= {
+    "tracking_wandb_key_file": "a file on this side with one word, an API key of Weights & Biases"
+}
 # The same for secrets of the account service, each given to it as the credential named here.
 ACCOUNT_SECRETS = {
     "account_passphrase_file": "account.passphrase",
@@ -49,7 +53,10 @@ TOKENS |= {
 }
 _LINES = ("account_passphrase_file", "account_smtp_password_file")
 # What keys and tokens look like, which are put where the name of their file should be.
-_KEYS = re.compile(r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|.*-----BEGIN .*", re.DOTALL)
+_KEYS = re.compile(
+    r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|[0-9a-f]{40}|wandb_v1_\w{8,}|.*-----BEGIN .*",
+    re.DOTALL,
+)
 ITSELF = (
     "is a secret itself, not shown here; put it into a file that only you can read, and name that"
 )

@@ -109,7 +109,7 @@ def _slot(
         settings.from_flat(flat, ""),
         identity=_file(own.get("identity")),
         options=options,
-        hub_token=_file(tokens["hub_token_file"]),
+        secrets={key: Path(str(tokens[key])) for key in secret_files.SLOT_SECRETS if tokens[key]},
         model_token=_file(tokens["model_token_file"]),
     )
     return slot, []

@@ -6,7 +6,7 @@ A slot sees one GPU, by the driver's own id, so that neither a reboot nor a new 
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from deploys.gpus import WSL_LIB, Gpu, Gpus, Number
 from deploys.inventory.schema import SlotCpus, SlotMemory
-from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.inventory.secret_files import SLOT_SECRETS
 from deploys.paths import CONFIGURATION, settings_file
 from deploys.services import worker_unit
 from worker.errors import SettingsError
@@ -52,8 +52,8 @@ class Slot:
     """One worker of a host.
 
     `identity`: local file with the key that it must have; None: it has its own. `card`: the only
-    GPU that it sees; None: all, or none. `hub_token`: local file with the token for the Hugging
-    Face Hub; None: it pushes nothing. `model_token`: the same for the token that downloads its
+    GPU that it sees; None: all, or none. `secrets`: local files with its worker's secrets, by key
+    of the inventory (SLOT_SECRETS). `model_token`: local file with the token that downloads its
     model; None: the model is public. `is_wsl`: the host's GPUs are reached through WSL2's /dev/dxg.
     """
 
@@ -62,7 +62,7 @@ class Slot:
     identity: Path | None
     options: SlotOptions = ALL
     card: Gpu | None = None
-    hub_token: Path | None = None
+    secrets: Mapping[str, Path] = field(default_factory=dict)
     model_token: Path | None = None
     is_wsl: bool = False
 
@@ -74,10 +74,9 @@ class Slot:
     def file(self) -> Path:
         return settings_file(f"worker-{self.number}")
 
-    @property
-    def hub_token_file(self) -> Path:
-        """The file of its token on the host, which only root can read."""
-        return CONFIGURATION / f"worker-{self.number}.{HUB_TOKEN}"
+    def secret_file(self, key: str) -> Path:
+        """Return root's file on the host for the secret that the inventory's `key` names."""
+        return CONFIGURATION / f"worker-{self.number}.{SLOT_SECRETS[key]}"
 
     @property
     def wants_gpu(self) -> bool:
@@ -103,8 +102,8 @@ class Slot:
     def unit_settings(self) -> str:
         """Return the drop-in of its unit, or ""."""
         lines = self._gpu_lines
-        if self.hub_token is not None:
-            lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")
+        for key in sorted(self.secrets):
+            lines.append(f"LoadCredential={SLOT_SECRETS[key]}:{self.secret_file(key)}")
         if self.settings.model.shared_dir is not None:
             lines.append(f"BindReadOnlyPaths=-{self.settings.model.shared_dir}")
         if self.options.slot_memory_gb is not None:

@@ -229,10 +229,14 @@ def test_secrets_are_redacted(text: str, left: str) -> None:
 
 def test_bundle_holds_what_helps_and_no_secret(enrolled: Path) -> None:
     (enrolled / "account.token").write_text("s3cret-token-7\n")
-    (enrolled / "rounds.jsonl").write_text('{"round": 7, "note": "s3cret-token-7"}\n')
+    key = enrolled / "key"
+    key.write_text("planted-wandb-key\n")
+    note = "s3cret-token-7 planted-wandb-key"
+    (enrolled / "rounds.jsonl").write_text(f'{{"round": 7, "note": "{note}"}}\n')
     of = settings_of(
         enrolled,
         chain={"rpc_url": "https://me:pass@rpc.example/x", "account_url": "http://127.0.0.1:9"},
+        tracking={"wandb_key_file": str(key)},
     )
     file = enrolled / "bundle.tar.gz"
     bundle.write(file, of, [{"check": "disk"}])
@@ -240,7 +244,7 @@ def test_bundle_holds_what_helps_and_no_secret(enrolled: Path) -> None:
         texts = {m.name: (tar.extractfile(m) or pytest.fail(m.name)).read().decode() for m in tar}
     assert '"round": 7' in texts["hivewright-support/rounds.jsonl"]
     everything = "".join(texts.values())
-    for secret in ("s3cret-token-7", "me:pass", "PRIVATE KEY"):
+    for secret in ("s3cret-token-7", "planted-wandb-key", "me:pass", "PRIVATE KEY"):
         assert secret not in everything
     with pytest.raises(ResourceError, match="can't be written"):
         bundle.write(enrolled / "no/such/folder.tgz", of, [])

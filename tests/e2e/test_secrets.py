@@ -38,6 +38,7 @@ PLANTED = {
     "smtp": "planted-smtp-password-3f9c",
     "oidc": "planted-oidc-client-secret-77aa",
     "hub": "hf_plantedTokenOfTheHub0123456789",
+    "wandb": "planted-key-of-weights-and-biases-40",
     "address": "planted-address-password-51",
 }
 # The provider's public key: that of the private key 1.
@@ -76,6 +77,7 @@ class SecretDemo(Demo):
                 "hub_token_file": str(self.secret("hub")),
                 "hub_endpoint": echo,
                 "hub_every_rounds": 1,
+                "tracking_wandb_key_file": str(self.secret("wandb")),
             },
         }
         return super()._write(role, {**flat, **own.get(role, {})})

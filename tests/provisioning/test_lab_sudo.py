@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DEPLOY_SECONDS = 400
 STATE = "/var/lib/hivewright"
+KEY = "planted-key-of-weights-and-biases-40"
 INVENTORY = """
 from lab.access import operator_access
 from worker.environments.presets import DEMO_SETTINGS
@@ -96,6 +97,29 @@ def test_user_with_sudo_deploys_a_worker_that_trains_and_a_second_time_nothing_c
     assert [
         each["name"] for each in results["operations"] if each["success"] or each["error"]
     ] == []
+
+
+def test_secret_of_a_worker_is_roots_file_and_the_workers_copy_and_nowhere_else(
+    one: OneHost, tmp_path: Path
+) -> None:
+    """No tracker is on, so no package is installed; the worker gets its key all the same."""
+    key, file = tmp_path / "wandb.key", "/etc/hivewright/worker-0.wandb.key"
+    key.write_text(KEY + "\n")
+    one.pyinfra("deploy.py", tracking_wandb_key_file=str(key))
+    assert one.host.ssh(f"cat {file}; stat --format='%U %a' {file}").stdout.split() == [
+        *(KEY, "root", "600")
+    ]
+    pid = one.host.ssh("systemctl show --property=MainPID --value hivewright-worker@0").stdout
+    copy = f"/proc/{pid.strip()}/root/run/credentials/hivewright-worker@0.service/wandb.key"
+    assert one.host.ssh(f"cat {copy}").stdout == KEY + "\n"
+    seen = one.host.ssh(
+        f"grep --recursive --files-with-matches {KEY} /etc /var /opt/hivewright/current /tmp;"
+        f" journalctl --no-pager | grep --count {KEY}; ps -ef | grep -v grep | grep --count {KEY}",
+        check=False,
+    )
+    assert seen.stdout.split() == [file, "0", "0"]
+    one.pyinfra("deploy.py")
+    assert one.host.ssh(f"ls {file}", check=False).returncode != 0
 
 
 def test_host_goes_back_to_what_it_was_with_all_that_others_have_put_there(one: OneHost) -> None:

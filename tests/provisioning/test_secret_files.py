@@ -55,6 +55,14 @@ def entry(**data: Any) -> HostEntry:
             {"model_name": "me/x", "slots": [{"model_token_file": f"hf_{PASSWORD}"}]},
             "slot 0: model_token_file: is a secret itself, not shown here",
         ),
+        (
+            {"tracking_wandb": "online", "tracking_wandb_key_file": "0123456789" * 4},
+            "tracking_wandb_key_file: is a secret itself, not shown here",
+        ),
+        (
+            {"tracking_wandb": "online", "tracking_wandb_key_file": f"wandb_v1_{PASSWORD}"},
+            "tracking_wandb_key_file: is a secret itself, not shown here",
+        ),
         ({"slots": [{"identity": PEM}]}, "slot 0: identity: is a secret itself, not shown here"),
     ],
 )
@@ -66,6 +74,7 @@ def test_secret_in_an_inventory_is_refused_and_not_shown(
     said = str(refused.value)
     assert said.startswith(f"inventory data of gpu-3: {message}")
     assert PASSWORD not in said.lower()
+    assert "0123456789" not in said
 
 
 def test_password_in_the_address_of_a_slots_own_account_service_is_refused_and_not_shown() -> None:

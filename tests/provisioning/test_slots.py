@@ -9,6 +9,7 @@ from deploys import gpus
 from deploys.gpus import Gpus
 from deploys.inventory import validation
 from deploys.inventory.host_plan import HostEntry, HostPlan
+from worker import settings
 from worker.errors import SettingsError
 
 
@@ -134,21 +135,31 @@ def test_limits_of_the_host_hold_for_each_slot_that_says_nothing_else() -> None:
     assert slots[1].unit_settings() == "[Service]\nMemoryMax=8500000000\nCPUQuota=350%\n"
 
 
-def test_token_for_the_hub_is_roots_and_only_its_slot_gets_a_copy(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("hf_example\n")
-    data = {"hub_repo": "me", "hub_token_file": str(tmp_path / "token")}
+@pytest.mark.parametrize(
+    ("key", "name", "data"),
+    [
+        ("hub_token_file", "hub.token", {"hub_repo": "me"}),
+        ("tracking_wandb_key_file", "wandb.key", {"tracking_wandb": "online"}),
+    ],
+)
+def test_secret_of_a_worker_is_roots_and_only_its_slot_gets_a_copy(
+    tmp_path: Path, key: str, name: str, data: dict[str, Any]
+) -> None:
+    (tmp_path / "secret").write_text("example-secret\n")
+    data = {**data, key: str(tmp_path / "secret")}
     for slots in (plan(slots=2, **data).slots, plan(slots="auto", **data).on(cards(2)).slots):
         for number, slot in enumerate(slots):
-            assert (
-                f"LoadCredential=hub.token:/etc/hivewright/worker-{number}.hub.token\n"
-                in slot.unit_settings()
-            )
-            place = f"/run/credentials/hivewright-worker@{number}.service/hub.token"
-            assert str(slot.settings.hub.token_file) == place
-            assert "hf_example" not in slot.unit_settings() + repr(slot)
+            there = f"/etc/hivewright/worker-{number}.{name}"
+            assert f"LoadCredential={name}:{there}\n" in slot.unit_settings()
+            place = f"/run/credentials/hivewright-worker@{number}.service/{name}"
+            section, _, field = key.partition("_")
+            assert str(getattr(getattr(slot.settings, section), field)) == place
+            shown = slot.unit_settings() + repr(slot) + settings.dump(slot.settings)
+            assert "example-secret" not in shown
+            assert str(tmp_path) not in settings.dump(slot.settings)
     none, own = plan(slots=[{}, data]).slots
-    assert (none.hub_token, none.settings.hub.token_file, none.unit_settings()) == (None, None, "")
-    assert own.hub_token == tmp_path / "token"
+    assert (none.secrets, none.unit_settings()) == ({}, "")
+    assert own.secrets == {key: tmp_path / "secret"}
 
 
 def test_token_for_the_model_is_in_no_workers_settings_and_in_no_workers_unit(

@@ -100,7 +100,12 @@ def _known_secrets(node_settings: Settings) -> list[str]:
         node_settings.chain.account_token_file
         or StateDir(node_settings.node.state_dir).account_token
     )
-    files = [token, node_settings.chain.enrolment_token_file, node_settings.hub.token_file]
+    files = [
+        token,
+        node_settings.chain.enrolment_token_file,
+        node_settings.hub.token_file,
+        node_settings.tracking.wandb_key_file,
+    ]
     secrets = [_read(file).strip() for file in files if file is not None]
     return [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS]
 
