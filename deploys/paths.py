@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from worker.runtime.running_release import ROLLED_BACK_FILE
 from worker.runtime.state_dir import StateDir
 
 # The services' user and group.
@@ -19,6 +20,8 @@ CURRENT = ROOT / "current"
 ANVIL = CURRENT / "anvil/anvil"
 # The host before its last deploy: settings, units, digests, and the release that was current.
 PREVIOUS = ROOT / "previous"
+# Why the host last went back (worker/runtime/running_release.py reads it).
+ROLLED_BACK = ROOT / ROLLED_BACK_FILE
 COMMAND = Path("/usr/local/bin/hivewright")
 
 CONFIGURATION = Path("/etc/hivewright")

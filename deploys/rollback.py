@@ -6,6 +6,8 @@ everything that it replaces: settings, units, digests of the running services, a
 release. Identities and state are not touched.
 """
 
+import base64
+import json
 from collections.abc import Iterator
 
 from pyinfra import host
@@ -16,8 +18,18 @@ from deploys.facts import PastDeploys, SystemdVersion
 from deploys.inventory import secret_files
 from deploys.inventory.host_plan import Planned
 from deploys.inventory.secret_files import SLOT_SECRETS
-from deploys.paths import CONFIGURATION, CURRENT, DEPLOYED, PREVIOUS, RETIRED, STATE, WHOLE
+from deploys.paths import (
+    CONFIGURATION,
+    CURRENT,
+    DEPLOYED,
+    PREVIOUS,
+    RETIRED,
+    ROLLED_BACK,
+    STATE,
+    WHOLE,
+)
 from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, units_of
+from worker.log import discreet, printable
 
 
 def digest(plan: Planned) -> str:
@@ -80,9 +92,32 @@ def finish(digest: str) -> Iterator[str]:
 
 
 @operation()
-def go_back() -> Iterator[str]:
-    """Restore the host's state before its last deploy; services that are unchanged keep running."""
-    yield locks.held(_GO_BACK)
+def go_back(reason: str = "its operator asked for it") -> Iterator[str]:
+    """Restore the host's state before its last deploy; services that are unchanged keep running.
+
+    The host keeps the reason, which its services report.
+    """
+    yield locks.held(_GO_BACK.replace("RECORD\n", record_script(reason)))
+
+
+_MAX_REASON = 500
+
+
+def record_script(reason: str) -> str:
+    """Return shell commands that note on the host which release it leaves, and why.
+
+    `$old` is the copy that it returns to. If it went back to this copy before, and was interrupted,
+    the first note stays. The file's time is that of the rollback.
+    """
+    text = json.dumps(printable(discreet(reason))[:_MAX_REASON])
+    coded = base64.b64encode(text.encode()).decode()
+    return f"""if [ ! {ROLLED_BACK} -nt $old ]; then
+  printf '{{"release": "%s", "reason": %s}}\\n' "$(basename "$(readlink {CURRENT})")" \\
+    "$(echo {coded} | base64 -d)" > {ROLLED_BACK}.new
+  chmod 644 {ROLLED_BACK}.new
+  mv {ROLLED_BACK}.new {ROLLED_BACK}
+fi
+"""
 
 
 # Units in the order in which they need each other; a worker's name sorts behind them.
@@ -103,8 +138,10 @@ find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -delete
 {units.REMOVE_OURS}
 cp -p $old/settings/* {CONFIGURATION}/
 cp -rp $old/units/. {paths.UNITS}/
+RECORD
 ln -sfn "$release" {CURRENT}.new
 mv -T {CURRENT}.new {CURRENT}
+touch {ROLLED_BACK}
 for file in $old/settings/worker-*.yaml; do
   slot=$(basename "$file" .yaml)
   kept=$(find {RETIRED} -maxdepth 1 -type d -name "$slot-*" 2>/dev/null | sort | tail -n 1)

@@ -23,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from worker import __version__
 from worker.chain import keeper
 from worker.errors import WorkerError
+from worker.log import printable
 from worker.runtime import host, running_release, tailscale_key
 from worker.settings import Settings
 from worker.telemetry import metrics, status
@@ -79,15 +80,16 @@ class _Collector:
         build.add_metric([self._role, __version__], 1)
         yield build
         yield from _of_release()
-        figures = _FIGURES.get(self._role)
-        try:
-            found = list(figures(self._settings)) if figures is not None else []
-            is_readable = True
-        except WorkerError as error:
-            log.warning("figures not read for the endpoint error=%s", error)
-            found, is_readable = [], False
+        found: list[Metric] = []
+        is_readable = True
+        for figures in (_of_rollback, _FIGURES.get(self._role, _nothing)):
+            try:
+                found += figures(self._settings)
+            except WorkerError as error:
+                log.warning("figures not read for the endpoint error=%s", error)
+                is_readable = False
         yield GaugeMetricFamily(
-            "hivewright_status_readable", "0: the status file can't be read.", value=is_readable
+            "hivewright_status_readable", "0: a file of figures can't be read.", value=is_readable
         )
         yield from found
         if (expires_at := self._key_expiry()) is not None:
@@ -122,6 +124,23 @@ def _of_release() -> Iterator[Metric]:
             "When a deploy or a rollback made this release the current one (Unix time).",
             value=deployed_at,
         )
+
+
+def _nothing(_: Settings) -> Iterator[Metric]:
+    yield from ()
+
+
+def _of_rollback(_: Settings) -> Iterator[Metric]:
+    found = running_release.last_rollback(Path.cwd())
+    if found is None:
+        return
+    metric = GaugeMetricFamily(
+        "hivewright_rolled_back_time_seconds",
+        "When the host last went back from a release, and why (Unix time).",
+        labels=("release", "reason"),
+    )
+    metric.add_metric([printable(found.release), printable(found.reason)], found.at)
+    yield metric
 
 
 def _of_worker(settings: Settings) -> Iterator[Metric]:

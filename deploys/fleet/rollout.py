@@ -56,8 +56,8 @@ class Fleet(Protocol):
     ) -> dict[str, Seen]:
         """Return the hosts' reports, without hosts that cannot be reached."""
 
-    def go_back(self, host: str) -> Ran:
-        """Restore one host's state before its last deploy."""
+    def go_back(self, host: str, reason: str) -> Ran:
+        """Restore one host's state before its last deploy, and note the reason there."""
 
     def stop(self) -> None:
         """End running operations, since nobody waits for them any more."""
@@ -290,10 +290,10 @@ class Rollout:
             elif not self._is_touched(name, seen[name]):
                 if hosts[name].fate in ("pending", "stuck"):
                     self._set(name, "rolled-back", "is as it was")
-            elif reason := _why_not_back(hosts[name], seen[name]):
-                self._set(name, "stuck", reason)
+            elif obstacle := _why_not_back(hosts[name], seen[name]):
+                self._set(name, "stuck", obstacle)
             else:
-                ran = self._fleet.go_back(name)
+                ran = self._fleet.go_back(name, f"a rollout's gate refused it: {reason}")
                 if ran.outcome == "done":
                     self._set(
                         name, "rolled-back", f"is again at {str(seen[name].state['previous'])[:12]}"

@@ -1,6 +1,7 @@
 """`hivewright rollout INVENTORY`: the command, and access to hosts through pyinfra."""
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -86,9 +87,10 @@ class PyinfraFleet:
                         file=stream,
                     )
 
-    def go_back(self, host: str) -> Ran:
+    def go_back(self, host: str, reason: str) -> Ran:
+        name, argument = "deploys.rollback.go_back", f"reason={json.dumps(reason)}"
         return self._pyinfra.operation(
-            host, "deploys.rollback.go_back", self._log(host), timeout=GO_BACK_SECONDS
+            host, name, self._log(host), argument, timeout=GO_BACK_SECONDS
         )
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,46 @@ def test_rounds_become_curves_and_changes_become_events(tmp_path: Path) -> None:
         ("a worker 0", "peer quarantined: QmLiar: reward:2, for 60 s"),
         ("a worker 0", "state connected, now training-alone"),
     ]
+
+
+REASON = "a rollout's gate refused it: gpu-1: worker@0 ended with code 1, 3 restarts: <b>boom</b>"
+
+
+def rolled_back(deployed_at: float, at: float) -> bytes:
+    more = f'''hivewright_rolled_back_time_seconds{{release="0123abcd",reason="{REASON}"}} {at}
+hivewright_deployed_time_seconds {deployed_at}'''
+    return metrics("connected", 7, "0.5", more)
+
+
+def test_host_that_went_back_is_one_event_with_the_reason(tmp_path: Path) -> None:
+    """Also for a dashboard that was started later, or whose history was lost."""
+    with answering(rolled_back(90, 100), rolled_back(90, 100), rolled_back(300, 100)) as address:
+        store = Store(tmp_path)
+        view = view_of(tmp_path, address, store)
+        rows = []
+        for _ in range(3):
+            view.look()
+            rows.append(view.content()["processes"][0]["rollback"])
+        with reading(store.file) as connection:
+            first = history.events(connection, 0, ["fleet"]).rows
+    last = {"at": 100.0, "release": "0123abcd", "reason": REASON}
+    # It is history as soon as another release is deployed.
+    assert rows == [last, last, None]
+    (event,) = [row for row in first if "went back" in row["text"]]
+    assert (event["at"], event["subject"]) == (100.0, "a")
+    assert event["text"] == f"went back from release 0123abcd: {REASON}"
+
+
+def test_time_of_a_rollback_that_is_none_does_no_harm(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with answering(rolled_back(1, float("nan")), rolled_back(1, 1e15)) as address:
+        view = view_of(tmp_path, address, store)
+        view.look()
+        assert view.content()["processes"][0]["rollback"] is None
+        view.look()
+    with reading(store.file) as connection:
+        (event,) = history.events(connection, 0, ["fleet"]).rows
+    assert event["at"] <= time.time()
 
 
 @pytest.mark.e2e

@@ -86,7 +86,7 @@ def main() -> None:
             folder,
             name,
             None
-            if options.what == ["deploys.rollback.go_back"]
+            if options.what[0] == "deploys.rollback.go_back"
             else options.data.partition("=")[2],
         )
         print(f"--> Starting operation: for {name}", file=sys.stderr)

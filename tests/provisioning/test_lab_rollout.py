@@ -115,6 +115,9 @@ def test_release_that_does_not_train_meets_one_host_and_goes_back(lab: Lab, tmp_
     }
     assert report["hosts"]["h2"]["commit"] == bad
     assert commit_of(h2) == good
+    note = json.loads(h2.ssh("cat /opt/hivewright/rolled-back.json").stdout)
+    assert (note["release"], report["reason"] in note["reason"]) == (bad, True)
+    assert note["reason"].startswith("a rollout's gate refused it: h2: worker@0 ")
     assert (main_pid(h3), commit_of(lab.host(1))) == others
     wait_for_rounds(h2, h3)
 

@@ -60,6 +60,7 @@ class RecordedFleet:
         self.troubles = troubles or {}
         self.deployed: list[str] = []
         self.went_back: list[str] = []
+        self.reasons: set[str] = set()
         self.is_stopped = False
 
     def deploy(self, host: str, commit: str) -> Ran:
@@ -83,8 +84,9 @@ class RecordedFleet:
             name: Seen(self.state[name], self.reports[name]) for name in hosts if name in self.state
         }
 
-    def go_back(self, host: str) -> Ran:
+    def go_back(self, host: str, reason: str) -> Ran:
         self.went_back.append(host)
+        self.reasons.add(reason)
         self.state[host] = {"commit": OLD, "deployed": OLD, "previous": OLD}
         return Ran("done")
 
@@ -127,6 +129,9 @@ def test_release_that_runs_and_does_not_train_goes_back_everywhere() -> None:
     done = rolled_out(fleet, HOSTS)
     assert sorted(fleet.went_back) == sorted(fleet.deployed) == HOSTS[:6]
     assert "0 of 1 rounds" in done.reason
+    # Each host keeps the whole reason, also one that did nothing wrong.
+    assert fleet.reasons == {f"a rollout's gate refused it: {done.reason}"}
+    assert done.reason.startswith("gpu-04: worker@0 has finished 0 of 1 rounds, it is training")
 
 
 def test_hosts_with_troubles_of_their_own_hold_nobody_up_and_resume_takes_only_those() -> None:
@@ -190,7 +195,9 @@ def test_three_canaries_that_can_not_be_deployed_end_it() -> None:
 
 def test_host_that_can_not_go_back_is_called_stuck() -> None:
     fleet = RecordedFleet(HOSTS, {"gpu-01": worker(active_state="failed", exit_status=1)})
-    fleet.go_back = lambda host: Ran("failed", "does not start again")  # type: ignore[method-assign]
+    fleet.go_back = lambda host, reason: Ran(  # type: ignore[method-assign]
+        "failed", "does not start again"
+    )
     done = rolled_out(fleet, HOSTS)
     assert (done.result, done.hosts["gpu-01"].reason) == ("stuck", "does not start again")
 
@@ -323,7 +330,9 @@ def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(
     names = HOSTS[:5]
     fleet = RecordedFleet(names, {"gpu-03": worker(active_state="failed", exit_status=1)})
     gone = RecordedFleet(names, fleet.troubles)
-    gone.go_back = lambda host: Ran("unreachable", "can't be reached")  # type: ignore[method-assign]
+    gone.go_back = lambda host, reason: Ran(  # type: ignore[method-assign]
+        "unreachable", "can't be reached"
+    )
     stuck = rolled_out(gone, names)
     assert stuck.result == "stuck"
     file = tmp_path / "report.json"

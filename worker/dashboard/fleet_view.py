@@ -32,6 +32,7 @@ ANSWER_SECONDS = 3.0
 _MAX_ANSWER_BYTES = 1_000_000
 _PIECE_BYTES = 1 << 16
 _MAX_TEXT = 120
+_MAX_REASON = 500
 _NUM_PARALLEL = 32
 _FIGURES = {
     "round": "hivewright_round",
@@ -50,7 +51,7 @@ _FIGURES = {
 _NAMES = {metric: name for name, metric in _FIGURES.items()} | {"hivewright_keeper_round": "round"}
 _TAKEN = (
     *("figures", "state", "name", "version", "release", "peer_id", "warnings", "families"),
-    *("brier", "rejected", "rejected_now", "ledger", "quarantined"),
+    *("brier", "rejected", "rejected_now", "ledger", "quarantined", "rollback"),
 )
 """Attributes of a process that each answer replaces."""
 
@@ -73,6 +74,8 @@ class _Process:
     rejected_now: dict[str, float] = field(default_factory=dict)
     ledger: dict[str, float] = field(default_factory=dict)
     quarantined: dict[str, tuple[float, str]] = field(default_factory=dict)
+    rollback: tuple[float, str, str] | None = None
+    """When the host last went back, from which release, and why."""
     error: str | None = None
 
     @property
@@ -128,6 +131,7 @@ class FleetView:
                 if finished_at is not None and round is not None and finished_at != store.mark(key):
                     store.add_figures(int(round), _curve_figures(process))
                     store.set_mark(key, finished_at)
+                _keep_rollback(store, process)
                 if before[address]:
                     for text in _changes(before[address], _seen(process)):
                         store.add_event("fleet", process.place, text)
@@ -142,6 +146,19 @@ class FleetView:
             "brier": _means(process.brier for process in processes),
             "rejected": _sums(process.rejected for process in processes),
         }
+
+
+def _keep_rollback(store: Store, process: _Process) -> None:
+    """Store that the host went back, and why; all of its processes report it."""
+    if process.rollback is None:
+        return
+    at, release, reason = process.rollback
+    host = _short(process.labels.get("host", ""))
+    key = f"rollback/{host}"
+    if math.isfinite(at) and at != store.mark(key):
+        text = f"went back from release {release}: {reason}"
+        store.add_event("fleet", host, text, min(at, time.time()))
+        store.set_mark(key, at)
 
 
 def _targets(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str, str]]]:
@@ -265,6 +282,9 @@ def _take_labelled(process: _Process, name: str, labels: Mapping[str, str], valu
     elif name == "hivewright_peer_quarantined_time_seconds":
         reason = _short(labels.get("reason", ""))
         process.quarantined[_short(labels.get("peer_id", ""))] = value, reason
+    elif name == "hivewright_rolled_back_time_seconds":
+        reason = printable(labels.get("reason", ""))[:_MAX_REASON]
+        process.rollback = value, _short(labels.get("release", "")), reason
 
 
 def _row(process: _Process) -> dict[str, Any]:
@@ -278,11 +298,23 @@ def _row(process: _Process) -> dict[str, Any]:
         "release": process.release,
         "peer_id": process.peer_id,
         "ledger": process.ledger,
+        "rollback": _row_rollback(process),
         "state": process.state,
         "warnings": process.warnings,
         "error": process.error,
         **figures,
     }
+
+
+def _row_rollback(process: _Process) -> dict[str, Any] | None:
+    """Return the last rollback; None if there is none, or a later deploy made it history."""
+    if process.rollback is None:
+        return None
+    at, release, reason = process.rollback
+    deployed_at = process.figures.get("deployed_at")
+    if not math.isfinite(at) or (deployed_at is not None and deployed_at > at):
+        return None
+    return {"at": at, "release": release, "reason": reason}
 
 
 def _means(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -226,7 +226,9 @@ def events(connection: sqlite3.Connection, number: int, kinds: Sequence[str]) ->
     """Return a page of the newest events of these kinds."""
     wanted = {f"kind{index}": kind for index, kind in enumerate(kinds)}
     places = ", ".join(f":{name}" for name in wanted)
-    return _part(connection, f"events WHERE kind IN ({places})", "rowid DESC", wanted, number)
+    return _part(
+        connection, f"events WHERE kind IN ({places})", "at DESC, rowid DESC", wanted, number
+    )
 
 
 def _width(limits: Sequence[int | None]) -> int:

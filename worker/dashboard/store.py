@@ -294,8 +294,10 @@ class Store:
                     *(name, width, round // width * width, value),
                 )
 
-    def add_event(self, kind: str, subject: str, text: str) -> None:
-        self._execute("INSERT INTO events VALUES (?, ?, ?, ?)", time.time(), kind, subject, text)
+    def add_event(self, kind: str, subject: str, text: str, at: float | None = None) -> None:
+        """Add an event. `at`: Unix time; None: now."""
+        at = time.time() if at is None else at
+        self._execute("INSERT INTO events VALUES (?, ?, ?, ?)", at, kind, subject, text)
         self._execute(
             "DELETE FROM events WHERE rowid NOT IN"
             " (SELECT rowid FROM events ORDER BY rowid DESC LIMIT ?)",

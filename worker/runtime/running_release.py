@@ -1,13 +1,28 @@
 """The release that a process runs from: RELEASES/COMMIT, which the link `current` next to it names.
 
-A deploy makes both (deploys/release.py); a service starts in the folder of its release.
+A deploy makes both (deploys/release.py); a service starts in the folder of its release. A rollback
+leaves its reason in a file next to them (deploys/rollback.py).
 """
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
+from worker.errors import WorkerError
+
 _RELEASES, _CURRENT = "releases", "current"
+ROLLED_BACK_FILE = "rolled-back.json"
 _LENGTH = 12
 """Characters of a commit that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The last rollback of a host: which release it left, why, and when (Unix time)."""
+
+    release: str
+    reason: str
+    at: float
 
 
 def current(folder: Path) -> tuple[str, float | None] | None:
@@ -24,3 +39,20 @@ def current(folder: Path) -> tuple[str, float | None] | None:
     except OSError:
         deployed_at = None
     return folder.name[:_LENGTH], deployed_at
+
+
+def last_rollback(folder: Path) -> RolledBack | None:
+    """Return the last rollback of the host, whose release contains the folder; None: there is none.
+
+    Raises WorkerError if its file can't be read.
+    """
+    if folder.parent.name != _RELEASES:
+        return None
+    file = folder.parent.parent / ROLLED_BACK_FILE
+    try:
+        said = json.loads(file.read_text())
+        return RolledBack(said["release"][:_LENGTH], str(said["reason"]), file.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WorkerError(f"{file}: not the note of a rollback ({error}); remove it") from None
