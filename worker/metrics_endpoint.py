@@ -18,9 +18,10 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from worker import __version__
+from worker.account import queues
 from worker.chain import keeper
 from worker.errors import WorkerError
 from worker.log import printable
@@ -30,6 +31,7 @@ from worker.telemetry import metrics, status
 
 log = logging.getLogger(__name__)
 
+_MAX_ERROR = 500
 _KEY_SECONDS = 3600.0
 """Time between two questions for the Tailscale key."""
 
@@ -171,7 +173,43 @@ def _of_keeper(settings: Settings) -> Iterator[Metric]:
             yield GaugeMetricFamily(f"hivewright_{name}", what, value=value)
 
 
+def _of_account(settings: Settings) -> Iterator[Metric]:
+    now = queues.read_status(settings.account.state_dir)
+    if now is None:
+        return
+    state = now.queues
+    pending = GaugeMetricFamily(
+        "hivewright_queue_transactions",
+        "Pending transactions: waiting for a node to accept them, or sent and not mined.",
+        labels=("state",),
+    )
+    pending.add_metric(["waiting"], state.waiting)
+    pending.add_metric(["sent"], state.sent)
+    yield pending
+    yield CounterMetricFamily(
+        "hivewright_queue_failed", "Calls refused or given up since the start.", value=state.failed
+    )
+    yield GaugeMetricFamily(
+        "hivewright_queue_time_seconds", "When the queues were counted.", value=now.updated_at
+    )
+    if state.oldest_at is not None:
+        yield GaugeMetricFamily(
+            "hivewright_queue_oldest_time_seconds",
+            "When the oldest pending transaction arrived (Unix time).",
+            value=state.oldest_at,
+        )
+    if state.last_error is not None and state.last_error_at is not None:
+        error = GaugeMetricFamily(
+            "hivewright_queue_error_time_seconds",
+            "When the last error of a transaction was, and which.",
+            labels=("error",),
+        )
+        error.add_metric([printable(state.last_error)[:_MAX_ERROR]], state.last_error_at)
+        yield error
+
+
 _FIGURES: Mapping[str, Callable[[Settings], Iterator[Metric]]] = {
     "worker": _of_worker,
     "keeper": _of_keeper,
+    "account": _of_account,
 }

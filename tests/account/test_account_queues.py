@@ -13,6 +13,7 @@ from account_service import eventually, serving
 from tests.account.hosting import PASSPHRASE
 from worker import settings
 from worker.account.accounts import Accounts
+from worker.account.queues import read_status
 from worker.account.vault import load_account
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,26 @@ def test_token_is_good_for_its_account_and_peer_only(
     org_id = {"ada": ada.org_id, "bob": bob.org_id}.get(org, org)
     got = post(service.url, "/api/register-peer", tokens["QmAda1"], orgId=org_id, peerId=peer)
     assert (got[0], got[1]["error"]) == (status, error)
+
+
+def test_state_of_all_queues_is_on_disk(service, people) -> None:
+    ada, _, tokens = people
+    folder = service.service._settings.account.state_dir
+    body = {"orgId": ada.org_id, "peerId": "QmAda1"}
+    assert post(service.url, "/api/register-peer", tokens["QmAda1"], **body)[0] == 200
+    reward = {"roundNumber": 7, "stageNumber": 0, "reward": 7}  # a round that is not open
+    assert post(service.url, "/api/submit-reward", tokens["QmAda1"], **body, **reward)[0] != 200
+
+    def is_noted() -> bool:
+        found = read_status(folder)
+        return found is not None and found.queues.failed == 1 and not found.queues.sent
+
+    eventually(is_noted)
+    found = read_status(folder)
+    assert found is not None
+    assert (found.queues.waiting, found.queues.oldest_at) == (0, None)
+    assert (found.queues.last_error or "").startswith("submitReward: ")
+    assert found.updated_at <= time.time()
 
 
 def test_suspended_account_sends_nothing_until_it_is_free_again(service, people) -> None:

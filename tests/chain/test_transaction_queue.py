@@ -230,6 +230,53 @@ def test_restart_sends_what_no_node_had_taken(chain, account, tmp_path) -> None:
     await_peers(chain, account, {"one", "two"})
 
 
+def test_state_tells_what_waits_since_when_and_the_last_error(chain, account, tmp_path) -> None:
+    drops = True
+    fault = lambda seen: "drop" if drops and "eth_sendRawTransaction" in seen else None  # noqa: E731
+    began = time.time()
+    with faulty(chain.deployment.rpc_url, fault) as proxy:
+        sender = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
+        assert sender.state() == sender_module.QueueState()
+        for name in ("one", "two"):
+            with pytest.raises(ChainUnreachable):
+                sender.send(chain.coordinator.register_peer(name))
+        found = sender.state()
+        assert (found.waiting, found.sent, found.failed) == (2, 0, 0)
+        assert found.oldest_at is not None
+        assert began - 1 < found.oldest_at < time.time() + 1
+        assert (found.last_error or "").startswith("registerPeer: ")
+        sender.close()
+        # A restart keeps the times; what is sent again is no longer waiting.
+        drops = False
+        after = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
+        assert after.state().oldest_at == found.oldest_at
+        with pytest.raises(ContractRefused):
+            after.send(chain.coordinator.submit_reward(0, 0, 5, "nobody"))
+        assert (after.state().failed, after.state().waiting) == (1, 2)
+        assert "InvalidVoterPeerId" in (after.state().last_error or "")
+        eventually(lambda: is_done(after))
+    done = after.state()
+    assert (done.waiting, done.sent, done.oldest_at, done.failed) == (0, 0, None, 1)
+
+
+def test_states_of_several_queues_add_up() -> None:
+    state = sender_module.QueueState
+    one, two = state(1, 2, 50.0, 1, "old", 7.0), state(3, 0, 40.0, 0, "new", 9.0)
+    assert one + two + state() == state(4, 2, 40.0, 1, "new", 9.0)
+
+
+def test_time_of_arrival_follows_a_transaction_to_its_new_nonce(chain, account, tmp_path) -> None:
+    sender = Sender(chain.coordinator, account, tmp_path / "journal.db")
+    for nonce, name in ((3, "one"), (4, "two")):
+        sender._write(sender._signed(chain.coordinator.register_peer(name), nonce, 300_000, 0))
+    before = sender._journal.execute("SELECT at FROM arrivals ORDER BY nonce")
+    sender.tend()
+    rows = sender._journal.execute("SELECT nonce, at FROM arrivals ORDER BY nonce")
+    # Both are sent again, from the chain's next nonce on; one may be mined already.
+    assert rows == [(nonce, at) for nonce, (at,) in enumerate(before)][-len(rows) :]
+    eventually(lambda: is_done(sender))
+
+
 def test_nonces_that_the_chain_forgot_are_filled(chain, account, tmp_path, monkeypatch) -> None:
     journal = tmp_path / "journal.db"
     sender = Sender(chain.coordinator, account, journal)

@@ -1,6 +1,7 @@
 """The files of monitoring/ in the real Prometheus, and the endpoint that it scrapes."""
 
 import json
+import os
 import re
 import time
 import urllib.request
@@ -13,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.monitoring import prometheus_server
 from worker import metrics_endpoint, settings
+from worker.account import queues
 from worker.chain import keeper
+from worker.chain.transaction_queue import QueueState
 from worker.errors import ResourceError
 from worker.telemetry.status import NodeStatus
 
@@ -94,6 +97,48 @@ def test_keeper_serves_its_round_and_its_state(tmp_path, caplog):
     assert found["hivewright_keeper_round_began_time_seconds",] == 1e9
 
 
+def test_account_service_serves_its_queues(tmp_path, caplog):
+    state = QueueState(2, 1, 1e9, 3, "submitReward: refused", 2e9)
+    (tmp_path / "queues.json").write_text(json.dumps(asdict(queues.Status(3e9, state))))
+    serving, url = serve("account", fleet(tmp_path, account_state_dir=str(tmp_path)), caplog)
+    try:
+        found = samples(scrape(url))
+        (tmp_path / "queues.json").write_text("{}")
+        damaged = samples(scrape(url))
+    finally:
+        serving.__exit__(None, None, None)
+    assert found["hivewright_queue_transactions", ("state", "waiting")] == 2
+    assert found["hivewright_queue_transactions", ("state", "sent")] == 1
+    assert found["hivewright_queue_failed_total",] == 3
+    assert found["hivewright_queue_time_seconds",] == 3e9
+    assert found["hivewright_queue_oldest_time_seconds",] == 1e9
+    assert found["hivewright_queue_error_time_seconds", ("error", "submitReward: refused")] == 2e9
+    assert damaged["hivewright_status_readable",] == 0
+    assert not any("queue" in name for name, *_ in damaged)
+
+
+def test_rollback_of_the_host_is_a_figure_of_each_service(tmp_path, caplog, monkeypatch):
+    release = tmp_path / "releases" / ("a" * 40)
+    release.mkdir(parents=True)
+    note = tmp_path / "rolled-back.json"
+    note.write_text(json.dumps({"release": "b" * 40, "reason": "gpu-1: \x1bslow"}))
+    os.utime(note, (7, 7))
+    monkeypatch.chdir(release)
+    NodeStatus("a", "Qm", "otter", "hivewright/tiny", "0.1.0", round=7).write(tmp_path)
+    serving, url = serve("worker", fleet(tmp_path), caplog)
+    try:
+        found = samples(scrape(url))
+        note.write_text("{")
+        damaged = samples(scrape(url))
+    finally:
+        serving.__exit__(None, None, None)
+    labels = ("reason", r"gpu-1: \x1bslow"), ("release", "b" * 12)
+    assert found["hivewright_rolled_back_time_seconds", *labels] == 7
+    # The node's own figures are still there.
+    assert damaged["hivewright_status_readable",] == 0
+    assert damaged["hivewright_round", ("node", "a")] == 7
+
+
 def test_damaged_status_is_a_figure_and_not_an_error(tmp_path, caplog):
     (tmp_path / "status.json").write_text("{")
     serving, url = serve("worker", fleet(tmp_path), caplog)
@@ -169,7 +214,7 @@ def test_prometheus_scrapes_the_targets_and_loads_the_rules(tmp_path, caplog):
     assert found[0]["value"][1] == "7"
     assert labels.items() <= found[0]["metric"].items()
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
-    assert len(rules) == 15
+    assert len(rules) == 16
 
 
 def test_rules_and_dashboard_name_figures_that_exist():

@@ -196,6 +196,45 @@ def test_time_of_a_rollback_that_is_none_does_no_harm(tmp_path: Path) -> None:
     assert event["at"] <= time.time()
 
 
+QUEUE = """hivewright_queue_transactions{state="waiting"} 2
+hivewright_queue_transactions{state="sent"} 1
+hivewright_queue_failed_total 3
+hivewright_queue_time_seconds 1000
+hivewright_queue_oldest_time_seconds 400
+hivewright_queue_error_time_seconds{error="submitReward: <b>refused</b>"} 500
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+def test_chain_page_shows_the_queue_of_the_account_service(
+    chain: Chain, tmp_path: Path, tab: Tab
+) -> None:
+    file = tmp_path / "targets.json"
+    with answering(QUEUE.encode()) as address:
+        groups = [
+            {"targets": [address], "labels": {"host": "hub", "service": "account"}},
+            {"targets": ["127.0.0.1:1"], "labels": {"host": "other", "service": "account"}},
+        ]
+        file.write_text(json.dumps(groups))
+        of = with_dashboard(chain.settings, tmp_path / "d", show_fleet=True, targets_file=file)
+        with showing(of) as shown:
+            shown.says(lambda said: said["processes"], what="fleet")
+            tab.page.set_viewport_size({"width": 1280, "height": 900})
+            tab.page.goto(f"{shown.url}/chain")
+            rows = tab.page.locator("#queues tbody tr")
+            expect(rows).to_have_count(2)
+            cells = [cell.inner_text() for cell in rows.first.locator("td").all()]
+            assert cells[:4] == ["hub", "2", "1", "3"]
+            assert cells[4].startswith("1970-01-01 00:06 UTC, ")
+            assert cells[5] == "1970-01-01 00:08 UTC: submitReward: <b>refused</b>"
+            assert cells[6] == "1970-01-01 00:16 UTC"
+            expect(rows.last).to_contain_text("never, no answer: Connection refused")
+            hidden = with_dashboard(chain.settings, tmp_path / "hidden", targets_file=file)
+        with showing(hidden) as shown:
+            assert "refused" not in requests.get(f"{shown.url}/chain", timeout=10).text
+
+
 @pytest.mark.e2e
 @pytest.mark.timeout(180)
 def test_page_shows_the_fleet(chain: Chain, targets: Path, tmp_path: Path, tab: Tab) -> None:

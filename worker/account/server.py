@@ -186,6 +186,7 @@ class Service:
     async def tend(self) -> None:
         """Tend pending transactions, forever."""
         outage = Outage(log)
+        unwritten = Outage(log)
         while True:
             try:
                 num_waiting = await asyncio.to_thread(self.queues.tend)
@@ -194,6 +195,11 @@ class Service:
             except WorkerError as error:
                 outage.begin("transactions wait error=%s", error)
                 systemd.progress("no chain")
+            try:
+                await asyncio.to_thread(self.queues.write_status)
+                unwritten.end("state of the queues is written again")
+            except WorkerError as error:
+                unwritten.begin("state of the queues not written error=%s", error)
             await asyncio.sleep(self._settings.chain.poll_seconds)
 
     # ---- the login API of the existing swarm

@@ -38,7 +38,20 @@ _SCHEMA = """
         gas INTEGER NOT NULL, price_wei INTEGER NOT NULL, hash TEXT NOT NULL, raw BLOB NOT NULL,
         sent_at REAL NOT NULL
     ) STRICT;
+    CREATE TABLE IF NOT EXISTS arrivals (nonce INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
+    CREATE TRIGGER IF NOT EXISTS arrived AFTER INSERT ON waiting BEGIN
+        INSERT OR REPLACE INTO arrivals
+        VALUES (NEW.nonce, (julianday('now') - 2440587.5) * 86400.0);
+    END;
+    CREATE TRIGGER IF NOT EXISTS numbered_again AFTER UPDATE OF nonce ON waiting BEGIN
+        UPDATE arrivals SET nonce = NEW.nonce WHERE nonce = OLD.nonce;
+    END;
+    CREATE TRIGGER IF NOT EXISTS forgotten AFTER DELETE ON waiting BEGIN
+        DELETE FROM arrivals WHERE nonce = OLD.nonce;
+    END;
 """
+# A table of its own and triggers: earlier versions, to which a host may go back, read `waiting`
+# column by column.
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,36 @@ class Waiting:
     @property
     def call(self) -> Call:
         return Call(self.name, self.data, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """Counts of a queue, or of several.
+
+    `waiting`: signed and not accepted by a node; `sent`: accepted and not mined; `oldest_at`: when
+    the oldest of both arrived (Unix time), None if there are none; `failed`: calls that were given
+    up or refused since the start; `last_error`: the last error, also one after which a transaction
+    still waits, and `last_error_at` its time.
+    """
+
+    waiting: int = 0
+    sent: int = 0
+    oldest_at: float | None = None
+    failed: int = 0
+    last_error: str | None = None
+    last_error_at: float | None = None
+
+    def __add__(self, other: "QueueState") -> "QueueState":
+        times = [at for at in (self.oldest_at, other.oldest_at) if at is not None]
+        latest = max(self, other, key=lambda each: each.last_error_at or 0.0)
+        return QueueState(
+            self.waiting + other.waiting,
+            self.sent + other.sent,
+            min(times, default=None),
+            self.failed + other.failed,
+            latest.last_error,
+            latest.last_error_at,
+        )
 
 
 class Sender:
@@ -86,6 +129,11 @@ class Sender:
         self._journal = Database(journal, _SCHEMA, "NORMAL")
         # After a restart it is not known which of them a node accepted.
         self._journal.execute("UPDATE waiting SET sent_at = 0")
+        self._journal.execute(
+            "INSERT OR IGNORE INTO arrivals SELECT nonce, ? FROM waiting", (time.time(),)
+        )
+        self._failed = 0
+        self._last_error: tuple[str | None, float | None] = None, None
 
     def send(self, call: Call) -> str:
         """Try the call on the chain's present state, send it, and return the transaction's hash.
@@ -108,14 +156,21 @@ class Sender:
         Raises ChainError or ChainUnreachable if that fails; nothing is lost.
         """
         with self._lock:
-            if not self.waiting():
-                return 0
-            count = self._coordinator.nonce(self._account.address)
-            self._journal.execute("DELETE FROM waiting WHERE nonce < ?", (count,))
-            waiting = self.waiting()
-            if any(_is_stuck(entry) for entry in waiting):
-                self._send_stuck(waiting, count)
-            return len(waiting)
+            try:
+                return self._tend()
+            except WorkerError as error:
+                self._note_error("sending again", error)
+                raise
+
+    def _tend(self) -> int:
+        if not self.waiting():
+            return 0
+        count = self._coordinator.nonce(self._account.address)
+        self._journal.execute("DELETE FROM waiting WHERE nonce < ?", (count,))
+        waiting = self.waiting()
+        if any(_is_stuck(entry) for entry in waiting):
+            self._send_stuck(waiting, count)
+        return len(waiting)
 
     def waiting(self) -> list[Waiting]:
         """Return the pending transactions in the order of their nonces."""
@@ -123,8 +178,20 @@ class Sender:
             Waiting(*row) for row in self._journal.execute("SELECT * FROM waiting ORDER BY nonce")
         ]
 
+    def state(self) -> QueueState:
+        """Return the counts of the queue."""
+        ((num_waiting, num_sent),) = self._journal.execute(
+            "SELECT count(*) FILTER (WHERE sent_at = 0), count(*) FILTER (WHERE sent_at > 0)"
+            " FROM waiting"
+        )
+        ((oldest_at,),) = self._journal.execute("SELECT min(at) FROM arrivals")
+        return QueueState(num_waiting, num_sent, oldest_at, self._failed, *self._last_error)
+
     def close(self) -> None:
         self._journal.close()
+
+    def _note_error(self, what: str, error: WorkerError) -> None:
+        self._last_error = f"{what}: {error}", time.time()
 
     def _price(self) -> int:
         """Return the chain's price, read at most once a second: concurrent calls share it."""
@@ -141,6 +208,9 @@ class Sender:
         try:
             for call, outcome in self._send_all(list(arrived)):
                 if isinstance(outcome, WorkerError):
+                    self._note_error(call.name, outcome)
+                    # Without an answer of the chain it still waits.
+                    self._failed += not isinstance(outcome, ChainUnreachable)
                     arrived[call].set_exception(outcome)
                 else:
                     arrived[call].set_result(outcome)

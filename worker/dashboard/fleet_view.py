@@ -14,7 +14,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,15 @@ _FIGURES = {
     "deployed_at": "hivewright_deployed_time_seconds",
 }
 """Figures of a row, by the name of their metric."""
-_NAMES = {metric: name for name, metric in _FIGURES.items()} | {"hivewright_keeper_round": "round"}
-_TAKEN = (
-    *("figures", "state", "name", "version", "release", "peer_id", "warnings", "families"),
-    *("brier", "rejected", "rejected_now", "ledger", "quarantined", "rollback"),
-)
-"""Attributes of a process that each answer replaces."""
+_NAMES = {metric: name for name, metric in _FIGURES.items()} | {
+    "hivewright_keeper_round": "round",
+    "hivewright_queue_time_seconds": "as_of",
+}
+_QUEUE = {
+    "hivewright_queue_failed_total": "failed",
+    "hivewright_queue_oldest_time_seconds": "oldest_at",
+}
+"""Figures of the account service's queue, besides the transactions by state and the last error."""
 
 
 @dataclass(slots=True)
@@ -76,12 +79,17 @@ class _Process:
     quarantined: dict[str, tuple[float, str]] = field(default_factory=dict)
     rollback: tuple[float, str, str] | None = None
     """When the host last went back, from which release, and why."""
+    queue: dict[str, Any] = field(default_factory=dict)
+    """Of the account service: pending transactions, see `_QUEUE`."""
     error: str | None = None
 
     @property
     def place(self) -> str:
         parts = (self.labels.get("host"), self.labels.get("service"), self.labels.get("slot"))
         return _short(" ".join(part for part in parts if part))
+
+
+_NOTHING = _Process({})
 
 
 class FleetView:
@@ -108,13 +116,14 @@ class FleetView:
             return
         self._outage.end("targets can be read again file=%s", self._file)
         self._error = None
-        known = self._processes
-        self._processes = {
-            address: known.get(address) or _Process(labels) for address, labels in targets.items()
+        last = {
+            address: replace(self._processes.get(address, _NOTHING), labels=labels)
+            for address, labels in targets.items()
         }
-        before = {address: _seen(process) for address, process in self._processes.items()}
         with ThreadPoolExecutor(_NUM_PARALLEL) as pool:
-            list(pool.map(_ask, self._processes, self._processes.values()))
+            asked = list(pool.map(_ask, last, last.values()))
+        self._processes = dict(zip(last, asked, strict=True))
+        before = {address: _seen(process) for address, process in last.items()}
         if self._store is not None:
             try:
                 self._keep(self._store, before)
@@ -169,16 +178,16 @@ def _targets(groups: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping
     return found[:MAX_TARGETS]
 
 
-def _ask(address: str, process: _Process) -> None:
+def _ask(address: str, last: _Process) -> _Process:
+    """Return the answer of an endpoint; without one, the last answer with the error."""
     try:
         url = f"http://{address}/metrics"
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
             text = _read(answer)
-        _take(process, text)
-        process.error = None
+        return _taken(last.labels, text)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        process.error = _short(str(getattr(reason, "strerror", None) or reason))
+        return replace(last, error=_short(str(getattr(reason, "strerror", None) or reason)))
 
 
 def _read(answer: HTTPResponse) -> str:
@@ -239,9 +248,10 @@ def _curve_figures(process: _Process) -> list[tuple[str, float]]:
     return [(name, value) for name, value in figures if math.isfinite(value)]
 
 
-def _take(process: _Process, text: str) -> None:
+def _taken(labels_of_target: Mapping[str, str], text: str) -> _Process:
+    """Return what an answer says. Raises ValueError if it is not in Prometheus's form."""
     figures: dict[str, float | None] = {"as_of": time.time()}
-    fresh = _Process(process.labels, figures)
+    fresh = _Process(labels_of_target, figures)
     warnings: list[str] = []
     families: defaultdict[str, list[float]] = defaultdict(list)
     for family in text_string_to_metric_families(text):
@@ -260,8 +270,7 @@ def _take(process: _Process, text: str) -> None:
                 _take_labelled(fresh, name, labels, value)
     fresh.families = {name: sum(values) / len(values) for name, values in families.items()}
     fresh.warnings = tuple(sorted(warnings))
-    for name in _TAKEN:
-        setattr(process, name, getattr(fresh, name))
+    return fresh
 
 
 def _take_labelled(process: _Process, name: str, labels: Mapping[str, str], value: float) -> None:
@@ -285,6 +294,18 @@ def _take_labelled(process: _Process, name: str, labels: Mapping[str, str], valu
     elif name == "hivewright_rolled_back_time_seconds":
         reason = printable(labels.get("reason", ""))[:_MAX_REASON]
         process.rollback = value, _short(labels.get("release", "")), reason
+    elif name.startswith("hivewright_queue_") and math.isfinite(value):
+        _take_queue(process.queue, name, labels, value)
+
+
+def _take_queue(queue: dict[str, Any], name: str, labels: Mapping[str, str], value: float) -> None:
+    if name == "hivewright_queue_transactions":
+        queue[_short(labels.get("state", ""))] = value
+    elif name in _QUEUE:
+        queue[_QUEUE[name]] = value
+    elif name == "hivewright_queue_error_time_seconds":
+        queue["error"] = printable(labels.get("error", ""))[:_MAX_REASON]
+        queue["error_at"] = value
 
 
 def _row(process: _Process) -> dict[str, Any]:
@@ -299,6 +320,7 @@ def _row(process: _Process) -> dict[str, Any]:
         "peer_id": process.peer_id,
         "ledger": process.ledger,
         "rollback": _row_rollback(process),
+        "queue": process.queue,
         "state": process.state,
         "warnings": process.warnings,
         "error": process.error,

@@ -81,6 +81,7 @@ class Pages:
         self._templates = webpages.templates(_FOLDER, rendering.FOLDER)
         rendering.prepare(self._templates)
         self._templates.filters |= {
+            "age": _age,
             "clipped": clipped,
             "clock": _clock,
             "decimal": decimal,
@@ -176,6 +177,14 @@ def _clock(seconds: float) -> str:
     at = _time(seconds)
     is_today = at[:3] == time.gmtime()[:3]
     return time.strftime("%H:%M:%S UTC" if is_today else "%Y-%m-%d %H:%M UTC", at)
+
+
+def _age(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds // unit:,.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def _iso(seconds: float) -> str:

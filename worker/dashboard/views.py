@@ -5,6 +5,7 @@ Functions run in threads. `asked` has the values of a request's query; they are 
 
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +157,10 @@ class Views:
             "kind": kind,
             "kinds": KINDS,
             "errors": errors,
+            "queues": [row for row in rows if row["service"] == "account"]
+            if self.shows_fleet(is_owner)
+            else [],
+            "now": time.time(),
             "ledgers": [row for row in rows if row["ledger"]] if self.shows_fleet(is_owner) else [],
         }
 
