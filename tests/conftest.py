@@ -3,7 +3,14 @@
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# No test is timed, and a run says the same as the one before it.
+hypothesis.settings.register_profile(
+    "hivewright", max_examples=40, deadline=None, database=None, derandomize=True
+)
+hypothesis.settings.load_profile("hivewright")
 
 
 @pytest.fixture

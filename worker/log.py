@@ -53,7 +53,8 @@ def discreet(text: str) -> str:
     More people read a journal than may read a secret. A server may quote in an error what it was
     sent.
     """
-    for secret in tuple(_hidden):
+    # The longest first: what is left of a secret that contains another one would be shown.
+    for secret in sorted(_hidden, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     if "://" in text:
         for pattern, replacement in _IN_ADDRESSES:

@@ -4,6 +4,10 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from worker.runtime.html_report import HEIGHT, MAX_POINTS, WIDTH, Chart, Part, Table, Text, render
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
@@ -74,3 +78,41 @@ def test_no_text_becomes_markup() -> None:
     assert "<img" not in text
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") == 12
     assert f'aria-label="{HOSTILE}' not in text
+
+
+@pytest.mark.parametrize("count", [2, 399, 400, 401, 799, 800, 801, 1601])
+def test_curve_of_any_length_has_no_more_points_than_its_limit(count: int) -> None:
+    (svg,) = charts(Chart("long", {"a": [(n, float(n)) for n in range(count)]}))
+    (drawn,) = points(svg)
+    assert min(count, MAX_POINTS // 2) <= len(drawn) <= MAX_POINTS + 1
+    assert (drawn[0][1], drawn[-1][1]) == (HEIGHT - 28, 8.0)
+
+
+NUMBERS = st.floats() | st.integers(-5, 5).map(float)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.lists(st.tuples(NUMBERS, NUMBERS))))
+def test_whatever_was_measured_is_inside_of_the_picture(
+    lines: dict[str, list[tuple[float, float]]],
+) -> None:
+    for svg in charts(Chart("any", lines)):
+        for x, y in [pair for line in points(svg) for pair in line]:
+            assert 0 <= x <= WIDTH
+            assert 0 <= y <= HEIGHT
+        for dot in svg.iter("circle"):
+            assert 0 <= float(dot.attrib["cx"]) <= WIDTH
+            assert 0 <= float(dot.attrib["cy"]) <= HEIGHT
+
+
+def test_line_without_points_is_in_the_legend_with_its_own_colour() -> None:
+    lines = {"a": [], "b": [(0, 1.0), (1, 2.0)]}
+    text = render("t", "s", [Part("Curves", charts=[Chart("c", lines)])])
+    assert re.findall(r'<i class="(l\d)"></i> (\w)', text) == [("l0", "a"), ("l1", "b")]
+    assert 'class="l1" points="' in text
+
+
+def test_seventh_line_has_the_first_colour_again() -> None:
+    lines = {str(n): [(0.0, 1.0), (1.0, 2.0)] for n in range(7)}
+    (svg,) = charts(Chart("c", lines))
+    classes = [line.attrib["class"] for line in svg.iter("polyline")]
+    assert classes == ["l0", "l1", "l2", "l3", "l4", "l5", "l0"]

@@ -45,6 +45,10 @@ def test_answer_without_an_expiry_is_a_key_that_does_not_expire(answer: str) -> 
         (SOON_SECONDS - 1, "expires in 7 days"),
         (2 * DAY, "expires in 2 days"),
         (-3 * DAY, "expired 3 days ago"),
+        (SOON_SECONDS, "expires in 7 days"),
+        (1, "expires in 0 days"),
+        (0, "expired 0 days ago"),
+        (-1, "expired 0 days ago"),
     ],
 )
 def test_key_that_expires_soon_is_a_problem_with_what_to_do(
@@ -75,6 +79,7 @@ def test_program_is_asked_and_one_that_hangs_or_is_missing_costs_nothing(
     assert answers(told) == 1798761600
     assert answers("echo not running >&2; exit 1") is None
     assert answers("exec sleep 20") is None
+    assert answers(r"printf '\377\376'") is None
     program.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert expires_at() is None

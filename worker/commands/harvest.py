@@ -235,7 +235,7 @@ def _receive(folder: Path) -> list[Path]:
     try:
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
             unpack(tar, folder)
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         raise SettingsError(f"standard input: not a tar of weights: {error}") from None
     found = sorted(path for path in folder.iterdir() if path.is_dir())
     if not found:

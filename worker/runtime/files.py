@@ -1,5 +1,6 @@
 """Atomic writes, lines of histories and one-line secrets: the only writer or reader of each."""
 
+import errno
 import os
 import re
 import tempfile
@@ -14,7 +15,7 @@ MAX_SECRET_BYTES = 16_384
 WORD = re.compile(r"[!-~]+")
 # A password: one line of characters that can be seen, and spaces.
 LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff]+")
-_LONGEST_LINE = 1 << 20
+_PIECE_BYTES = 1 << 20
 HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 
 
@@ -90,12 +91,26 @@ def write_whole(
                 if durable:
                     os.fsync(stream.fileno())
             Path(temporary).replace(path)
+            if durable:
+                _sync_folder(path.parent)
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise ResourceError(
             f"{path}: can't be written: {error.strerror}; make room or rights in {path.parent}"
         ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: a new name of a file is not part of the file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems do without
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -113,6 +128,12 @@ def append_line(path: Path, line: str) -> None:
 def _whole_length(file: IO[bytes]) -> int:
     """Return the length up to the end of the last whole line; leave the file at its end."""
     end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - _LONGEST_LINE))
-    tail = file.read()
-    return end - len(tail) + tail.rfind(b"\n") + 1
+    length = 0
+    for start in range(max(0, end - _PIECE_BYTES), -_PIECE_BYTES, -_PIECE_BYTES):
+        file.seek(max(0, start))
+        found = file.read(_PIECE_BYTES).rfind(b"\n")
+        if found >= 0:
+            length = max(0, start) + found + 1
+            break
+    file.seek(0, os.SEEK_END)
+    return length

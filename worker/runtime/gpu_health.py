@@ -98,6 +98,7 @@ def query() -> str:
             ["nvidia-smi", "-q"],
             capture_output=True,
             text=True,
+            errors="replace",  # a failing driver prints anything
             timeout=QUERY_SECONDS,
             check=False,
         )

@@ -16,7 +16,9 @@ from worker.runtime.state_dir import StateDir
 
 # Linux: the address of an interface (netdevice(7)).
 SIOCGIFADDR = 0x8915
-# Of /proc/net/if_inet6: the global scope, and the flags of temporary, deprecated, duplicate and
+_MAX_INTERFACE_NAME = 15  # bytes (IFNAMSIZ, with its NUL)
+_IPV6_TABLE = Path("/proc/net/if_inet6")
+# In it: the global scope, and the flags of temporary, deprecated, duplicate and
 # unchecked addresses.
 _SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 
@@ -126,9 +128,11 @@ def interface_address(
     """
     if family == socket.AF_INET6:
         return next(_global_ipv6(name), None)
+    if len(name.encode()) > _MAX_INTERFACE_NAME:
+        return None  # the kernel would read its beginning, which may be another one's name
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
-            answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
                 return None
@@ -137,8 +141,7 @@ def interface_address(
 
 
 def _global_ipv6(name: str) -> Iterator[str]:
-    table = Path("/proc/net/if_inet6")
-    for line in table.read_text().splitlines() if table.exists() else ():
+    for line in _IPV6_TABLE.read_text().splitlines() if _IPV6_TABLE.exists() else ():
         digits, _, _, scope, flags, interface = line.split()
         is_usable = int(scope, 16) == _SCOPE_GLOBAL and not int(flags, 16) & _UNUSABLE
         if interface == name and is_usable:

@@ -9,7 +9,9 @@ import jinja2
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 56, 28
 MAX_POINTS = 400
-"""Points of a line in a chart; of more, every n-th is drawn."""
+"""Points of a line in a chart; of more, every n-th is drawn, and the last."""
+_MAX_FIGURE = 1e300
+"""Larger ones can't be subtracted from each other."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -104,7 +106,7 @@ def _draw(chart: Chart) -> _Drawing:
 
     lines = []
     for number, (name, line) in enumerate(finite.items()):
-        step = max(1, len(line) // MAX_POINTS)
+        step = max(1, math.ceil(len(line) / MAX_POINTS))
         drawn = [at(x, y) for x, y in [*line[:-1:step], *line[-1:]]]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
         lines.append(_Line(name, number % 6, path, len(drawn) == 1))
@@ -115,7 +117,7 @@ def _draw(chart: Chart) -> _Drawing:
 
 def _finite(line: Points) -> Points:
     """Return the points that can be drawn: a step that failed has figures that are not finite."""
-    return [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)]
+    return [(x, y) for x, y in line if abs(x) < _MAX_FIGURE and abs(y) < _MAX_FIGURE]
 
 
 _environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -16,7 +16,6 @@ def expires_at() -> float | None:
         said = subprocess.run(
             ["tailscale", "status", "--json", "--peers=false"],
             capture_output=True,
-            text=True,
             timeout=QUERY_SECONDS,
             check=False,
         )
@@ -25,7 +24,7 @@ def expires_at() -> float | None:
     return parse(said.stdout)
 
 
-def parse(status: str) -> float | None:
+def parse(status: str | bytes) -> float | None:
     """Return the time in the output of `tailscale status --json`; None: never, or not known."""
     try:
         expiry = json.loads(status)["Self"]["KeyExpiry"]
@@ -39,5 +38,5 @@ def problem(expires_at: float | None, now: float) -> str | None:
     if expires_at is None or expires_at - now > SOON_SECONDS:
         return None
     days = (expires_at - now) / 86400
-    when = f"expires in {days:.0f} days" if days > 0 else f"expired {-days:.0f} days ago"
+    when = f"expires in {days:.0f} days" if days > 0 else f"expired {abs(days):.0f} days ago"
     return f"the Tailscale key {when}, and the host is then cut off; {RENEW}"

@@ -3,14 +3,20 @@
 import argparse
 from collections.abc import Callable
 
+_MAX_DIGITS = 1000
+"""Python refuses to read far more."""
+_MAX_SHOWN = 60
+
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return the type of an option that is a number of these bounds; `most` None: no upper one."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        number = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
+        if number is None or number < least or (most is not None and number > most):
             limit = f"from {least} to {most}" if most is not None else f"of at least {least}"
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number {limit}")
-        return int(text)
+            shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+            raise argparse.ArgumentTypeError(f"got {shown!r}; expected a whole number {limit}")
+        return number
 
     return read
