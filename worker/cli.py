@@ -616,6 +616,6 @@ def _exit(code: int, line: str) -> NoReturn:
 
 
 def _complain(line: str) -> None:
-    from worker.log import discreet
+    from worker.log import discreet, printable
 
-    print(discreet(line), file=sys.stderr, flush=True)
+    print(printable(discreet(line)), file=sys.stderr, flush=True)

@@ -9,12 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Desk:
-    """The judge's answer to every GET. `pause_seconds`: time between two bytes."""
+    """The judge's answer to every GET. `pause_seconds`: time between two bytes.
+
+    `paths`: what was asked for. Each answer names another address, which counts for redirects.
+    """
 
     def __init__(self) -> None:
         self.status, self.body = 200, b"{}"
         self.pause_seconds = 0.0
         self.past: bytes | None = None
+        self.paths: list[str] = []
         self.url = ""
 
     def say(self, game: int, round: int, rounds_remaining: int, *choices: str) -> None:
@@ -36,9 +40,11 @@ def judging() -> Iterator[Desk]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            told.paths.append(self.path)
             is_past = self.path == "/api/games"
             body = told.past if is_past else told.body
             self.send_response(404 if body is None else told.status)
+            self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
             if not told.pause_seconds:
@@ -57,7 +63,7 @@ def judging() -> Iterator[Desk]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         told.url = f"http://127.0.0.1:{server.server_port}"
         yield told
         is_over.set()

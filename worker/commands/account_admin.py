@@ -39,11 +39,11 @@ def invite(settings: Settings, options: argparse.Namespace) -> None:
     """Print an invitation. Raises SettingsError for a day that is over, or is not a date."""
     try:
         last_day = datetime.strptime(options.until, "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError:
+        end = last_day + timedelta(days=1)
+    except (ValueError, OverflowError):
         raise SettingsError(
             f"--until: got {options.until!r}; expected a date such as 2027-01-31"
         ) from None
-    end = last_day + timedelta(days=1)
     if end <= datetime.now(UTC):
         raise SettingsError(f"--until: got {options.until}, which is over; expected a day to come")
     with closing(_database(settings)) as database:

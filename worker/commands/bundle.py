@@ -27,6 +27,7 @@ NUM_ROUNDS = 200
 NUM_LOG_BYTES = 500_000
 MIN_SECRET_CHARACTERS = 8
 """Shorter ones are not redacted: they would hide ordinary words, too."""
+LOGS = Path("/var/log/hivewright")
 PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
 
 _SECRETS = (
@@ -40,7 +41,7 @@ _SECRETS = (
     ),
     (
         re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
         ),
         HIDDEN,
     ),
@@ -63,7 +64,7 @@ def write(
         "versions.json": json.dumps(_versions(), indent=2),
         "nvidia-smi.txt": _nvidia_smi(),
         StateDir.rounds: "".join(rounds[-NUM_ROUNDS:]),
-        "log.txt": _log_tail(node_settings),
+        "log.txt": _log_tail(node_settings, known),
     }
     texts |= {name: _read(node_settings.node.state_dir / name) for name in STATE_FILES}
     stream = io.BytesIO()
@@ -86,7 +87,8 @@ def redact(
     known: Sequence[str] = (),
 ) -> str:
     """Return `text` without secrets: the `known` ones, and what looks like one."""
-    for secret in known:
+    # The longest first: what is left of a secret that contains another one would be shown.
+    for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = discreet(text)
     for pattern, replacement in _SECRETS:
@@ -113,7 +115,7 @@ def _known_secrets(node_settings: Settings) -> list[str]:
 def _versions() -> dict[str, str]:
     versions = {"system": platform.platform(), "python": platform.python_version()}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"].lower()
+        name = (distribution.metadata["Name"] or "").lower()  # None: it is damaged
         if name in PACKAGES:
             versions[name] = distribution.version
     return versions
@@ -122,7 +124,12 @@ def _versions() -> dict[str, str]:
 def _nvidia_smi() -> str:
     try:
         process = subprocess.run(
-            ["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False
+            ["nvidia-smi"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
+            check=False,
         )
         return process.stdout
     except FileNotFoundError:
@@ -131,11 +138,14 @@ def _nvidia_smi() -> str:
         return "nvidia-smi did not answer within 20 s\n"
 
 
-def _log_tail(node_settings: Settings) -> str:
-    """Return the end of the slot's log file, if the deploy's units write one."""
+def _log_tail(node_settings: Settings, known: Sequence[str]) -> str:
+    """Return the end of the slot's log file, if the deploy's units write one.
+
+    It is redacted before it is cut, which may be within a secret.
+    """
     slot = node_settings.node.state_dir.name
-    file = Path("/var/log/hivewright") / slot / f"hivewright-{slot.replace('-', '@')}.log"
-    text = _read(file)
+    file = LOGS / slot / f"hivewright-{slot.replace('-', '@')}.log"
+    text = redact(_read(file), known)
     return text[-NUM_LOG_BYTES:] if text else f"no {file}\n"
 
 

@@ -4,12 +4,27 @@ Every start of the command line imports this module, so it imports nothing heavy
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from worker.runtime.whole_numbers import whole_number
 
 natural = whole_number(0)
 positive = whole_number(1)
+held_out_seed = whole_number(0, 2**31 - 1)
+"""Held-out tasks are those of this seed; one below 0 would be a seed of a round."""
+_MAX_DIGITS = 18
+
+
+def seconds(text: str) -> float:
+    """Read a time limit in seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number of seconds above 0")
+    return value
 
 
 def evaluation(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +37,17 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks", type=positive, default=32, metavar="N", help="tasks of each (default: 32)"
     )
-    parser.add_argument("--level", type=int, metavar="N", help="this level of every family")
+    parser.add_argument("--level", type=natural, metavar="N", help="this level of every family")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="which held-out tasks (default: 0)"
+        "--seed",
+        type=held_out_seed,
+        default=0,
+        metavar="N",
+        help="which held-out tasks (default: 0)",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=seconds,
         default=600.0,
         metavar="S",
         help="stop asking after this long, each (default: 600)",
@@ -59,11 +78,15 @@ def held_out(parser: argparse.ArgumentParser) -> None:
         "--tasks", type=positive, default=32, metavar="N", help="tasks of each (default: 32)"
     )
     parser.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="which held-out tasks (default: 0)"
+        "--seed",
+        type=held_out_seed,
+        default=0,
+        metavar="N",
+        help="which held-out tasks (default: 0)",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=seconds,
         default=600.0,
         metavar="S",
         help="stop asking after this long (default: 600)",
@@ -87,10 +110,14 @@ def harvest_choose(parser: argparse.ArgumentParser) -> None:
 
 
 def _level(text: str) -> tuple[str, int]:
-    family, equals, level = text.rpartition("=")
-    if not equals or not family or not level.isdecimal():
+    family, _, level = text.rpartition("=")
+    if not family or not _is_number(level):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected FAMILY=N, such as gcd=2")
     return family, int(level)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def chat(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +168,8 @@ def answers(parser: argparse.ArgumentParser) -> None:
 
 def _range_of_rounds(text: str) -> tuple[int, int | None]:
     first, dash, last = text.partition("-")
-    if not first.isdecimal() or (last and not last.isdecimal()):
+    is_range = _is_number(first) and (not last or (_is_number(last) and int(first) <= int(last)))
+    if not is_range:
         raise argparse.ArgumentTypeError(
             f"got {text!r}; expected a round, or a range such as 12-20 or 12-"
         )

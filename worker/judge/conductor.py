@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
+from pydantic import TypeAdapter, ValidationError
 
 from worker.chain.client import Call, NonceUsed, TransactionRefused
 from worker.chain.market import Game, GameStatus, Market, commitment
-from worker.errors import ContractRefused
+from worker.errors import ContractRefused, WorkerError
 from worker.judge.problems import Problem
 from worker.runtime.files import write_whole
 from worker.settings import Judge
@@ -62,6 +63,9 @@ class State:
     pending: Pending | None = None
 
 
+_STATE = TypeAdapter(State)
+
+
 class Conductor:
     """The games of one judge. `state_dir` has game.json and the past games in games.jsonl."""
 
@@ -88,7 +92,10 @@ class Conductor:
         """Return the games that ended, oldest first."""
         if not self._past_file.exists():
             return []
-        return [json.loads(line) for line in self._past_file.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self._past_file.read_bytes().splitlines()]
+        except ValueError as error:
+            raise _foreign(self._past_file, error) from None
 
     def step(self) -> None:
         """Do the next thing that is due, if any.
@@ -208,10 +215,18 @@ class Conductor:
 
 
 def _read(file: Path) -> State | None:
-    """Return the game in progress. The file is replaced as a whole, so it is never half written."""
-    if not file.exists():
+    """Return the game in progress. The file is replaced as a whole, so it is never half written.
+
+    Raises WorkerError for a file that a judge can't have written.
+    """
+    try:
+        return _STATE.validate_json(file.read_bytes())
+    except FileNotFoundError:
         return None
-    kept = json.loads(file.read_text())
-    pending = kept.pop("pending")
-    problem = Problem.model_validate(kept.pop("problem"))
-    return State(problem, pending=Pending(**pending) if pending else None, **kept)
+    except ValidationError as error:
+        raise _foreign(file, error) from None
+
+
+def _foreign(file: Path, error: ValueError) -> WorkerError:
+    reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return WorkerError(f"{file}: not what a judge writes ({reason}); move it away")

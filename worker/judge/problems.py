@@ -68,9 +68,12 @@ def read(file: Path) -> list[Problem]:
     """Read a file of problems. Raises SettingsError with its first mistake."""
     where = f"{file} (judge.problems_file)"
     try:
-        lines = file.read_text().splitlines()
+        # Texts may have the other separators that splitlines knows, such as U+2028.
+        lines = file.read_text().removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{where}: can't be read: {error}; expected a problem a line") from None
+    if lines == [""]:
+        raise SettingsError(f"{where}: is empty; expected a problem a line")
     problems = []
     for number, line in enumerate(lines, 1):
         try:
@@ -82,8 +85,6 @@ def read(file: Path) -> list[Problem]:
                 f"{where}: line {number}: {place}: {first['msg']}; expected an object with clues,"
                 " choices and answer"
             ) from None
-    if not problems:
-        raise SettingsError(f"{where}: is empty; expected a problem a line")
     return problems
 
 

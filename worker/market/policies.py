@@ -52,7 +52,9 @@ def kelly(
     belief, price = beliefs[choice], prices[choice]
     if belief <= price or price >= 1:
         return Bet(choice, 0)
-    return Bet(choice, int(balance * fraction * (belief - price) / (1 - price)))
+    amount = int(balance * fraction * (belief - price) / (1 - price))
+    # A balance has more digits than a float, which may be rounded up.
+    return Bet(choice, min(balance, amount))
 
 
 def brier(

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 MAX_GAMES = 50
 MAX_BETS = 1000
-"""Bets kept of a game, and peers whose balance is read."""
+"""Bets and claims kept of a game, and peers whose balance is read."""
+MAX_ROUNDS = 1000
+"""Ends of rounds kept of a game."""
 _PIECE_BLOCKS = 2000
 """Blocks of the log per request; an error in between repeats that many."""
 _EVENTS = ("NewGameCreated", "RoundIncremented", "NewGuess", "AnswerRevealed", "RewardClaimed")
@@ -205,7 +207,8 @@ class History:
         if game is None or not is_recorded_id(said.get("peerId", "")):
             return
         if event.name == "RoundIncremented":
-            game.round_ends.append(at)
+            if len(game.round_ends) < min(game.num_rounds, MAX_ROUNDS):
+                game.round_ends.append(at)
             game.state = "closed" if len(game.round_ends) >= game.num_rounds else "open"
         elif event.name == "AnswerRevealed":
             right = said["correctChoiceIdx"]
@@ -214,7 +217,8 @@ class History:
         elif event.name == "GameCancelled":
             game.state, game.ended_at = "cancelled", at
         elif event.name == "RewardClaimed":
-            game.paid[said["peerId"]] = said["betTokensOut"] / TOKEN
+            if said["peerId"] in game.paid or len(game.paid) < MAX_BETS:
+                game.paid[said["peerId"]] = said["betTokensOut"] / TOKEN
         elif len(game.bets) >= MAX_BETS:
             game.num_omitted += 1
         elif said["choiceIdx"] < game.num_choices:

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent / "page"
 """Folder of the templates."""
 STYLE = FOLDER / "market.css"
 _MAX_TEXT = 1500
+_END_OF_CALENDAR = 253402300800.0  # the year 10000
 
 
 def prepare(environment: jinja2.Environment) -> None:
@@ -32,8 +33,13 @@ def prepare(environment: jinja2.Environment) -> None:
 
 
 def _moment(at: float | None) -> str:
-    """Return a Unix time as date and time."""
-    return "–" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
+    """Return a Unix time as date and time; a dash for None, and for a time beyond all calendars.
+
+    A contract of others may give any number.
+    """
+    if at is None or not 0 <= at < _END_OF_CALENDAR:
+        return "–"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
 
 
 def _time_of_day(at: float) -> str:

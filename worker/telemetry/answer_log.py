@@ -11,9 +11,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import zstandard
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from worker.errors import WorkerError
 from worker.records import ScoredGroup
@@ -62,7 +63,7 @@ class AnsweredGroup:
     trained: bool
     question: str
     right: str | None
-    answers: tuple[Answer, ...]
+    answers: Annotated[tuple[Answer, ...], Field(min_length=1)]
 
     @property
     def mean_reward(self) -> float:
@@ -156,9 +157,7 @@ def read(
 
 def _read_round(file: Path) -> list[AnsweredGroup]:
     try:
-        data = zstandard.ZstdDecompressor().decompress(
-            file.read_bytes(), max_output_size=_LARGEST_ROUND
-        )
+        data = _decompress(file.read_bytes())
         return [_GROUP.validate_json(line) for line in data.splitlines()]
     except FileNotFoundError:  # the node has removed it since
         return []
@@ -166,6 +165,15 @@ def _read_round(file: Path) -> list[AnsweredGroup]:
         raise WorkerError(
             f"{file}: not a valid round of answers ({str(error).splitlines()[0]}); remove it"
         ) from None
+
+
+def _decompress(data: bytes) -> bytes:
+    # The decompressor takes what the header claims, whatever limit it is given.
+    if zstandard.get_frame_parameters(data).content_size > _LARGEST_ROUND:
+        raise zstandard.ZstdError(f"claims more than {_LARGEST_ROUND} decompressed bytes")
+    return zstandard.ZstdDecompressor().decompress(
+        data, max_output_size=_LARGEST_ROUND, allow_extra_data=False
+    )
 
 
 def _files(folder: Path) -> list[Path]:

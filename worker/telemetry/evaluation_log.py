@@ -68,11 +68,11 @@ def read(state_dir: Path) -> list[Evaluation]:
     """
     file = StateDir(state_dir).evaluations
     try:
-        lines = file.read_text().splitlines(keepends=True)
+        lines = file.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     try:
-        return [_EVALUATION.validate_json(line) for line in lines if line.endswith("\n")]
+        return [_EVALUATION.validate_json(line) for line in lines if line.endswith(b"\n")]
     except ValidationError as error:
         raise WorkerError(
             f"{file}: not a valid list of evaluations ({error.errors()[0]['msg']}); move it away"

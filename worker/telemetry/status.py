@@ -5,6 +5,7 @@ read these two files, so they agree.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from worker.runtime.gpu_health import Card
 from worker.runtime.processes import is_running
 from worker.runtime.state_dir import StateDir
 from worker.swarm.status import SwarmStatus
+
+log = logging.getLogger(__name__)
 
 NodeState = Literal[
     "starting", "connected", "training-alone", "catching-up", "stopped", "failed", "died"
@@ -263,14 +266,20 @@ def read(state_dir: Path) -> NodeStatus | None:
 
 
 def write_failure(state_dir: Path, error: WorkerError) -> None:
-    """Write the final status of a node that can't go on; nothing if it never had a status."""
-    node = read(state_dir)
-    if node is not None:
-        node.pid = os.getpid()
-        node.state = "failed"
-        node.activity = "stopped"
-        node.last_error = discreet(str(error))
-        node.write(state_dir)
+    """Write the final status of a node that can't go on; nothing if it never had a status.
+
+    A status that can't be read or written is logged: `error` is what ends the node.
+    """
+    try:
+        node = read(state_dir)
+        if node is not None:
+            node.pid = os.getpid()
+            node.state = "failed"
+            node.activity = "stopped"
+            node.last_error = discreet(str(error))
+            node.write(state_dir)
+    except WorkerError as unwritten:
+        log.warning("the final status is not written error=%s", unwritten)
 
 
 _RECORD = TypeAdapter(RoundRecord)
@@ -306,14 +315,25 @@ def read_parts(state_dir: Path) -> list[dict[str, Any]]:
     """Return all parts of all rounds, oldest first, without a truncated last line.
 
     A part that was run again, from the checkpoint before it, has two lines; the later one is
-    returned.
+    returned. Raises WorkerError for a file that a node can't have written.
     """
+    file = StateDir(state_dir).rounds
     try:
-        lines = StateDir(state_dir).rounds.read_text().splitlines(keepends=True)
+        lines = file.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    rounds = [json.loads(line) for line in lines if line.endswith("\n")]
-    return list({_place_of(record): record for record in rounds}.values())
+    parts: dict[tuple[int, int], dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            record = json.loads(line)
+            parts[_place_of(record)] = record
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise WorkerError(
+                f"{file}: line {number} is not of a round; remove that line, or move the file away"
+            ) from None
+    return list(parts.values())
 
 
 def _place_of(record: dict[str, Any]) -> tuple[int, int]:
