@@ -53,8 +53,7 @@ lint: setup
 	$(bin)/python scripts/measure_code --words
 
 test: lint
-	scripts/run_tests $(bin)/python tests --ignore tests/provisioning
-	scripts/run_tests $(bin)/python tests/provisioning
+	scripts/run_tests $(bin)/python tests
 
 # -- three real hosts on this machine -------------------------------------------------------------------------------
 .PHONY: fleet fleet-check fleet-status fleet-down

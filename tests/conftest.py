@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and the order of the tests."""
 
 import sys
 from collections.abc import Iterator
@@ -6,11 +6,21 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests import scheduling
+
 # No test is timed, and a run says the same as the one before it.
 hypothesis.settings.register_profile(
     "hivewright", max_examples=40, deadline=None, database=None, derandomize=True
 )
 hypothesis.settings.load_profile("hivewright")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> scheduling.UnitScheduling:
+    return scheduling.UnitScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    scheduling.sort(items)
 
 
 @pytest.fixture

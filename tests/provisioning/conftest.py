@@ -1,43 +1,25 @@
-"""The lab as a fixture: four real hosts, booted once for the whole test run.
+"""The labs as fixtures: real hosts, booted once for all tests of a lab.
 
-Each lab, and the tests that use it, stay in one process of the run, so several labs can run at
-once.
+Each lab, and the tests that use it, stay in one process of the run (tests/scheduling.py), so
+several labs can run at once.
 """
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_hosts import COMMIT, FAKE_ANSWERS
-from xdist.scheduler import LoadScopeScheduling
 
 from lab import machine
 from lab.lab import Lab
 from lab.lab_tailnet import LabTailnet, why_no_tailnet
+from tests.scheduling import OTHER_LABS, unit_of
 
-OTHER_LABS = {
-    "test_lab_account.py": "own",
-    "test_lab_debian13.py": "trixie",
-    "test_lab_first_boot.py": "fresh",
-    "test_lab_mesh.py": "bare",
-    "test_lab_models.py": "own",
-    "test_lab_sudo.py": "own",
-    "test_lab_sudo_password.py": "own",
-    "test_lab_tailscale.py": "tailscale",
-    "test_lab_wheelhouse.py": "bare",
-}
-"""File -> the lab that its tests run in, if that is not `lab`."""
 _LAB_OF_FIXTURE = {"lab": "lab", "own_lab": "own", "bare_lab": "bare", "tailnet": "tailscale"}
-
-
-class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
-    """Schedules tests of one lab to one process, and all others to any free process."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0].rpartition("/")[2]
-        return OTHER_LABS.get(file, "lab") if file.startswith("test_lab") else nodeid
+_SHARED_LABS = pytest.StashKey[ExitStack]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,27 +30,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.path.name.startswith("test_lab") and named != wanted:
                 raise pytest.UsageError(
                     f"{item.path.name} uses the fixture {fixture} and is in the lab {named!r};"
-                    f" expected {wanted!r}: name it in OTHER_LABS in tests/provisioning/conftest.py"
+                    f" expected {wanted!r}: name it in OTHER_LABS in tests/scheduling.py"
                 )
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LabsTogether:
-    return LabsTogether(config, log)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Switch a shared lab off after its last test, since deployed workers train on."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or unit_of(nextitem.nodeid) != unit_of(item.nodeid):
+            item.session.stash.get(_SHARED_LABS, ExitStack()).close()
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Four hosts that answer over ssh, nothing deployed; skipped without a lab.
 
     With LAB_REQUIRED=1 the tests fail instead.
     """
-    yield from booted(Lab("labtest"))
+    yield from shared(request.session, Lab("labtest"))
 
 
-@pytest.fixture(scope="module")
-def own_lab() -> Iterator[Lab]:
-    """Four hosts for the tests of one file alone."""
-    yield from booted(Lab("labown"))
+@pytest.fixture(scope="session")
+def own_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Four hosts for files that need one or two each, and that use different ones."""
+    yield from shared(request.session, Lab("labown"))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +79,12 @@ def tailnet() -> Iterator[LabTailnet]:
         for host in lab.hosts:
             tailnet.install(host)
         yield tailnet
+
+
+def shared(session: pytest.Session, lab: Lab) -> Iterator[Lab]:
+    """Boot the lab until the last test of its unit, or until the fixture ends."""
+    with session.stash.setdefault(_SHARED_LABS, ExitStack()) as running:
+        yield running.enter_context(contextmanager(booted)(lab))
 
 
 def booted(lab: Lab, num_hosts: int = 4) -> Iterator[Lab]:

@@ -33,14 +33,14 @@ true
 INVENTORY = """
 from lab.access import operator_access
 
-own = {"ssh_hostname": "10.88.0.11", "ssh_user": "root"}
-workers = [("h1", {**operator_access(), **own, **CHANGES})]
+own = {"ssh_hostname": "10.88.0.12", "ssh_user": "root"}
+workers = [("h2", {**operator_access(), **own, **CHANGES})]
 """
 
 
 @pytest.fixture
 def host(own_lab: Lab) -> Host:
-    host = own_lab.host(1)
+    host = own_lab.host(2)
     host.ssh(
         "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright; mkdir -p"
         f" {CURRENT}/environment/bin /etc/hivewright; for n in 0 1; do install -d -o hivewright"
@@ -121,8 +121,8 @@ def test_progress_and_failure_of_a_download_are_in_the_deploys_output(
     done = own_lab.operator(*command, timeout=60, check=False)
     output = done.stdout + done.stderr
     assert (done.returncode != 0) == (code != 0), output
-    assert f"[h1] {said}" in output
+    assert f"[h2] {said}" in output
     # The token with its line break.
-    assert "[h1] 10" in output
+    assert "[h2] 10" in output
     assert "hf_secret" not in output
-    assert ("failed: h1 (Fetch the model of slot 0)" in output) == (code != 0)
+    assert ("failed: h2 (Fetch the model of slot 0)" in output) == (code != 0)
