@@ -15,8 +15,9 @@ from account_service import Running, serving
 
 from tests.account.hosting import hosted
 from tests.chain.conftest import Chain, anvil_binary, chain, rpc_url
+from tests.pages.conftest import chromium, tab
 
-__all__ = ["anvil_binary", "chain", "rpc_url"]
+__all__ = ["anvil_binary", "chain", "chromium", "rpc_url", "tab"]
 
 
 @pytest.fixture

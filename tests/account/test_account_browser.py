@@ -1,6 +1,5 @@
 """The pages in Debian's chromium, at the widths of a desktop and a phone."""
 
-import os
 import time
 
 import pytest
@@ -8,23 +7,11 @@ from playwright.sync_api import expect
 
 from tests.account.npm_tools import modules
 from tests.account.people import ADA, code_of
-from tests.pages.browser import browsing, why_no_browser
 from worker.account import invitations, releases
 
 PAGES = ("/", "/transactions", "/settings", "/device", "/host")
 DESKTOP, PHONE = (1280, 900), (360, 740)
 HOST = "host@example.org"
-
-
-@pytest.fixture
-def tab():
-    if reason := why_no_browser():
-        if os.environ.get("LAB_REQUIRED") == "1":
-            pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
-        pytest.skip(reason)
-    with browsing() as opened:
-        yield opened
-        assert opened.complaints == []
 
 
 @pytest.fixture

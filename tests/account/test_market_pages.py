@@ -10,7 +10,6 @@ from tests.account.test_account_browser import (
     HOST,
     require_accessible,
     sign_in,
-    tab,
     url,
 )
 from tests.account.visitor import Visitor, texts
@@ -18,7 +17,7 @@ from tests.chain.hall import Hall, open_hall
 from worker.chain.market import TOKEN
 from worker.swarm.identity import animal_name
 
-__all__ = ["tab", "url"]
+__all__ = ["url"]
 
 
 @pytest.fixture

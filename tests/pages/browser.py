@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from lab import machine
 
@@ -28,7 +28,7 @@ def why_no_browser() -> str | None:
 
 @dataclass
 class Tab:
-    """A page in a browser of its own.
+    """A page in a context of its own: cookies, storage and cache are empty at first.
 
     `complaints`: errors of scripts, and what the page's content security policy refused.
     """
@@ -58,8 +58,8 @@ class Tab:
 
 
 @contextmanager
-def browsing() -> Iterator[Tab]:
-    """Run a browser with one empty tab until the block ends."""
+def browsing() -> Iterator[Browser]:
+    """Run a browser until the block ends."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
@@ -67,11 +67,21 @@ def browsing() -> Iterator[Tab]:
             timeout=1000 * PATIENCE_SECONDS,
         )
         try:
-            page = browser.new_page()
-            page.set_default_timeout(1000 * PATIENCE_SECONDS)
-            tab = Tab(page)
-            page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-            page.on("console", tab._note)
-            yield tab
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def opening(browser: Browser) -> Iterator[Tab]:
+    """Open an empty tab that shares nothing with earlier ones; all close when the block ends."""
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(1000 * PATIENCE_SECONDS)
+        tab = Tab(page)
+        page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        page.on("console", tab._note)
+        yield tab
+    finally:
+        for context in browser.contexts:
+            context.close()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tests.chain.conftest import (
     Chain,
@@ -17,7 +18,7 @@ from tests.chain.conftest import (
     place,
     rpc_url,
 )
-from tests.pages.browser import Tab, browsing, why_no_browser
+from tests.pages.browser import Tab, browsing, opening, why_no_browser
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 from tests.pages.fleets import targets
 
@@ -40,16 +41,23 @@ def dashboard(chain: Chain, tmp_path: Path) -> Iterator[Dashboard]:
         yield shown
 
 
-@pytest.fixture
-def tab() -> Iterator[Tab]:
-    """Open an empty tab, which must see no error of a script until the test ends.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Run a browser for the tests of one file.
 
-    The test is skipped without a browser; with LAB_REQUIRED=1 it fails.
+    They are skipped without a browser; with LAB_REQUIRED=1 they fail.
     """
     if reason := why_no_browser():
         if os.environ.get("LAB_REQUIRED") == "1":
             pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
         pytest.skip(reason)
-    with browsing() as opened:
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(chromium: Browser) -> Iterator[Tab]:
+    """Open an empty tab, which must see no error of a script until the test ends."""
+    with opening(chromium) as opened:
         yield opened
         assert opened.complaints == []
