@@ -45,14 +45,18 @@ else
 endif
 
 # -- tests ----------------------------------------------------------------------------------------------------------
-.PHONY: test lint
+.PHONY: test lint all-tests
 lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy worker deploys lab
 	$(bin)/python scripts/measure_code --words
 
-test: lint
+# At the same time: mypy computes for a while, on one core.
+test: setup
+	@$(MAKE) --no-print-directory --jobs=2 lint all-tests
+
+all-tests: setup
 	scripts/run_tests $(bin)/python tests
 
 # -- three real hosts on this machine -------------------------------------------------------------------------------
