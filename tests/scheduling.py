@@ -6,11 +6,12 @@ when the others have ended, and the waiting for hosts overlaps with the computin
 """
 
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+ROOT = Path(__file__).resolve().parents[1]
 OTHER_LABS = {
     "test_lab_account.py": "own",
     "test_lab_debian13.py": "trixie",
