@@ -6,7 +6,7 @@ from pyinfra import host
 from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
-from deploys import account_secrets, host_files, node_identity, paths, units
+from deploys import account_secrets, answers_view, host_files, node_identity, paths, units
 from deploys.facts import ConfiguredServices
 from deploys.inventory import scrape_targets
 from deploys.inventory.host_plan import Planned
@@ -20,7 +20,13 @@ from deploys.paths import (
     STATE,
     TARGETS_FILE,
 )
-from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES, COORDINATOR_UNITS
+from deploys.services import (
+    COORDINATOR_ROLES,
+    COORDINATOR_SERVICES,
+    COORDINATOR_UNITS,
+    DASHBOARD_UNIT,
+    Service,
+)
 
 
 @deploy("Coordinator")
@@ -39,7 +45,7 @@ def configure_coordinator(plan: Planned) -> None:
     for service in host.loop(COORDINATOR_SERVICES):
         own = units.install_unit(service.unit, plan.host.deployment.watchdog_seconds)
         read = settings[service.role]
-        given = account_secrets.install(plan, service)
+        given = _given(plan, service)
         secrets = token if ENROLMENT_TOKEN in service.credentials else ""
         units.running(
             name=f"Run the {service.name}",
@@ -50,6 +56,16 @@ def configure_coordinator(plan: Planned) -> None:
             has_new_files=own.is_new or read.is_new or given.is_new,
             _timeout=units.RESTART_SECONDS,
         )
+
+
+def _given(plan: Planned, service: Service) -> account_secrets.Given:
+    """Write the drop-in of a service that has one: secrets, or what it sees of workers."""
+    if service.unit != DASHBOARD_UNIT:
+        return account_secrets.install(plan, service)
+    text = answers_view.drop_in_text(plan.host.services["dashboard"].dashboard.node_dirs)
+    name = "Show the dashboard the answers of this host's slots"
+    written = units.drop_in(name=name, unit=service.unit, text=text)
+    return account_secrets.Given((text,) if text else (), written.will_change)
 
 
 @deploy("Coordinator")

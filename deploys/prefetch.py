@@ -37,7 +37,14 @@ from deploys.paths import (
 )
 from deploys.pyinfra_ext import fact_cache
 from deploys.pyinfra_ext.fact_cache import Question
-from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, GPU_UNIT, enrol_unit, units_of
+from deploys.services import (
+    ACCOUNT_UNIT,
+    COORDINATOR_UNITS,
+    DASHBOARD_UNIT,
+    GPU_UNIT,
+    enrol_unit,
+    units_of,
+)
 from deploys.tailscale.join import TailnetOfHost
 
 
@@ -96,7 +103,8 @@ def _unit_files(plan: Planned) -> Iterator[Path]:
     if any(slot.needs_device_files for slot in plan.host.slots):
         yield UNITS / GPU_UNIT
     if plan.host.services:
-        yield UNITS / f"{ACCOUNT_UNIT}.d" / units.DROP_IN
+        for unit in (ACCOUNT_UNIT, DASHBOARD_UNIT):
+            yield UNITS / f"{unit}.d" / units.DROP_IN
     for slot in plan.host.slots:
         for unit in (slot.unit, enrol_unit(slot.number)):
             yield UNITS / f"{unit}.d" / units.DROP_IN

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import account_secrets, locks, paths, units
+from deploys import account_secrets, answers_view, locks, paths, units
 from deploys.facts import PastDeploys, SystemdVersion
 from deploys.inventory import secret_files
 from deploys.inventory.host_plan import Planned
@@ -28,7 +28,7 @@ from deploys.paths import (
     STATE,
     WHOLE,
 )
-from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, units_of
+from deploys.services import ACCOUNT_UNIT, COORDINATOR_UNITS, DASHBOARD_UNIT, units_of
 from worker.log import discreet, printable
 
 
@@ -54,6 +54,9 @@ def digest(plan: Planned) -> str:
     }
     if text := account_secrets.drop_in_text(secrets):
         files[ACCOUNT_UNIT] = files.get(ACCOUNT_UNIT, "") + text
+    if "dashboard" in plan.host.services:
+        shown = plan.host.services["dashboard"].dashboard.node_dirs
+        files[DASHBOARD_UNIT] += answers_view.drop_in_text(shown)
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
 
 

@@ -119,6 +119,7 @@ COORDINATOR_SERVICES = (
     ),
 )
 ACCOUNT_UNIT = "hivewright-account.service"
+DASHBOARD_UNIT = "hivewright-dashboard.service"
 COORDINATOR_UNITS = tuple(service.unit for service in COORDINATOR_SERVICES)
 # Services with settings and folders of their own, by name.
 COORDINATOR_ROLES = {

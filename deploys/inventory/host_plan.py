@@ -8,7 +8,7 @@ from typing import Any
 from deploys.gpus import Gpus
 from deploys.inventory.schema import Deployment
 from deploys.inventory.secret_files import SLOT_SECRETS
-from deploys.inventory.slots import Slot, place
+from deploys.inventory.slots import Slot, place, with_answers
 from deploys.mesh import Member
 from deploys.paths import ANVIL, credential, market_record, state_dir
 from deploys.services import COORDINATOR_ROLES
@@ -56,7 +56,8 @@ class HostPlan:
             slots = tuple(self._nth_slot(number) for number in range(num_slots))
             if mistakes := list(clashes(slots, self.services)):
                 raise SettingsError("\n".join(mistakes))
-        return replace(self, slots=place(slots, gpus))
+        placed = place(slots, gpus)
+        return replace(self, slots=placed, services=with_answers(self.services, placed))
 
     def _nth_slot(self, number: int) -> Slot:
         """Return a copy of the first slot, with the name, folder and port of its number."""

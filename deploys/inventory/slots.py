@@ -234,5 +234,21 @@ def with_families(
     return {**services, "keeper": keeper.model_copy(update={"environment": environment})}
 
 
+def with_answers(
+    services: Mapping[str, Settings],
+    slots: Sequence[Slot],
+) -> dict[str, Settings]:
+    """Return the services of a host whose dashboard shows its owner the answers of its slots.
+
+    `dashboard_node_dirs` in the host's own data decides otherwise.
+    """
+    dashboard = services.get("dashboard")
+    if dashboard is None or "node_dirs" in dashboard.dashboard.model_fields_set:
+        return dict(services)
+    folders = tuple(slot.settings.node.state_dir for slot in slots)
+    section = dashboard.dashboard.model_copy(update={"node_dirs": folders})
+    return {**services, "dashboard": dashboard.model_copy(update={"dashboard": section})}
+
+
 def _key(family: Family) -> tuple[str, str]:
     return family.name, json.dumps(family.config, sort_keys=True)

@@ -196,6 +196,40 @@ def test_time_of_a_rollback_that_is_none_does_no_harm(tmp_path: Path) -> None:
     assert event["at"] <= time.time()
 
 
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+def test_curve_that_appears_later_is_drawn_and_stays_drawn(
+    chain: Chain, tmp_path: Path, tab: Tab
+) -> None:
+    """A page that was loaded before the first figure; it is not loaded again."""
+    chain.new_account("QmFirst")
+    file = tmp_path / "targets.json"
+    file.write_text("[]")
+    of = with_dashboard(chain.settings, tmp_path / "d", show_fleet=True, targets_file=file)
+    page = tab.page
+    rounds = [metrics("connected", number, "0.5") for number in (1, 2)]
+    more = metrics("connected", 3, "0.75")
+    with answering(*rounds, more) as address, showing(of) as shown:
+        shown.says(lambda said: said["num_peers"] == 1)
+        page.goto(shown.url)
+        expect(page.locator("#swarm")).to_be_visible()
+        page.evaluate("window.isTheSame = true")
+        expect(page.locator("#by-family")).to_be_hidden()
+        groups = [{"targets": [address], "labels": {"host": "a", "service": "worker"}}]
+        file.write_text(json.dumps(groups))
+        canvas = page.locator("#by-family canvas")
+        expect(canvas).to_be_visible()
+        canvas.evaluate("each => { each.isTheSame = true; }")
+        page.locator("#by-family details summary").click()
+        page.locator("h1").first.evaluate("each => document.activeElement.blur()")
+        expect(page.locator("#by-family details tbody td").nth(1)).to_have_text("0.75")
+        assert canvas.count() == 1
+        assert canvas.evaluate("each => each.isTheSame")
+        assert page.locator("#by-family details").first.get_attribute("open") is not None
+        assert page.evaluate("window.isTheSame")
+        assert page.locator("#by-brier").is_hidden()
+
+
 QUEUE = """hivewright_queue_transactions{state="waiting"} 2
 hivewright_queue_transactions{state="sent"} 1
 hivewright_queue_failed_total 3

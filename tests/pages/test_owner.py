@@ -12,6 +12,9 @@ from tests.pages.browser import Tab
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 from worker import settings
 from worker.dashboard.owner import FILE, Owner
+from worker.dashboard.reader import Reader
+from worker.dashboard.store import Store
+from worker.dashboard.views import Views
 from worker.errors import ResourceError
 from worker.telemetry.answer_log import Answer, AnsweredGroup, AnswerLog
 
@@ -83,6 +86,28 @@ def test_private_pages_need_the_token(dashboard: Dashboard) -> None:
     shown = requests.get(page, cookies={"hivewright_owner": value}, timeout=10)
     assert shown.status_code == 200
     assert "question of round 2" in shown.text
+
+
+def test_folder_that_the_dashboard_does_not_see_is_named(tmp_path: Path) -> None:
+    """It is no node without answers."""
+    place = tmp_path / "worker-0"
+    of = settings.from_flat(
+        {"dashboard_state_dir": str(tmp_path / "d"), "dashboard_node_dirs": [str(place)]}, "test"
+    )
+    store = Store(None)
+    views = Views(of, Reader(of, store), store, None)
+
+    def said() -> tuple[str | None, int]:
+        (node,) = views.answers({}, is_owner=True)["nodes"]
+        return node["error"], len(node["groups"])
+
+    assert said() == (
+        f"{place}/answers: not there, or not readable for this dashboard; the node"
+        " makes it with its first round",
+        0,
+    )
+    (place / "answers").mkdir(parents=True)
+    assert said() == (None, 0)
 
 
 @pytest.mark.e2e

@@ -471,6 +471,47 @@ def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(
     assert base64.b64decode(key) == (tmp_path / "swarm.pem").read_bytes()
 
 
+OWNER = """from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import HTTPErrorProcessor, Request, build_opener
+class NoFollowing(HTTPErrorProcessor):
+    def http_response(self, request, response):
+        return response
+opener = build_opener(NoFollowing)
+token = Path("/var/lib/hivewright/dashboard/owner.token").read_text().strip()
+own = "http://127.0.0.1:3001"
+form = urlencode({"token": token}).encode()
+cookie = opener.open(Request(own + "/owner", form, {"Origin": own})).headers["Set-Cookie"]
+page = Request(own + "/answers", headers={"Cookie": cookie.partition(";")[0]})
+print(opener.open(own + "/answers").status)
+print(opener.open(page).read().decode())
+"""
+
+
+def expect_answers_for_the_owner(host: Host) -> None:
+    """Wait until the dashboard shows the worker's answers to its owner, through the walls."""
+    pid = main_pid(host, "hivewright-dashboard.service")
+    state = f"/proc/{pid}/root/var/lib/hivewright"
+    assert host.ssh(f"ls -A {state}/worker-0").stdout.split() == ["answers"]
+    written = host.ssh(f"touch {state}/worker-0/answers/x", check=False)
+    assert "Read-only" in written.stderr
+    others = host.ssh("runuser -u hivewright -- ls /run/hivewright-answers", check=False)
+    assert "Permission denied" in others.stderr
+    (host.root / "opt/owner.py").write_text(OWNER)
+
+    def shown() -> str:
+        return host.ssh("python3 /opt/owner.py").stdout
+
+    wait_until(lambda: "its own, mean reward" in shown(), 120, "the owner sees answers", 1.0)
+    assert shown().startswith("403\n")
+    # Also after a restart, and no mount is left behind when it is stopped.
+    host.ssh("systemctl restart hivewright-dashboard")
+    wait_until(lambda: "its own, mean reward" in shown(), 60, "they are there again", 1.0)
+    host.ssh("systemctl stop hivewright-dashboard")
+    assert "hivewright-answers" not in host.ssh("cat /proc/mounts").stdout
+    host.ssh("systemctl start hivewright-dashboard")
+
+
 def test_machine_deploys_itself(fleet: Lab) -> None:
     """inventory/local.py, from a user's checkout, with the environment that the deploy installs."""
     host = fleet.host(4)
@@ -495,6 +536,7 @@ def test_machine_deploys_itself(fleet: Lab) -> None:
     assert host.ssh(f"systemctl is-active {' '.join([WORKER, *SERVICES])}").stdout.split() == [
         "active"
     ] * len([WORKER, *SERVICES])
+    expect_answers_for_the_owner(host)
     again = host.ssh(run, timeout=DEPLOY_SECONDS)
     total = next(line.split() for line in again.stdout.splitlines() if "Grand total" in line)
     assert total[3:5] == ["-", "-"], total

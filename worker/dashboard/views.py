@@ -4,6 +4,7 @@ Functions run in threads. `asked` has the values of a request's query; they are 
 """
 
 import itertools
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from worker.dashboard.reader import Reader
 from worker.dashboard.store import Store, reading
 from worker.errors import WorkerError
 from worker.log import printable
+from worker.runtime.state_dir import StateDir
 from worker.settings import Settings
 from worker.telemetry import answer_log
 
@@ -175,6 +177,7 @@ class Views:
         nodes = []
         for folder in self._settings.node_dirs:
             try:
+                _require_readable(StateDir(folder).answers)
                 groups, error = _sample(folder), None
             except WorkerError as failure:
                 groups, error = [], str(failure)
@@ -237,6 +240,15 @@ def _spark(rewards: Sequence[tuple[int, int]], first: int) -> str:
         pieces.append(f"{'L' if before == round - 1 else 'M'}{x:.1f} {y:.1f}")
         before = round
     return " ".join(pieces)
+
+
+def _require_readable(folder: Path) -> None:
+    """Raise WorkerError unless this process sees and reads the folder: it may be behind a wall."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise WorkerError(
+            f"{folder}: not there, or not readable for this dashboard; the node makes it with its"
+            " first round"
+        )
 
 
 def _sample(folder: Path) -> list[Mapping[str, Any]]:

@@ -250,7 +250,8 @@ class Dashboard(Section):
     """Targets of Prometheus that name the metrics' endpoints. A deploy sets it."""
     node_dirs: tuple[Path, ...] = ()
     """State folders of nodes on this machine, of whose answers the owner sees a sample. The
-    dashboard must be allowed to read them."""
+    dashboard must be allowed to read them. A deploy names the slots on the dashboard's host, and
+    shows it their answers only."""
     count_unaudited: bool = True
     """Rank peers by all rewards on the contract (unaudited ones are marked). False: only by rewards
     that the report in `audit_file` confirms. Audits draw a sample: raise `audit.sample` for

@@ -151,9 +151,7 @@ class _UniqueKeys(yaml.SafeLoader):
         except (ValueError, TypeError, AttributeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"{shorten(node.value)} is not a valid {kind}; text needs quotes"
-            raise yaml.constructor.ConstructorError(
-                None, None, problem, node.start_mark
-            ) from None
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(
         self,

@@ -1,5 +1,6 @@
 // Keeps the page fresh and draws its charts. The server draws everything else, escaped: this script takes the elements with
 // `data-live` from the same page, asked for again. A part whose new value is not known stays, and its time shows its age.
+// A part without content is hidden; a chart that comes with new content is drawn, and one that was there stays.
 "use strict";
 
 const POLL_MS = 5000;
@@ -46,16 +47,33 @@ function take(fresh) {
   }
 }
 
-// Details stay open or closed, and wide tables stay where they were scrolled to.
+// Details stay open or closed, charts stay drawn, and wide tables stay where they were scrolled to.
 function replace(part, other) {
+  part.hidden = other.hidden;
   for (const was of part.querySelectorAll("[id] details")) {
     const is = other.querySelector(`#${CSS.escape(was.closest("[id]").id)} details`);
     if (is) is.open = was.open;
   }
-  if (part.innerHTML === other.innerHTML) return;
+  if (plain(part) === plain(other)) return;
+  const drawn = new Map([...part.querySelectorAll("[data-curve]")].map((each) => [each.dataset.curve, each]));
+  for (const figure of other.querySelectorAll("[data-curve]")) {
+    const before = drawn.get(figure.dataset.curve);
+    if (before) figure.replaceWith(before);
+  }
   const places = [...part.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
   part.replaceChildren(...other.childNodes);
   part.querySelectorAll(".scroll").forEach((each, index) => (each.scrollLeft = places[index] ?? 0));
+  drawAll(part);
+}
+
+// The part's content without what is drawn in it.
+function plain(part) {
+  const copy = part.cloneNode(true);
+  for (const figure of copy.querySelectorAll("[data-curve]")) {
+    figure.replaceChildren();
+    figure.hidden = true;
+  }
+  return copy.innerHTML;
 }
 
 function hasSelection(part) {
@@ -104,6 +122,7 @@ function scaled(each) {
   return isReward ? each.values.map((value) => (value === null ? null : value / 1000)) : each.values;
 }
 
+const watched = new Set(); // figures whose curves are asked for
 const charts = new Map(); // by figure: what is drawn, and the curve that it was drawn from
 
 function draw(figure, curve) {
@@ -113,6 +132,12 @@ function draw(figure, curve) {
 }
 
 async function lookAt(figure) {
+  if (!figure.isConnected) {
+    charts.get(figure)?.chart.destroy();
+    charts.delete(figure);
+    watched.delete(figure);
+    return;
+  }
   let curve = null; // null: no answer; the note above the page says that the dashboard is away
   try {
     curve = await (await ask(figure.dataset.curve)).json();
@@ -129,7 +154,15 @@ function drawAgain() {
   for (const [figure, { curve }] of charts) if (!figure.hidden) draw(figure, curve);
 }
 
-for (const figure of document.querySelectorAll("[data-curve]")) lookAt(figure);
+function drawAll(part) {
+  for (const figure of part.querySelectorAll("[data-curve]")) {
+    if (watched.has(figure)) continue;
+    watched.add(figure);
+    lookAt(figure);
+  }
+}
+
+drawAll(document);
 let width = innerWidth;
 addEventListener("resize", () => {
   if (innerWidth !== width) drawAgain();
