@@ -89,7 +89,7 @@ def test_private_pages_need_the_token(dashboard: Dashboard) -> None:
 
 
 def test_folder_that_the_dashboard_does_not_see_is_named(tmp_path: Path) -> None:
-    """It is no node without answers."""
+    """A node without answers is another thing."""
     place = tmp_path / "worker-0"
     of = settings.from_flat(
         {"dashboard_state_dir": str(tmp_path / "d"), "dashboard_node_dirs": [str(place)]}, "test"
