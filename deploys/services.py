@@ -1,6 +1,6 @@
 """The services of a private swarm, one record each, from which deploys derive everything.
 
-Settings files, ports, units, prefetched facts, the digest of a deploy, rollback, uninstall and
+Units, settings files, ports, prefetched facts, the digest of a deploy, rollback, uninstall and
 backup follow from the records. Also used on hosts (backup_pack.py), so it imports nothing but
 paths.
 """
@@ -19,21 +19,34 @@ from deploys.paths import (
 )
 
 DEPLOYMENT = STATE / "keeper/deployment.json"
+# Where the chain answers, and which contract it is: not the owner's key, which lies next to that.
+CONTRACT = (STATE / "chain/rpc", DEPLOYMENT)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """A systemd service of the coordinator host.
 
-    `sections`: sections of the settings in its file; a change elsewhere does not restart it. A
-    service without any reads the file of the service `settings_of`, and works in that service's
-    folders. `ports`: settings with a port that it listens on; no two services of a host may have
-    the same. `files`: settings with paths on the host that the deploy fills in and an inventory may
-    not. `credentials`: root's files that systemd gives it. `is_backed_up`: whether its state cannot
-    be recreated, so that an uninstall keeps it and a backup includes it.
+    Its unit is templates/service.j2, or a template of its own that changes blocks of that.
+    `description`: its task, for systemd. `command`: the command of hivewright if it is not `name`.
+    `wants`: services without which it has nothing to do; it starts after them and those in `after`.
+    `reads`: what it sees of other services' folders, besides which it sees only its own; `hides`:
+    what it does not see of that. `sections`: sections of the settings in its file; a change
+    elsewhere does not restart it. A service without any reads the file of the service
+    `settings_of`, and works in that service's folders. `ports`: settings with a port that it
+    listens on; no two services of a host may have the same. `files`: settings with paths on the
+    host that the deploy fills in and an inventory may not. `credentials`: root's files that systemd
+    gives it. `is_backed_up`: whether its state cannot be recreated, so that an uninstall keeps it
+    and a backup includes it.
     """
 
     name: str
+    description: str
+    command: str = ""
+    wants: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
+    hides: tuple[Path, ...] = ()
     sections: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
@@ -43,7 +56,7 @@ class Service:
 
     @property
     def unit(self) -> str:
-        return f"hivewright-{self.name}.service"
+        return unit_of(self.name)
 
     @property
     def role(self) -> str:
@@ -51,29 +64,52 @@ class Service:
         return self.settings_of or self.name
 
     @property
+    def arguments(self) -> str:
+        """Its command line after `hivewright`."""
+        return f"{self.command or self.name} --settings {self.file}"
+
+    @property
     def file(self) -> Path:
         """Its settings file."""
         return settings_file(self.role)
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of the service `name`."""
+    return f"hivewright-{name}.service"
 
 
 # In the order in which they need each other.
 COORDINATOR_SERVICES = (
     Service(
         "chain",
+        "the embedded EVM node",
+        command="chain up",
         sections=("anvil", "chain", "log", "metrics"),
         ports=("anvil_port",),
         files={"anvil_state_file": STATE / "chain/state.json"},
     ),
-    # Puts the contract on the chain, with the keeper's key, and ends.
-    Service("contract", settings_of="keeper"),
+    Service(
+        "contract",
+        "puts the coordinator contract on the chain, or upgrades it",  # with the keeper's key
+        command="chain deploy",
+        wants=("chain",),
+        reads=(STATE / "chain", STATE / "bootnode"),
+        settings_of="keeper",
+    ),
     Service(
         "bootnode",
+        "the address through which workers find each other",
         sections=("bootnode", "log", "metrics"),
         ports=("bootnode_port",),
         files={"bootnode_state_dir": STATE / "bootnode"},
     ),
     Service(
         "keeper",
+        "advances the rounds, publishes the bootnodes",
+        wants=("contract",),
+        after=("bootnode",),
+        reads=(STATE / "chain", STATE / "bootnode"),
         # Its audits score the swarm's tasks.
         sections=("keeper", "chain", "anvil", "audit", "market", "environment", "log", "metrics"),
         files={
@@ -84,6 +120,9 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "account",
+        "signs and sends for all nodes",
+        wants=("contract",),
+        reads=CONTRACT,
         sections=("account", "chain", "market", "log", "metrics"),
         ports=("account_port",),
         files={
@@ -95,6 +134,12 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "dashboard",
+        "the page about the swarm",
+        wants=("contract",),
+        after=("keeper",),
+        # What audits found, and the fleet's endpoints.
+        reads=(*CONTRACT, STATE / "keeper/audit", PROMETHEUS),
+        hides=(STATE / "keeper/audit/auditor.pem",),
         sections=("dashboard", "chain", "market", "log", "metrics"),
         ports=("dashboard_port",),
         files={
@@ -107,6 +152,9 @@ COORDINATOR_SERVICES = (
     ),
     Service(
         "judge",
+        "the prediction market's games",
+        wants=("contract",),
+        reads=(*CONTRACT, STATE / "keeper/judge.key"),
         sections=("judge", "chain", "market", "environment", "log", "metrics"),
         ports=("judge_port",),
         files={

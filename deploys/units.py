@@ -8,7 +8,7 @@ between is completed by the next one, and a run that finds the same digest leave
 import base64
 import hashlib
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from pyinfra.api import StringCommand, operation
 from deploys import host_files, mesh
 from deploys.facts import FileContent, FileState, Service, SystemdVersion
 from deploys.paths import CURRENT, DEPLOYED, ENROLMENT_TOKEN, UNITS, USER
-from deploys.services import GPU_UNIT
+from deploys.services import COORDINATOR_SERVICES, GPU_UNIT, unit_of
 from worker import settings
 from worker.settings import Settings
 
@@ -47,6 +47,7 @@ HEADER = (
     " changed here.\n"
 )
 
+_SERVICES = {service.unit: service for service in COORDINATOR_SERVICES}
 _templates = jinja2.Environment(  # noqa: S701 - units are not HTML
     loader=jinja2.FileSystemLoader(TEMPLATES),
     undefined=jinja2.StrictUndefined,
@@ -61,7 +62,11 @@ def render(
     watchdog_seconds: int,
 ) -> str:
     """Return the text of the unit file `unit`, for a host with that systemd."""
-    return _templates.get_template(f"{unit}.j2").render(
+    template = _templates.select_template([f"{unit}.j2", "service.j2"])
+    return template.render(
+        service=_SERVICES.get(unit),
+        units=_units,
+        optional=_optional,
         user=USER,
         current=CURRENT,
         systemd_version=systemd_version,
@@ -74,6 +79,15 @@ def render(
         mesh=mesh.UNIT,
         gpu=GPU_UNIT,
     )
+
+
+def _units(names: Iterable[str]) -> str:
+    return "".join(f" {unit_of(name)}" for name in names)
+
+
+def _optional(paths: Iterable[Path]) -> str:
+    """Return paths for systemd that may be missing when the unit starts."""
+    return " ".join(f"-{path}" for path in paths)
 
 
 def settings_text(role_settings: Settings) -> str:

@@ -82,10 +82,9 @@ def test_parts_of_a_round_have_tasks_of_their_own_that_do_not_depend_on_each_oth
 
 @pytest.mark.parametrize("name", ["poetry", "answers", "", "code.sandbox"])
 def test_any_other_name_is_a_settings_error(name):
-    message = (
-        f"environment.families: {name}/: no such environment; expected code/, or a family of"
-        " reasoning-gym"
-    )
     with pytest.raises(SettingsError) as caught:
         load(f"{name}/sonnets")
-    assert str(caught.value) == message
+    before, expected, after = str(caught.value).partition("code/, ")
+    assert before.startswith(f"environment.families: {name}/: no such environment; expected ")
+    assert expected
+    assert after.endswith("or a family of reasoning-gym")

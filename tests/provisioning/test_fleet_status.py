@@ -8,6 +8,7 @@ from rich.console import Console
 
 from deploys.fleet import queries, status
 from deploys.fleet.status import status_table
+from deploys.services import COORDINATOR_UNITS
 
 NOW = 1_800_000_000.0
 
@@ -241,10 +242,7 @@ def test_what_can_not_be_read_of_a_worker_or_its_gpus_is_not_well() -> None:
     assert "gpu-1: nvidia-smi: No devices were found" in text
 
 
-HUB = [
-    f"hivewright-{name}.service"
-    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard", "judge")
-]
+HUB = list(COORDINATOR_UNITS)
 
 
 def plain(unit: str, active: str = "active", **more: Any) -> dict[str, Any]:

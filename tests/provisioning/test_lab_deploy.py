@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deploys.fleet import pyinfra_process
+from deploys.services import COORDINATOR_UNITS
 from lab.lab import REPOSITORY_URL, Lab
 from lab.lab_host import CHECKOUT, Host
 from lab.process import wait_until
@@ -25,10 +26,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 INVENTORY = "inventory/lab.py"
 DEPLOY_SECONDS = 600
 WORKER = "hivewright-worker@0.service"
-SERVICES = [
-    f"hivewright-{name}.service"
-    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard", "judge")
-]
+SERVICES = list(COORDINATOR_UNITS)
 
 
 def pyinfra(

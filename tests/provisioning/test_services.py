@@ -7,21 +7,35 @@ import pytest
 from deploys import services, units
 from deploys.services import COORDINATOR_SERVICES, Service
 from worker import settings
+from worker.cli import COMMANDS
 
 by_service = pytest.mark.parametrize(
     "service", COORDINATOR_SERVICES, ids=lambda service: service.name
 )
 
 
-def test_every_unit_template_belongs_to_a_record() -> None:
+def test_every_unit_template_belongs_to_a_unit() -> None:
     found = {file.stem for file in units.TEMPLATES.glob("hivewright-*.j2")}
-    known = {
-        services.WORKER_UNIT,
-        services.ENROL_UNIT,
-        services.GPU_UNIT,
-        *services.COORDINATOR_UNITS,
-    }
-    assert found == known
+    of_slots = {services.WORKER_UNIT, services.ENROL_UNIT, services.GPU_UNIT}
+    assert of_slots < found <= of_slots | {*services.COORDINATOR_UNITS}
+
+
+@by_service
+def test_unit_runs_the_command_of_its_record_after_the_services_that_it_wants(
+    service: Service,
+) -> None:
+    text = units.render(service.unit, 252, 900)
+    assert f"\nDescription=hivewright {service.name}: {service.description}\n" in text
+    command = service.command or service.name
+    assert f"/python -m worker {command} --settings " in text
+    assert command in {command.name for command in COMMANDS}
+    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    started = [record.name for record in COORDINATOR_SERVICES]
+    for name in (*service.wants, *service.after):
+        assert f"hivewright-{name}.service" in lines["After"].split()
+        assert started.index(name) < started.index(service.name)
+    wanted = [unit for unit in lines["Wants"].split() if unit.startswith("hivewright-")]
+    assert wanted == [f"hivewright-{name}.service" for name in service.wants]
 
 
 @by_service

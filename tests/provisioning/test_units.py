@@ -16,7 +16,14 @@ from deploys import paths, system, units, worker
 from deploys.inventory import validation
 from deploys.inventory.host_plan import HostEntry
 from deploys.paths import CURRENT, MODELS
-from deploys.services import COORDINATOR_ROLES, COORDINATOR_UNITS, ENROL_UNIT, GPU_UNIT, WORKER_UNIT
+from deploys.services import (
+    COORDINATOR_ROLES,
+    COORDINATOR_SERVICES,
+    COORDINATOR_UNITS,
+    ENROL_UNIT,
+    GPU_UNIT,
+    WORKER_UNIT,
+)
 from worker import settings
 
 DEBIAN_12, DEBIAN_13 = 252, 257
@@ -71,24 +78,30 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
     assert service["TemporaryFileSystem"] == "%S/hivewright:ro %C/hivewright:ro %L/hivewright:ro"
     assert service["BindPaths"] == f"%S/{own} %C/{own} %L/{own}"
     assert {service[f"{kind}Directory"] for kind in ("Cache", "Logs")} == {own}
-    of_chain = "-%S/hivewright/chain -%S/hivewright/bootnode"
-    contract = "-%S/hivewright/chain/rpc -%S/hivewright/keeper/deployment.json"
-    shown = f"{contract} -%S/hivewright/keeper/audit -%S/hivewright/prometheus"
-    reads = {
-        "account": contract,
-        "contract": of_chain,
-        "dashboard": shown,
-        "judge": f"{contract} -%S/hivewright/keeper/judge.key",
-        "keeper": of_chain,
-    }
-    assert service.get("BindReadOnlyPaths") == reads.get(
-        unit.removeprefix("hivewright-").removesuffix(".service")
-    )
+    record = next((record for record in COORDINATOR_SERVICES if record.unit == unit), None)
+    for key, shown in (("BindReadOnlyPaths", "reads"), ("InaccessiblePaths", "hides")):
+        listed = [f"-{path}" for path in getattr(record, shown, ())]
+        assert service.get(key, "").split() == listed
     assert service["PrivateUsers"] == "yes"
     is_chain = unit == "hivewright-chain.service"
     assert service.get("PrivateNetwork") == ("yes" if is_chain else None)
     assert service.get("IPAddressDeny") == (None if is_chain else units.METADATA)
     assert service["LimitNOFILE"] == str(units.OPEN_FILES)
+
+
+def test_folder_of_a_key_is_shown_to_nobody_but_its_owner() -> None:
+    """Another service may read single files there; none of these is a key but the judge's own."""
+    for unit in UNITS:
+        service = parse(units.render(unit, DEBIAN_12, 900))["Service"]
+        hidden = service.get("InaccessiblePaths", "").split()
+        for shown in service.get("BindReadOnlyPaths", "").split():
+            folder, _, below = shown.removeprefix(f"-{paths.STATE}/").partition("/")
+            assert not folder.startswith(("worker", "account", "dashboard", "judge")), unit
+            if folder == "keeper" and below == "audit":
+                assert f"{shown}/auditor.pem" in hidden
+            elif folder == "keeper":
+                is_judge = unit == "hivewright-judge.service"
+                assert below in ("deployment.json", *(("judge.key",) if is_judge else ()))
 
 
 def test_only_those_who_need_the_enrolment_token_get_a_copy() -> None:

@@ -1,7 +1,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -36,15 +36,19 @@ def test_floored_advantages_of_small_differences_are_small():
     assert group_advantages([0.3, 0.3], "floored") == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "weights"),
-    [
-        ("grpo", [1 / 6, 1 / 3, 0.0]),
-        ("bnpo", [1 / 3] * 3),
-        ("dapo", [1 / 3] * 3),
-        ("dr_grpo", [1 / 30] * 3),
-    ],
-)
+WEIGHTS = {
+    "grpo": [1 / 6, 1 / 3, 0.0],
+    "bnpo": [1 / 3] * 3,
+    "dapo": [1 / 3] * 3,
+    "dr_grpo": [1 / 30] * 3,
+}
+
+
+def test_every_loss_of_the_settings_is_computed_by_hand():
+    assert set(get_args(settings.Trainer.model_fields["loss_type"].annotation)) == {*WEIGHTS}
+
+
+@pytest.mark.parametrize(("loss_type", "weights"), WEIGHTS.items())
 def test_weights_of_two_sequences_and_a_masked_one(loss_type, weights):
     assert sequence_weights([2, 1, 0], loss_type, max_completion_length=10) == pytest.approx(
         weights
@@ -52,8 +56,8 @@ def test_weights_of_two_sequences_and_a_masked_one(loss_type, weights):
 
 
 def test_unknown_loss_type_is_refused():
-    with pytest.raises(ValueError, match="loss_type: 'sapo'"):
-        sequence_weights([1], "sapo", 10)
+    with pytest.raises(ValueError, match="loss_type: 'unknown'"):
+        sequence_weights([1], "unknown", 10)
 
 
 def losses(ratio, advantage, **options):

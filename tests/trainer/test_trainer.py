@@ -2,6 +2,7 @@ import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from worker.policy.policy import Policy, load
 from worker.records import ScoredGroup, Task
 from worker.trainer.trainer import Pass, Trainer
 
+LOSS_TYPES = get_args(settings.Trainer.model_fields["loss_type"].annotation)
 GENERATION = settings.Generation(num_generations=4, max_prompt_length=64, max_completion_length=12)
 QUESTIONS = [
     "Calculate 2 + 3.",
@@ -140,7 +142,7 @@ def test_steps_make_rewarded_answers_likelier(policy):
     assert sum(shares[-3:]) / 3 > sum(shares[:3]) / 3 + 0.2
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_micro_batches_change_nothing(policy, loss_type):
     groups = make_groups(policy)
     whole = backward(policy, groups, loss_type=loss_type, old_shift=0.3)
