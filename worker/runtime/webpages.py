@@ -1,4 +1,4 @@
-"""The common part of all pages: style, icon, templates, and files served as they are."""
+"""The common part of all pages: frame, style, icon, templates, and files served as they are."""
 
 import time
 from collections.abc import Mapping
@@ -15,9 +15,12 @@ _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def templates(*folders: Path) -> jinja2.Environment:
-    """Return the templates in folders. Every text in them is escaped, every name must be known."""
+    """Return the templates in folders, and frame.html, which all pages extend.
+
+    Every text in them is escaped, every name must be known.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
+        loader=jinja2.FileSystemLoader([*folders, _ASSETS]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
