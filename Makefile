@@ -26,6 +26,7 @@ lock:
 
 docs: setup
 	$(bin)/python scripts/configuration
+	$(bin)/python scripts/tables
 
 tiny-model: setup
 	$(bin)/python scripts/tiny_model.py --output worker/policy/tiny --seed 0

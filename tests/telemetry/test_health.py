@@ -47,9 +47,7 @@ def train(node, rounds: int):
 
 def test_the_operators_table_is_that_of_the_code():
     text = (ROOT / "docs/operations/watch.md").read_text()
-    assert health.table() in text, (
-        "docs/operations/watch.md: put in its table what health.table() returns"
-    )
+    assert health.table() in text, "docs/operations/watch.md: run `make docs`"
 
 
 def test_what_is_not_known_is_no_warning_and_has_no_figure():

@@ -153,4 +153,4 @@ def test_every_figure_of_a_step_has_a_description() -> None:
 
 def test_documents_have_every_figure_with_its_meaning() -> None:
     page = Path(__file__).parents[2] / "docs/operations/monitoring.md"
-    assert table() in page.read_text(), f"{page}: put in its table what metrics.table() returns"
+    assert table() in page.read_text(), f"{page}: run `make docs`"

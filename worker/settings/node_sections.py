@@ -80,8 +80,8 @@ class Family(Section):
     """One task family of the mix."""
 
     name: str
-    """A reasoning-gym data set, such as `basic_arithmetic`; or `code/lists`, `code/texts`,
-    `code/numbers`: functions that the model writes, run in a sandbox."""
+    """A reasoning-gym data set, such as `basic_arithmetic`; or ENVIRONMENT/FAMILY, such as
+    `code/lists`: functions that the model writes, run in a sandbox."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share in the mix, relative to the other families."""
     config: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
