@@ -27,7 +27,7 @@ def mistakes(**data: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make private keys: plain and with the passphrase `secret`, and files that are none."""
+    """Make private keys: plain and with the passphrase `secret`, and files without a key."""
     folder = tmp_path_factory.mktemp("keys")
     encryption: serialization.KeySerializationEncryption
     for name, password in (("plain", None), ("sealed", b"secret")):

@@ -228,8 +228,8 @@ def test_keeper_advances_its_round_if_anybody_reports(
 
 
 def test_status_of_a_keeper_that_cannot_be_read_is_waited_for() -> None:
-    now = report(KEEPER, status=None, problem="status is no JSON")
-    assert verdict(now) == Verdict("wait", "keeper's status is no JSON")
+    now = report(KEEPER, status=None, problem="status is not JSON")
+    assert verdict(now) == Verdict("wait", "keeper's status is not JSON")
 
 
 _UNITS = {

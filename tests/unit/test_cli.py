@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -112,15 +111,18 @@ def test_every_error_has_its_own_exit_code():
     assert 0 not in {kind.exit_code for kind in tree}
 
 
-def test_help_answers_in_half_a_second():
-    """It has three tries, as these machines are noisy; usually it takes a tenth of that."""
-
-    def seconds():
-        started = time.monotonic()
-        hivewright("--help")
-        return time.monotonic() - started
-
-    assert min(seconds() for _ in range(3)) < 0.5
+def test_help_loads_no_library_that_takes_seconds():
+    code = """
+import sys
+from worker import cli
+try:
+    cli.main(["--help"])
+finally:
+    print([name for name in ("torch", "transformers", "web3", "hivemind", "aiohttp")
+           if name in sys.modules])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("role", ["worker", "keeper", "account", "dashboard"])

@@ -8,8 +8,9 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from worker.chain.coordinator import Coordinator, Event
 from worker.chain.market import TOKEN, GameStatus, Market
@@ -219,12 +220,8 @@ class History:
         elif event.name == "RewardClaimed":
             if said["peerId"] in game.paid or len(game.paid) < MAX_BETS:
                 game.paid[said["peerId"]] = said["betTokensOut"] / TOKEN
-        elif len(game.bets) >= MAX_BETS:
-            game.num_omitted += 1
-        elif said["choiceIdx"] < game.num_choices:
-            amount = said["bet"] / TOKEN
-            choice = said["choiceIdx"]
-            game.bets.append(Bet(said["peerId"], said["roundIdx"], choice, amount, shares, at))
+        else:
+            _add_bet(game, said, at, shares)
 
     def _read_states(self, market: Market) -> None:
         """Read games in progress: one whose judge is gone is cancelled without an event."""
@@ -284,6 +281,15 @@ def _copy(game: Game) -> Game:
     return replace(
         game, round_ends=list(game.round_ends), bets=list(game.bets), paid=dict(game.paid)
     )
+
+
+def _add_bet(game: Game, said: Mapping[str, Any], at: float, shares: float | None) -> None:
+    if len(game.bets) >= MAX_BETS:
+        game.num_omitted += 1
+    elif said["choiceIdx"] < game.num_choices:
+        amount = said["bet"] / TOKEN
+        choice = said["choiceIdx"]
+        game.bets.append(Bet(said["peerId"], said["roundIdx"], choice, amount, shares, at))
 
 
 def _first_block(market: Market) -> int:

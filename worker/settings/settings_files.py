@@ -138,7 +138,7 @@ def _parse_yaml(text: str, source: str) -> Any:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuse a duplicate key; plain YAML would silently use the last one.
 
-    A value that looks like a date or a number and is none (`2024-02-30`) is a YAMLError, too.
+    A value in the form of a date or a number that does not exist (`2024-02-30`) is a YAMLError.
     """
 
     def construct_object(
