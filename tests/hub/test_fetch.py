@@ -26,6 +26,8 @@ OTHERS = (
     "model.gguf",
     "README.md",
 )
+# Enough for the process that downloads to start on a busy machine.
+SHORT_STALL_SECONDS = 8.0
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def test_download_that_stands_still_is_logged_and_goes_on_where_it_stopped(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", SHORT_STALL_SECONDS)
     monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.5)
     hub.stall_after = 1_000_000
     fetch.run(settings_of(tmp_path))
@@ -173,7 +175,7 @@ def test_download_that_stands_still_is_logged_and_goes_on_where_it_stopped(
 def test_download_of_which_nothing_arrives_any_more_is_one_error_and_keeps_what_has_arrived(
     tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", SHORT_STALL_SECONDS)
     hub.stall_after = 600_000
     with pytest.raises(
         ModelError, match=r"the download failed in 2 attempts: nothing arrived .*; check"
@@ -192,11 +194,11 @@ def test_xet_that_never_answers_is_given_up_for_plain_http(
 ) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_XET")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", SHORT_STALL_SECONDS)
     hub.has_xet = True
     fetch.run(settings_of(tmp_path))
     assert hub.xet_requests
-    assert "nothing arrived for 3 s" in caplog.text
+    assert f"nothing arrived for {SHORT_STALL_SECONDS:g} s" in caplog.text
     assert [each for each in hub.downloads if "safetensors" in each] == ["model.safetensors from 0"]
     assert is_whole(tmp_path / "models/somebody--tiny")
 
