@@ -43,7 +43,7 @@ class Seal:
         nonce, content = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
             return self._cipher.decrypt(nonce, content, label.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # the latter: too short to be anything sealed
             raise SecretError(
                 f"key of {label}: not encrypted with this passphrase; expected the passphrase in"
                 " account.passphrase_file that the service had before"

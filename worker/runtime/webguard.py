@@ -208,10 +208,12 @@ class Guard:
         self,
         request: web.Request,
     ) -> web.Response | None:
-        """Return the refusal of a request that a foreign web page made a browser send.
+        """Return the refusal of a malformed request, or of one that a foreign web page made.
 
         None for all other requests.
         """
+        if not _has_text_headers(request):
+            return _refused(400, "headers: got bytes that are not UTF-8; expected text")
         if "Content-Encoding" in request.headers:
             return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
         # Unknown paths and methods are answered with 404 or 405 anyway.
@@ -256,6 +258,15 @@ class Guard:
         return bool(name) and (
             "." not in name or is_local or name in (each.lower() for each in own)
         )
+
+
+def _has_text_headers(request: web.Request) -> bool:
+    """Return whether all headers are UTF-8; aiohttp keeps other bytes as halves of characters."""
+    try:
+        "".join(request.headers.values()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_expected_body(request: web.Request) -> bool:

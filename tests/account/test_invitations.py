@@ -1,0 +1,198 @@
+"""Invitations: for a number of nodes, for a person, for a time, and for nobody else."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.account.stores import Clock, open_accounts
+from worker.account import invitations as module
+from worker.account.accounts import Account, Accounts, digest
+from worker.account.invitations import Invitations, create
+from worker.account.request_bodies import Refused
+
+PEERS = [f"QmPeer{number}" for number in range(9)]
+DAY = 86_400.0
+
+
+@pytest.fixture
+def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
+    opened = open_accounts(tmp_path, monkeypatch)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def invitations(accounts: Accounts) -> Invitations:
+    return Invitations(accounts)
+
+
+@pytest.fixture
+def ada(accounts: Accounts) -> Account:
+    return accounts.create("ada@example.org", 3)
+
+
+def invite(accounts: Accounts, num_nodes: int, account: Account | None = None) -> str:
+    return create(accounts.database, num_nodes, time.time() + DAY, account)
+
+
+def refusal(call: object, *arguments: object) -> Refused:
+    with pytest.raises(Refused) as refused:
+        call(*arguments)  # type: ignore[operator]
+    return refused.value
+
+
+def test_invitation_enrols_as_many_nodes_as_it_says(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 2, ada)
+    assert secret.startswith(module.PREFIX)
+    for peer in PEERS[:2]:
+        token = invitations.enrol(secret, peer)
+        assert accounts.caller(token) == (peer, ada)
+    found = refusal(invitations.enrol, secret, PEERS[2])
+    assert (found.status, found.error) == (403, "InvitationInvalid")
+    assert "was for 2 nodes, which have used it" in str(found)
+    (left,) = invitations.of(ada)
+    assert (left.max_nodes, left.used) == (2, 2)
+
+
+def test_node_that_enrols_again_uses_nothing_up(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 1, ada)
+    first = invitations.enrol(secret, PEERS[0])
+    again = invitations.enrol(secret, PEERS[0])
+    assert accounts.caller(first) is None
+    assert accounts.caller(again) == (PEERS[0], ada)
+    assert invitations.of(ada)[0].used == 1
+
+
+def test_node_that_the_account_can_not_have_uses_nothing_up(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 9, ada)
+    for peer in PEERS[:3]:
+        invitations.enrol(secret, peer)
+    assert refusal(invitations.enrol, secret, PEERS[3]).error == "TooManyNodes"
+    bob = accounts.create("bob@example.org", 1)
+    accounts.link(bob, PEERS[4])
+    accounts.set_max_nodes(ada.id, 9)
+    assert refusal(invitations.enrol, secret, PEERS[4]).error == "PeerOfAnotherAccount"
+    accounts.set_suspended(ada.id, True)
+    assert refusal(invitations.enrol, secret, PEERS[5]).error == "AccountSuspended"
+    assert invitations.of(ada)[0].used == 3
+
+
+def test_invitation_of_the_host_makes_one_account_for_all_of_its_nodes(
+    accounts: Accounts, invitations: Invitations
+) -> None:
+    secret = invite(accounts, 2)
+    tokens = [invitations.enrol(secret, peer) for peer in PEERS[:2]]
+    callers = [accounts.caller(token) for token in tokens]
+    owners = {caller[1].id for caller in callers if caller is not None}
+    assert len(owners) == 1
+    assert len(accounts.all()) == 2
+    owner = accounts.by_id(owners.pop())
+    assert (owner.email, owner.max_nodes, owner.is_operator) == (None, 2, False)
+
+
+def test_nodes_that_enrol_at_once_share_one_account_and_no_place(
+    accounts: Accounts, invitations: Invitations
+) -> None:
+    secret = invite(accounts, 3)
+
+    def enrol(peer: str) -> str | None:
+        try:
+            return invitations.enrol(secret, peer)
+        except Refused:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        tokens = list(pool.map(enrol, PEERS[:8]))
+    given = [token for token in tokens if token is not None]
+    assert len(given) == 3
+    assert len({accounts.caller(token)[1].id for token in given}) == 1  # type: ignore[index]
+    assert len(accounts.all()) == 2
+
+
+@pytest.mark.parametrize("secret", ["", "hwi_", "hwi_unknown", "\0", "x" * 10_000])
+def test_unknown_secret_is_refused(
+    accounts: Accounts, invitations: Invitations, ada: Account, secret: str
+) -> None:
+    invite(accounts, 1, ada)
+    found = refusal(invitations.enrol, secret, PEERS[0])
+    assert (found.status, found.error) == (403, "InvitationInvalid")
+    assert str(found) == "this invitation is unknown, used up or expired; ask for a new one"
+    assert accounts.nodes_of(ada) == []
+
+
+def test_invitation_ends_at_its_time(
+    accounts: Accounts, invitations: Invitations, ada: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    secret = invite(accounts, 5, ada)
+    clock.wait(DAY - 1)
+    invitations.enrol(secret, PEERS[0])
+    clock.wait(1)
+    assert refusal(invitations.enrol, secret, PEERS[1]).error == "InvitationInvalid"
+    assert invitations.of(ada) == []
+
+
+def test_invitation_is_withdrawn_by_its_account_only(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 5, ada)
+    bob = accounts.create("bob@example.org", 1)
+    invitations.withdraw(bob, digest(secret))
+    assert len(invitations.of(ada)) == 1
+    assert invitations.of(bob) == []
+    invitations.withdraw(ada, digest(secret))
+    assert refusal(invitations.enrol, secret, PEERS[0]).error == "InvitationInvalid"
+
+
+def test_person_takes_the_account_of_the_invitation_with_its_nodes(
+    accounts: Accounts, invitations: Invitations
+) -> None:
+    secret = invite(accounts, 2)
+    token = invitations.enrol(secret, PEERS[0])
+    person = invitations.accept(digest(secret), "cy@example.org")
+    assert accounts.caller(token) == (PEERS[0], person)
+    assert person.email == "cy@example.org"
+    assert invitations.accept(digest(secret), "cy@example.org") == person
+
+
+def test_invitation_is_for_one_person(accounts: Accounts, invitations: Invitations) -> None:
+    secret = invite(accounts, 2)
+    invitations.accept(digest(secret), "cy@example.org")
+    found = refusal(invitations.accept, digest(secret), "eve@example.org")
+    assert found.status == 403
+    assert accounts.by_email("eve@example.org") is None
+
+
+def test_person_with_an_account_keeps_it(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 2)
+    assert invitations.accept(digest(secret), "ada@example.org") == ada
+    assert len(accounts.all()) == 2
+
+
+def test_invitation_of_an_account_makes_nobody_its_owner(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    for account in (ada, accounts.operator):
+        secret = invite(accounts, 2, account)
+        assert refusal(invitations.accept, digest(secret), "eve@example.org").status == 403
+    assert accounts.by_id(ada.id).email == "ada@example.org"
+    assert accounts.operator.email is None
+
+
+def test_deleted_account_takes_its_invitations_along(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 2, ada)
+    accounts.delete(ada)
+    assert refusal(invitations.enrol, secret, PEERS[0]).error == "InvitationInvalid"
