@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from worker.swarm.transport import address_ranking
 from worker.swarm.transport.address_ranking import inner_hosts, ranked
@@ -51,3 +54,31 @@ def test_bridge_without_a_card_leads_nowhere(interfaces):
 
 def test_machine_without_sysfs_has_no_known_bridges(tmp_path):
     assert inner_hosts(tmp_path / "missing") == frozenset()
+
+
+_ADDRESSES = st.sampled_from(
+    [
+        *(RELAYED, PUBLIC, PRIVATE, TAILNET, LOOPBACK, LINK_LOCAL, *BRIDGES[:2]),
+        *("/dns4/a.example/tcp/1", "/ip4/999.1.1.1/tcp/1", "/ip6/::1/tcp/1", "nonsense", ""),
+    ]
+)
+
+
+@hypothesis_settings(max_examples=60, deadline=None, database=None)
+@given(addresses=st.lists(_ADDRESSES, max_size=9), data=st.data())
+def test_order_does_not_depend_on_that_of_the_addresses(
+    addresses: list[str], data: st.DataObject
+) -> None:
+    inner = frozenset({"172.17.0.1"})
+    found = ranked(addresses, inner)
+    assert found == ranked(data.draw(st.permutations(addresses)), inner)
+    assert ranked(found, inner) == found
+    assert len(set(found)) == len(found)
+    left_out = set(addresses) - set(found)
+    assert left_out <= {BRIDGES[0]}
+    if left_out:
+        assert set(found) - {LOOPBACK, "/ip6/::1/tcp/1"}
+    kinds = [
+        address for address in (PUBLIC, RELAYED, PRIVATE, LINK_LOCAL, LOOPBACK) if address in found
+    ]
+    assert sorted(kinds, key=found.index) == kinds

@@ -4,6 +4,9 @@ import hashlib
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from worker.errors import BadRecord
 from worker.swarm.protocol import messages
@@ -110,3 +113,36 @@ def test_digest_of_an_offer_is_that_of_its_pieces_in_order() -> None:
     offer = Offer(2, 0, (first, second))
     assert offer.digest == hashlib.sha256(first + second).digest()
     assert offer.digest != Offer(2, 0, (second, first)).digest
+
+
+@hypothesis_settings(max_examples=60, deadline=None, database=None)
+@given(data=st.data())
+def test_damaged_message_is_refused_or_means_something_else(data: st.DataObject) -> None:
+    """A peer can send any bytes: the decoders raise nothing but BadRecord."""
+    offer = offer_of(data.draw(st.sampled_from([1, PIECE_BYTES + 1])), 1)
+    decode, whole = data.draw(
+        st.sampled_from(
+            [
+                (decode_request, encode_request(WeightRequest(b"member", DIGEST, DIGEST, 3))),
+                (decode_offer, encode_offer(offer)),
+            ]
+        )
+    )
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, min(len(whole), start + 8)))
+    damaged = whole[:start] + data.draw(st.binary(max_size=8)) + whole[stop:]
+    found, reason = _decoded(decode, damaged)
+    if found is None:
+        assert reason == "malformed"
+    elif isinstance(found, Offer):
+        assert sum(map(found.size_of, range(len(found.pieces)))) == found.num_bytes
+    else:
+        assert len(found.model) == 32
+        assert 0 <= found.first <= MAX_PIECES
+
+
+def _decoded(decode, payload: bytes) -> tuple[Offer | WeightRequest | None, str]:
+    try:
+        return decode(payload), ""
+    except BadRecord as error:
+        return None, error.reason

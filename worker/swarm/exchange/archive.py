@@ -4,6 +4,7 @@ A file is named by its round and the digest of its bytes. A round that was run a
 may have two: the ledger says which of them the reward is for.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from worker.runtime.files import write_whole
@@ -33,7 +34,9 @@ class Archive:
         """Return the groups with this digest, None if they are not stored."""
         for file in self._files():
             if file.stem.endswith(f"-{digest}"):
-                return file.read_bytes()
+                # A round that ends meanwhile may remove it.
+                with suppress(FileNotFoundError):
+                    return file.read_bytes()
         return None
 
     def _files(self) -> list[Path]:
