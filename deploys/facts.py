@@ -397,7 +397,9 @@ class WireGuard(OwnFact[MeshPart]):
     def read(self, output: list[str]) -> MeshPart:
         pairs = [line.split("=", 1) for line in output]
         said = dict(pairs)
-        peers = dict(value.split() for key, value in pairs if key == "peer")
+        # A host's name may have spaces; a key has none.
+        named = [value.rpartition(" ") for key, value in pairs if key == "peer"]
+        peers = {name: key for name, _, key in named}
         key = said.get("key", "")
         # It goes into the configuration of every other host: an odd one must not.
         sound = key if _WIREGUARD_KEY.fullmatch(key) else None

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from deploys import mesh, operator
 from deploys.facts import WireGuard
@@ -230,3 +233,68 @@ def test_record_of_public_keys_grows_and_keeps_what_other_runs_wrote(tmp_path: P
     assert operator.remember_public_keys(secrets, {"a": "A2="}) == {"a": "A2=", "b": "B="}
     assert operator.public_keys(secrets) == {"a": "A2=", "b": "B="}
     assert json.loads((secrets / "wireguard.json").read_text()) == {"a": "A2=", "b": "B="}
+
+
+def test_names_of_peers_may_have_spaces() -> None:
+    """The names are those of the inventory; pyinfra takes any text."""
+    key = "A" * 43 + "="
+    found = WireGuard().process([f"peer=gpu one {key}", f"peer=a=b {key}", "kernel=yes"])
+    assert found.peers == {"gpu one": key, "a=b": key}
+
+
+def routes(of: Member, fleet: dict[str, Member]) -> dict[str, list[ipaddress.IPv4Network]]:
+    """Return the networks that a host sends to each of its peers, from its configuration."""
+    found = {}
+    for section in sections(of, fleet)[1:]:
+        fields = dict(line.split(" = ") for line in section[2:])
+        networks = fields["AllowedIPs"].split(", ")
+        found[section[1].removeprefix("# ")] = [ipaddress.IPv4Network(each) for each in networks]
+    return found
+
+
+def next_hop(
+    of: Member, goal: Member, all_routes: dict[str, dict[str, list[ipaddress.IPv4Network]]]
+) -> str:
+    """Return the peer with the longest route to an address, as the kernel does."""
+    fitting = [
+        (network.prefixlen, peer)
+        for peer, networks in all_routes[of.name].items()
+        for network in networks
+        if goal.address in network
+    ]
+    return max(fitting)[1]
+
+
+@hypothesis_settings(max_examples=40, deadline=None, database=None)
+@given(
+    hubs=st.sets(st.sampled_from("abcdef"), max_size=3),
+    hidden=st.sets(st.sampled_from("abcdefg"), max_size=4),
+    size=st.integers(2, 7),
+)
+def test_every_host_reaches_every_other_over_hosts_that_pass_on(
+    hubs: set[str], hidden: set[str], size: int
+) -> None:
+    names = "abcdefg"[:size]
+    hidden = {name for name in hidden if name not in hubs}
+    if not hubs & set(names):
+        hidden = set(sorted(hidden)[:1])  # two hidden ones need a hub, which is checked elsewhere
+    fleet = members(
+        **{
+            name: {"wireguard_hub": name in hubs}
+            | ({"wireguard_endpoint": "none"} if name in hidden else {})
+            for name in names
+        }
+    )
+    all_routes = {name: routes(fleet[name], fleet) for name in names}
+    for name, peers in all_routes.items():
+        for peer in peers:
+            assert name in all_routes[peer], "a peer that does not know us drops what we send"
+            assert fleet[peer].endpoint or fleet[name].endpoint, "nobody could begin"
+    for start in names:
+        for goal in set(names) - {start}:
+            place, hops = start, 0
+            while place != goal:
+                assert place == start or fleet[place].is_hub, "passed on by no hub"
+                place = next_hop(fleet[place], fleet[goal], all_routes)
+                hops += 1
+                assert hops <= 3
