@@ -1,4 +1,4 @@
-"""Sessions and sign-ins in the database: who is in, for how long, and how often one may guess."""
+"""Sessions and sign-ins in the database: how long they last, and how often one may guess."""
 
 from collections.abc import Iterator
 from pathlib import Path
