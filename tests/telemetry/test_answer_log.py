@@ -4,11 +4,16 @@ import argparse
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import asdict
 
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.groups import scored_group
+from tests.limits import largest_file
 from worker.cli import _parser
 from worker.commands import show_answers
 from worker.errors import WorkerError
@@ -229,3 +234,129 @@ def test_wrong_range_is_one_line_and_exit_code_2(words, capsys):
         command(*words)
     assert caught.value.code == 2
     assert "expected" in capsys.readouterr().err
+
+
+TEXTS = st.text(max_size=30) | st.sampled_from(["\u2028", "\x85", "\r\n", "\0", "</answer>"])
+ANSWERS = st.builds(
+    Answer,
+    TEXTS,
+    st.floats(0, 1),
+    st.floats(-3, 3),
+    st.none() | st.floats(max_value=0, allow_infinity=False),
+    st.none() | st.booleans(),
+)
+GROUPS = st.builds(
+    AnsweredGroup,
+    st.integers(0, 10**8 - 1),
+    TEXTS,
+    st.none() | st.integers(0, 9),
+    st.just("system"),
+    st.none() | TEXTS,
+    st.booleans(),
+    TEXTS,
+    st.none() | TEXTS,
+    st.lists(ANSWERS, min_size=1, max_size=3).map(tuple),
+)
+
+
+@given(st.lists(GROUPS, min_size=1, max_size=4))
+def test_any_texts_come_back_as_they_were(tmp_path_factory, groups):
+    folder = tmp_path_factory.mktemp("any")
+    AnswerLog(folder, 10, 10).write(3, groups)
+    assert list(answer_log.read(folder)) == groups
+
+
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 6))
+def test_kept_rounds_are_the_newest_of_all_that_were_written(tmp_path_factory, rounds, most):
+    folder = tmp_path_factory.mktemp("rounds")
+    log = AnswerLog(folder, most, 10)
+    kept: set[int] = set()
+    for round in rounds:
+        log.write(round, [group(round)])
+        kept = set(sorted(kept)[-most:]) | {round}
+        kept = set(sorted(kept)[-most:])
+        assert [g.round for g in answer_log.read(folder)] == sorted(kept, reverse=True)
+
+
+@pytest.mark.parametrize(("size", "reason"), [(1000, None), (1001, "claims more than 1000")])
+def test_round_that_unpacks_to_more_than_a_node_writes_is_not_unpacked(
+    tmp_path, monkeypatch, size, reason
+):
+    monkeypatch.setattr(answer_log, "_LARGEST_ROUND", 1000)
+    line = json.dumps(asdict(group(1))).encode()
+    (tmp_path / "answers").mkdir()
+    file = tmp_path / "answers/round-00000001.jsonl.zst"
+    file.write_bytes(zstandard.compress(line + b" " * (size - len(line))))
+    if reason is None:
+        assert list(answer_log.read(tmp_path)) == [group(1)]
+        return
+    with pytest.raises(WorkerError, match=reason):
+        list(answer_log.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"\xff\n",
+        b"not JSON\n",
+        json.dumps(asdict(group(1)) | {"answers": []}).encode(),
+        json.dumps(asdict(group(1)) | {"round": "first"}).encode(),
+        json.dumps(asdict(group(1)) | {"question": None}).encode(),
+    ],
+)
+def test_round_of_something_else_is_named(tmp_path, content):
+    (tmp_path / "answers").mkdir()
+    file = tmp_path / "answers/round-00000001.jsonl.zst"
+    file.write_bytes(zstandard.compress(content))
+    with pytest.raises(WorkerError, match=rf"^{file}: not a valid round of answers .*; remove it"):
+        list(answer_log.read(tmp_path))
+
+
+def test_file_with_something_after_its_end_is_not_valid(tmp_path):
+    AnswerLog(tmp_path, 10, 10).write(1, [group(1)])
+    file = tmp_path / "answers/round-00000001.jsonl.zst"
+    file.write_bytes(file.read_bytes() + b"more")
+    with pytest.raises(WorkerError, match="not a valid round"):
+        list(answer_log.read(tmp_path))
+
+
+def test_files_of_others_in_the_folder_are_left_alone(tmp_path):
+    (tmp_path / "answers").mkdir()
+    others = ["round-.jsonl.zst", "round-x.jsonl.zst", "notes.txt", "round-00000001.jsonl"]
+    for name in others:
+        (tmp_path / "answers" / name).write_text("mine")
+    log = AnswerLog(tmp_path, 1, 10)
+    for round in (1, 2):
+        log.write(round, [group(round)])
+    assert [g.round for g in answer_log.read(tmp_path)] == [2]
+    assert {file.name for file in (tmp_path / "answers").iterdir()} == {
+        *others,
+        "round-00000002.jsonl.zst",
+    }
+
+
+def test_round_that_is_larger_than_the_limit_is_not_kept(tmp_path):
+    log = AnswerLog(tmp_path, 10, 0)
+    log.write(1, [group(1)])
+    assert list(answer_log.read(tmp_path)) == []
+
+
+def test_full_disk_costs_the_new_round_and_no_old_one(tmp_path, caplog):
+    log = AnswerLog(tmp_path, 10, 10)
+    log.write(1, [group(1)])
+    noise = "".join(chr(0x4E00 + i * i % 20_000) for i in range(10_000))
+    with largest_file(4096):
+        log.write(2, [group(2, text=noise)])
+    assert "answers of this round not written" in caplog.text
+    assert [g.round for g in answer_log.read(tmp_path)] == [1]
+
+
+def test_range_that_ends_before_it_begins_is_refused(capsys):
+    assert command("--round", "20-20").round == (20, 20)
+    for words in ("20-12", "9" * 30, f"1-{'9' * 5000}"):
+        with pytest.raises(SystemExit):
+            command("--round", words)
+        assert "expected a round, or a range such as 12-20" in capsys.readouterr().err

@@ -1,14 +1,18 @@
 """Held-out evaluation, against rewards that are known and formulas computed another way."""
 
 import itertools
+import math
 import re
 import time
 from dataclasses import asdict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker import environments, evaluation, settings
 from worker.commands import evaluate
+from worker.errors import TrainingError
 from worker.records import Completion, round_seed
 from worker.settings import Family, Generation
 from worker.telemetry.evaluation_log import Evaluation, FamilyScore
@@ -174,3 +178,86 @@ def test_table_and_json_have_the_calibration(capsys):
     assert printed.count("code/l") == 1  # it has no Brier score
     assert asdict(measured)["scores"][0]["brier"] == 0.25
     assert max(map(len, printed.splitlines())) <= 80
+
+
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_interval_has_the_mean_in_it_and_stays_a_share(count, mean):
+    found = evaluation.interval(mean, count)
+    assert 0 <= found.low <= mean + 1e-12
+    assert mean - 1e-12 <= found.high <= 1
+    wider = evaluation.interval(mean, max(1, count // 2))
+    assert wider.high - wider.low >= found.high - found.low - 1e-9
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_interval_of_equal_values_is_not_a_point(mean):
+    found = evaluation.interval(mean, 20)
+    assert found.high - found.low > 0.1
+
+
+def test_nothing_measured_is_not_a_mean_of_zero():
+    found = evaluation.interval(0.0, 0)
+    assert math.isnan(found.value)
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert math.isnan(evaluation.mean_reward([]))
+
+
+def test_evaluation_that_ends_early_has_asked_all_families_alike(environment):
+    parrot = make_parrot(environment, 1, 40)
+    asked = [("gcd", 0), ("chain_sum", None)]
+    now = [0.0]
+    scores = evaluation.evaluate(
+        parrot,
+        environment,
+        Generation(num_generations=4),
+        asked,
+        40,
+        until=-1.0,
+        progress=lambda: now.append(1.0),
+    )
+    assert [score.tasks for score in scores] == [8, 8]
+    assert len(now) == 2
+
+
+def test_tasks_that_are_too_long_are_counted_and_not_scored(environment):
+    class Short(Parrot):
+        def generate(self, questions, generation, seed):
+            found = super().generate(questions, generation, seed)
+            return [None if number % 2 else each for number, each in enumerate(found)]
+
+    parrot = Short(environment, 4)
+    parrot.answers = make_parrot(environment, 4, 10).answers
+    (score,) = evaluation.evaluate(
+        parrot, environment, Generation(num_generations=4), [("gcd", 0)], 10
+    )
+    assert (score.tasks, score.too_long, score.answers, score.reward.value) == (5, 5, 20, 1.0)
+    assert len(score.rewards) == 5
+
+
+def test_only_tasks_that_are_too_long_is_an_error_with_what_to_do(environment):
+    class Mute:
+        def generate(self, questions, generation, seed):
+            return [None] * len(questions)
+
+    with pytest.raises(
+        TrainingError, match=r"over generation.max_prompt_length \(77 tokens\); raise"
+    ):
+        evaluation.measure(
+            Mute(),
+            environment,
+            Generation(max_prompt_length=77),
+            [("gcd", 0)],
+            2,
+            seed=0,
+            seconds=60.0,
+            round=None,
+            rounds_trained=0,
+        )
+
+
+def test_other_seed_asks_other_tasks_and_the_same_seed_the_same(environment):
+    def questions(seed):
+        return [environment.question(task) for task in environment.tasks_of("gcd", 0, seed, 5)]
+
+    assert questions(evaluation.HELD_OUT) == questions(evaluation.HELD_OUT)
+    assert questions(evaluation.HELD_OUT) != questions(evaluation.HELD_OUT + 1)

@@ -1,6 +1,8 @@
 """Peer ids and addresses: one syntax for settings, messages and the account service."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker import multiaddr
 
@@ -62,3 +64,36 @@ def test_direct_tcp_addresses_of_rsa_peers_are_taken_apart():
         f"/ip4/1/tcp/1/p2p/12D{PEER[3:]}",
     ):
         assert multiaddr.match_tcp_peer(other) is None
+
+
+HOSTS = st.sampled_from(["192.0.2.1", "a.example", "::1", "node_1"])
+PROTOCOLS = st.sampled_from(["ip4", "ip6", "dns", "dns4", "dns6"])
+
+
+@given(PROTOCOLS, HOSTS, st.sampled_from(["tcp", "udp"]), st.integers(0, 99999))
+def test_address_with_a_peer_is_taken_apart_again(protocol, host, transport, port):
+    address = f"/{protocol}/{host}/{transport}/{port}"
+    assert multiaddr.is_address(address)
+    assert multiaddr.split_peer(f"{address}/p2p/{PEER}") == (address, PEER)
+
+
+@given(st.text(max_size=80))
+def test_no_text_breaks_the_readers(text):
+    assert not (multiaddr.is_address(text) and not text.startswith("/"))
+    address, peer = multiaddr.split_peer(text)
+    assert peer == text or f"{address}/p2p/{peer}" == text
+    found = multiaddr.match_tcp_peer(text)
+    assert found is None or text.endswith(found[2])
+    assert multiaddr.is_recorded_id(text)
+
+
+@pytest.mark.parametrize(("length", "is_recorded"), [(0, True), (512, True), (513, False)])
+def test_ids_in_the_log_of_a_foreign_contract_are_bounded(length, is_recorded):
+    assert multiaddr.is_recorded_id("x" * length) == is_recorded
+
+
+@pytest.mark.parametrize("hidden", ["\n", "\0", " ", "\u202e", "é"])
+def test_character_that_no_address_has_is_refused(hidden):
+    assert not multiaddr.is_address(f"/ip4/192.0.2.1{hidden}/tcp/1")
+    assert not multiaddr.is_address(f"/ip4/192.0.2.1/tcp/1{hidden}")
+    assert multiaddr.match_tcp_peer(f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}{hidden}") is None

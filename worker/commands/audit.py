@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -83,6 +84,9 @@ class Finding:
     @property
     def key(self) -> tuple[int, int, str]:
         return self.round, self.stage, self.peer_id
+
+
+_FINDINGS = TypeAdapter(list[Finding])
 
 
 class Auditor:
@@ -257,11 +261,11 @@ class Report:
         try:
             raw = json.loads(file.read_text())
             if (raw["version"], raw["contract"]) == (REPORT_VERSION, self._deployment.contract):
-                return [Finding(**entry) for entry in raw["rewards"]]
+                return _FINDINGS.validate_python(raw["rewards"])
             log.warning("report of another contract or version is replaced file=%s", file)
         except FileNotFoundError:
             log.info("first report file=%s", file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("report can't be read, starting a new one file=%s error=%r", file, error)
         return []
 

@@ -332,7 +332,12 @@ def _clock(patient: Patient) -> Iterator[Finding]:
         yield Finding("clock", "ok", "no account service to compare it with")
         return
     theirs, ours = account_client.server_time(url, patient.settings.chain.timeout_seconds)
-    offset = ours - parsedate_to_datetime(theirs).timestamp()
+    try:
+        offset = ours - parsedate_to_datetime(theirs).timestamp()
+    except (ValueError, OverflowError):
+        raise BadAnswer(
+            f"{url}: its Date header is {theirs!r}; expected hivewright's account service"
+        ) from None
     direction = "ahead of" if offset > 0 else "behind"
     said = f"{abs(offset):.0f} s {direction} the account service's"
     if abs(offset) <= CLOCK_SECONDS:
@@ -366,7 +371,7 @@ def _dht(patient: Patient) -> Iterator[Finding]:
             " node trains alone"
         )
         # libp2p's errors have several lines, and the last is the cause.
-        *_, last_line = reason.strip().splitlines()
+        *_, last_line = ["no reason is given", *reason.strip().splitlines()]
         said = printable(last_line.strip(" *"))
         yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
 

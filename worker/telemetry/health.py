@@ -6,6 +6,7 @@ the threshold is crossed, shown until the number is good again, which is logged 
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -145,7 +146,8 @@ def _seconds_by(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    # A step that failed has figures that are not finite; they would hide those of all others.
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None
 
 
