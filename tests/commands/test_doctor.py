@@ -274,3 +274,32 @@ def test_pressure_key_and_own_card_are_found_with_what_to_do(
     assert "it must be reset; reset it" in found["device"].cause
     monkeypatch.setattr(doctor.device, "gpu_uuid", lambda _: neighbour)
     assert findings_of(settings_of(enrolled))["device"].verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [("", "no reason is given"), ("failed to dial\n * refused\x1b", "refused\\x1b")],
+)
+def test_bootnode_that_does_not_answer_is_named_with_the_last_line(
+    enrolled: Path, monkeypatch: pytest.MonkeyPatch, reason: str, shown: str
+) -> None:
+    address = "/ip4/127.0.0.1/tcp/9/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+    monkeypatch.setattr(doctor.swarm_probe, "reach", lambda each: dict.fromkeys(each, reason))
+    swarm = {"enabled": True, "host": "127.0.0.1", "bootnodes": [address]}
+    patient = doctor.Patient(settings_of(enrolled, swarm=swarm), None)
+    (finding,) = doctor._findings(doctor._dht, patient)
+    assert finding.verdict == "warning"
+    assert finding.cause == f"no bootnode answers: {address}: {shown}"
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Foo 2027 00:00:00 GMT"])
+def test_service_that_tells_no_time_is_refused(
+    enrolled: Path, monkeypatch: pytest.MonkeyPatch, date: str
+) -> None:
+    monkeypatch.setattr(doctor.account_client, "server_time", lambda *_: (date, 0.0))
+    chain = {"account_url": "http://127.0.0.1:9"}
+    patient = doctor.Patient(settings_of(enrolled, chain=chain), None)
+    (finding,) = doctor._findings(doctor._clock, patient)
+    assert finding.verdict == "refuse"
+    assert f"its Date header is {date!r}" in finding.cause
+    assert finding.fix == "expected hivewright's account service"

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import http.server
 import logging
+import math
 import re
 import shutil
 import threading
@@ -377,3 +378,10 @@ def test_rewards_that_wait_are_a_warning_unless_they_are_held_back_on_purpose(
     health.watch(node)
     assert found(node) == expected
     ledger.close()
+
+
+def test_figures_of_a_failed_step_do_not_hide_those_of_the_others():
+    rounds = [{"quality": {"sampling_logp_difference_mean": value}} for value in (0.5, math.nan)]
+    assert health.recent(rounds).sampling_gap == 0.5
+    assert health.recent([*rounds, {"reward_mean": math.inf}]).reward is None
+    assert health.recent([]) == Recent()

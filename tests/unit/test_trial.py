@@ -1,4 +1,4 @@
-"""Comparing weights on the same tasks: those that both answered count, noise is no gain."""
+"""Comparing weights on the same tasks: those that both answered count."""
 
 import math
 import statistics
