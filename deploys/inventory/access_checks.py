@@ -19,6 +19,7 @@ from pyinfra.connectors.ssh_util import load_key_with_certificate
 
 from deploys.inventory.addresses import EXPECTED_SSH_HOST, is_ssh_host
 from deploys.inventory.host_plan import MAX_PORT
+from deploys.inventory.schema import is_too_large
 from deploys.pyinfra_ext import sudo
 
 
@@ -28,7 +29,7 @@ def access_mistakes(host: Host) -> Iterator[str]:
     data = host.data.dict()
     messages = [*wrong.values(), *sudo.mistakes(data)]
     if host.connector_cls is SSHConnector:
-        right = {key: value for key, value in data.items() if key not in wrong}
+        right = {key: data[key] for key in data.keys() - wrong if not is_too_large(data[key])}
         messages += _wrong_ssh(host.name, right)
     for message in messages:
         yield located(host, message)
@@ -46,6 +47,8 @@ def wrong_types(host: Host) -> dict[str, str]:
     kinds = own | get_type_hints(host.connector_cls.data_cls)
     wrong = {}
     for key in sorted(data.keys() & kinds.keys()):
+        if is_too_large(data[key]):
+            continue  # `validation.check` reports it
         try:
             raise_if_bad_type(data[key], kinds[key], ConnectorDataTypeError, key)
         except ConnectorDataTypeError:

@@ -104,9 +104,7 @@ def make(
 def _access_mistakes(hosts: Iterable[Host]) -> list[str]:
     lines: list[str] = []
     for each in hosts:
-        # `validation.check` reports data that nothing can read.
-        if not validation.unusable(each.data.dict()):
-            lines += access_mistakes(each)
+        lines += access_mistakes(each)
     return lines
 
 
@@ -205,8 +203,7 @@ def review(all_hosts: Iterable[Host]) -> list[str]:
     all_hosts = list(all_hosts)
     fatal: list[str] = []
     for each in all_hosts:
-        if not validation.unusable(each.data.dict()):
-            fatal += [located(each, message) for message in wrong_types(each).values()]
+        fatal += [located(each, message) for message in wrong_types(each).values()]
     if fatal:
         raise SettingsError("\n".join(fatal))
     lines = _access_mistakes(all_hosts)

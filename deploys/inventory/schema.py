@@ -18,6 +18,8 @@ SlotCpus = Annotated[float, Field(ge=0.01, le=1e4, allow_inf_nan=False)]
 MAX_SECONDS = 30 * 24 * 3600
 AUTO: Literal["auto"] = "auto"
 MAX_SLOTS = 256
+# Larger numbers have no use in an inventory, and Python prints none of more than 4300 digits.
+_MAX_BITS = 1024
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # Type of an error whose message has the value that was got.
 WHOLE_MESSAGE = "whole_message"
@@ -45,6 +47,11 @@ def parse_slots(value: object) -> Slots | None:
     if type(value) is int and value > 0:
         return ({},) * value
     raise _wrong_slots(f"got {value!r}; expected {SLOTS_MAY_BE}")
+
+
+def is_too_large(value: object) -> bool:
+    """Return whether a value is a number that no message can contain."""
+    return isinstance(value, int) and value.bit_length() > _MAX_BITS
 
 
 def _wrong_slots(message: str) -> PydanticCustomError:

@@ -24,7 +24,7 @@ from deploys.inventory.derived_settings import (
     wrong_metrics_port,
 )
 from deploys.inventory.host_plan import COORDINATORS, WORKERS, HostEntry, HostPlan, clashes
-from deploys.inventory.schema import AUTO, Deployment, pick, problems_of
+from deploys.inventory.schema import AUTO, Deployment, is_too_large, pick, problems_of
 from deploys.inventory.slot_checks import SET_BY_DEPLOY, make_slots, wrong_number, wrong_values
 from deploys.inventory.slots import Slot, with_families
 from deploys.services import DERIVED
@@ -32,8 +32,6 @@ from deploys.tailscale import tailnet
 from worker import settings
 from worker.errors import SettingsError
 
-# Larger numbers have no use in an inventory, and Python prints none of more than 4300 digits.
-_MAX_BITS = 1024
 EXPECTED_URL = "not a URL; expected one such as https://git.example.org/hivewright.git"
 
 
@@ -112,7 +110,7 @@ def _unusable(
     value: Any,
 ) -> Iterator[str]:
     """Yield keys that are not text, and values that cannot be in a file or on a command line."""
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+    if is_too_large(value):
         yield f"{place}: a number of more than 300 digits; expected a smaller one"
     elif isinstance(value, str):
         if "\0" in value or not _is_encodable(value):
