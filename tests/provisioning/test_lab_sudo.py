@@ -4,6 +4,7 @@ h4 trains alone. The tests run in this order on one host.
 """
 
 import json
+import secrets
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DEPLOY_SECONDS = 400
 STATE = "/var/lib/hivewright"
-KEY = "planted-key-of-weights-and-biases-40"
+KEY = f"planted-{secrets.token_hex(16)}"  # not in the sources on the host
 INVENTORY = """
 from lab.access import operator_access
 from worker.environments.presets import DEMO_SETTINGS

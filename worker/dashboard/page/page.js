@@ -92,6 +92,9 @@ function short(value) {
   return value.toLocaleString("en", { maximumFractionDigits: Math.abs(value) < 10 ? 2 : 0 });
 }
 
+// Steps of the axis of rounds, which are whole numbers.
+const WHOLE = [1, 2, 5].flatMap((step) => [0, 1, 2, 3, 4, 5, 6].map((power) => step * 10 ** power)).sort((a, b) => a - b);
+
 function options(figure, curve) {
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
   const series = curve.series.map((each, index) => ({
@@ -102,7 +105,7 @@ function options(figure, curve) {
     dash: index >= NAMES.length ? [6, 4] : undefined,
     value: (_, value) => short(value),
   }));
-  const axes = [{ ...axis, size: 36 }, { ...axis, size: 56, values: (_, values) => values.map(short) }];
+  const axes = [{ ...axis, size: 36, incrs: WHOLE }, { ...axis, size: 56, values: (_, values) => values.map(short) }];
   if (series.some((each) => each.scale === "peers")) {
     axes.push({ ...axis, scale: "peers", side: 1, size: 44, grid: { show: false }, values: (_, values) => values.map(short) });
   }
