@@ -12,6 +12,8 @@ from pathlib import Path
 from deploys.paths import STATE, USER
 from worker.runtime.state_dir import StateDir
 
+# Of a unit's commands, also those of root see only what the service sees.
+_OUTSIDE = "/usr/bin/nsenter --mount=/proc/1/ns/mnt"
 PLACES = Path("/run/hivewright-answers")
 """Root's folder, which nobody else may enter, with a mount for each worker."""
 
@@ -26,9 +28,9 @@ def drop_in_text(node_dirs: Collection[Path]) -> str:
     for folder in hidden:
         place = PLACES / folder.name
         lines += [
-            f"ExecStartPre=+/bin/sh -c {_in_unit(show_script(folder, place))}",
+            f"ExecStartPre=+{_OUTSIDE} /bin/sh -c {_in_unit(show_script(folder, place))}",
             f"BindReadOnlyPaths=-{place}:{StateDir(folder).answers}",
-            f"ExecStopPost=+-/bin/umount --lazy {place}",
+            f"ExecStopPost=+-{_OUTSIDE} /bin/umount --lazy {place}",
         ]
     return "\n".join(["[Service]", *lines, ""]) if lines else ""
 

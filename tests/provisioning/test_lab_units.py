@@ -4,11 +4,12 @@ Each test runs its own program instead of the service's, with everything else of
 """
 
 import re
+from pathlib import Path
 
 import pytest
 
-from deploys import units
-from deploys.services import WORKER_UNIT
+from deploys import answers_view, units
+from deploys.services import DASHBOARD_UNIT, WORKER_UNIT
 from lab.lab import Lab
 from lab.lab_host import Host
 from lab.process import wait_until
@@ -157,3 +158,40 @@ def test_service_that_was_well_is_no_longer_held_responsible_for_earlier_ends(ho
     host.ssh(f"echo 6 > {STATE}/worker-0/seconds")
     wait_until(lambda: num_restarts() == 0, 60, "its ends are forgotten", 0.2)
     host.ssh(f"systemctl stop {unit}", timeout=60)
+
+
+def test_dashboard_sees_answers_of_a_worker_and_neither_its_key_nor_what_a_link_names(
+    host: Host,
+) -> None:
+    node = f"{STATE}/worker-3"
+    host.ssh(f"rm -rf {node}; install -d -m 700 -o hivewright -g hivewright {node}")
+    host.ssh(f"install -m 600 -o hivewright -g hivewright /dev/null {node}/swarm.pem")
+    probe = (
+        f"for f in $(find {STATE} -type f -path *worker*) {node}/answers/*; do echo probe: sees $f;"
+        f" done; touch {node}/answers/x 2>/dev/null && echo probe: writes; echo probe: done; sleep"
+        " 600"
+    )
+    name = install(host, DASHBOARD_UNIT, probe)
+    folder = host.root / f"etc/systemd/system/{name}.d"
+    folder.mkdir(exist_ok=True)
+    (folder / "hivewright.conf").write_text(answers_view.drop_in_text([Path(node)]))
+    host.ssh("systemctl daemon-reload")
+
+    def seen(before: str) -> list[str]:
+        """Return what the dashboard says after these commands and a restart."""
+        host.ssh(f"systemctl stop {name}; journalctl --rotate --vacuum-time=1s; {before}")
+        host.ssh(f"systemctl restart {name}")
+        wait_until(lambda: "probe: done" in said(host, name), 30, "the probe is done")
+        return sorted(set(said(host, name)))
+
+    # It is made by the first start, as the worker's.
+    assert seen("true") == ["probe: done", f"probe: sees {node}/answers/*"]
+    assert host.ssh(f"stat --format='%U %a' {node}/answers").stdout.split() == ["hivewright", "700"]
+    found = seen(f"runuser -u hivewright -- touch {node}/answers/round-1")
+    assert found == ["probe: done", f"probe: sees {node}/answers/round-1"]
+    closed = host.ssh("runuser -u hivewright -- ls /run/hivewright-answers", check=False)
+    assert "Permission denied" in closed.stderr
+    link = f"rm -rf {node}/answers; runuser -u hivewright -- ln -s ../keeper {node}/answers"
+    assert seen(link) == ["probe: done", f"probe: sees {node}/answers/*"]
+    host.ssh(f"systemctl stop {name}; rm -rf {node} /etc/systemd/system/{name}*")
+    assert "hivewright-answers" not in host.ssh("cat /proc/mounts").stdout
