@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> None:
         output,
         num_workers=options.workers,
         num_rounds=options.rounds,
-        minutes=options.minutes,
         seed=options.seed,
         console=Console(),
         model=options.model,
         has_market=options.market,
+        minutes=options.minutes,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
@@ -91,11 +91,11 @@ class Demo:
         output: Path,
         num_workers: int,
         num_rounds: int,
-        minutes: int | None,
         seed: int,
         console: Console,
         model: str | None = None,
         has_market: bool = False,
+        minutes: int | None = None,
     ) -> None:
         """Create a demo. `model`: a folder with a real model, instead of the packaged small one.
 
