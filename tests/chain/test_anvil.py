@@ -48,7 +48,7 @@ def start(place, tmp_path):
         with (tmp_path / "chain.log").open("a") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         started.append(process)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not address.exists():
             assert process.poll() is None, (tmp_path / "chain.log").read_text()
             assert time.monotonic() < deadline

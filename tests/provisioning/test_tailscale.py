@@ -58,7 +58,7 @@ class Machine:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                timeout=60,
+                timeout=200,
                 check=False,
                 env={**os.environ, **own},
             )
