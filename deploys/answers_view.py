@@ -1,4 +1,4 @@
-"""What the dashboard sees of the workers on its host: their answers, for its owner.
+"""Show the dashboard the answers of the workers on its host, for its owner.
 
 A worker's folder has keys, so only `answers` in it is shown. That name is the worker's to replace,
 by a link to another service's folder, say, and systemd follows links in BindReadOnlyPaths=. So root

@@ -1,4 +1,4 @@
-"""What this process may do, taken away for a moment: room on the disk, and root's rights."""
+"""Contexts in which this process has no room on the disk, or no rights of root."""
 
 import os
 import resource

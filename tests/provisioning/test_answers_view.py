@@ -1,4 +1,4 @@
-"""What a dashboard sees of the workers on its host, in its unit and by the commands in it."""
+"""The answers of workers that a dashboard sees: the lines of its unit, and their commands."""
 
 import os
 import shutil

@@ -329,7 +329,7 @@ def _row(process: _Process) -> dict[str, Any]:
 
 
 def _row_rollback(process: _Process) -> dict[str, Any] | None:
-    """Return the last rollback; None if there is none, or a later deploy made it history."""
+    """Return the last rollback; None: the host never went back, or was deployed to since."""
     if process.rollback is None:
         return None
     at, release, reason = process.rollback

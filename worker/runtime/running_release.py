@@ -42,7 +42,7 @@ def current(folder: Path) -> tuple[str, float | None] | None:
 
 
 def last_rollback(folder: Path) -> RolledBack | None:
-    """Return the last rollback of the host, whose release contains the folder; None: there is none.
+    """Return the last rollback of the host, whose release contains the folder. None: no rollback.
 
     Raises WorkerError if its file can't be read.
     """
