@@ -7,6 +7,7 @@
     ├── ResourceError (OSError)      4   the machine lacks something: a free port, disk space
     │   └── DeviceIll               11   the GPU has a fault that needs a person
     ├── ModelError                   5   the model can't be loaded or does not fit
+    ├── NotScored                        the model has no opinion on a question; no command ends so
     ├── ChainError                   6   the chain refuses, or is not the one in the settings
     │   ├── ChainUnreachable             no answer in time: workers wait, other commands fail
     │   │   └── BadAnswer                an unusable answer; treated like an outage
@@ -80,6 +81,10 @@ class ModelError(WorkerError):
     """The model can't be found, loaded, or does not fit this machine."""
 
     exit_code = 5
+
+
+class NotScored(WorkerError):
+    """The model can't score the choices of a question, in its lengths, time and memory."""
 
 
 class ChainError(WorkerError):

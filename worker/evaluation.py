@@ -14,7 +14,7 @@ from typing import Protocol
 from worker import settings
 from worker.environments import Environment
 from worker.environments.answers import END
-from worker.errors import TrainingError
+from worker.errors import NotScored, TrainingError
 from worker.judge import problems
 from worker.market import policies
 from worker.market.player import Opinion
@@ -244,13 +244,15 @@ def _count(
 
 
 def _calibrate(tally: _Tally, environment: Environment, task: Task, opinion: Opinion) -> None:
-    """Add the Brier score of a task with choices; none if it has too few short answers."""
+    """Add the Brier score of a task with choices; none if it has too few, or too long ones."""
     problem = problems.of_task(environment, task, NUM_CHOICES, 1, task.seed)
     if problem is None:
         return
-    found = opinion.logprobs(problem.clues[-1], list(problem.choices), math.inf)
-    if found is not None:
-        tally.briers.append(policies.brier(policies.probabilities(found), problem.answer))
+    try:
+        found = opinion.logprobs(problem.clues[-1], list(problem.choices), math.inf)
+    except NotScored:
+        return
+    tally.briers.append(policies.brier(policies.probabilities(found), problem.answer))
 
 
 def _score(one: Asked, tally: _Tally) -> Score:

@@ -841,7 +841,9 @@ class Node:
 
     @functools.cached_property
     def choice_scorer(self) -> ChoiceScorer:
-        return ChoiceScorer(self.policy, self.settings.generation.max_prompt_length)
+        return ChoiceScorer(
+            self.policy, self.settings.generation, lambda: self.trainer.budget.tokens
+        )
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)

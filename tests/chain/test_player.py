@@ -13,7 +13,7 @@ from tests.chain.hall import Hall, open_hall
 from tests.chain.own_chain import own_chain, skip_seconds
 from worker import settings
 from worker.chain.market import TOKEN, GameStatus, Market
-from worker.errors import BadAnswer, ChainUnreachable, ContractRefused
+from worker.errors import BadAnswer, ChainUnreachable, ContractRefused, NotScored
 from worker.market import judge_client
 from worker.market.journal import UNKNOWN_FAMILY, Journal, Row
 from worker.market.judge_client import JudgeClient
@@ -50,14 +50,17 @@ class OwnAccount:
 
 
 class Fixed:
-    """A model with these log-probabilities."""
+    """A model with these log-probabilities. `fails`: what it raises in their place."""
 
     def __init__(self, *values: float) -> None:
-        self.values: list[float] | None = list(values)
+        self.values = list(values)
+        self.fails: Exception | None = None
         self.num_asked = 0
 
-    def logprobs(self, question: str, choices: list[str], seconds: float) -> list[float] | None:
+    def logprobs(self, question: str, choices: list[str], seconds: float) -> list[float]:
         self.num_asked += 1
+        if self.fails is not None:
+            raise self.fails
         return self.values
 
 
@@ -195,17 +198,37 @@ def test_clue_that_the_contract_does_not_know_is_not_thought_about(
     assert (model.num_asked, hall.market.balance("anna")) == (0, 100 * TOKEN)
 
 
-def test_clue_that_takes_too_long_is_skipped(hall, desk, tmp_path):
+def test_clue_that_the_model_can_not_score_is_skipped_with_the_reason(hall, desk, tmp_path):
     game, _ = hall.open(1, 2, 0)
     desk.say(game, 0, 1, "yes", "no")
     slow = Fixed()
-    slow.values = None
+    slow.fails = NotScored("the model would need 99 s")
     with playing(hall, desk, tmp_path) as player:
         turn(player, slow)
         turn(player, slow)
         assert player.status() == {"skipped": 1}
     assert slow.num_asked == 1
-    assert "no bet: the model would need" in (tmp_path / "logs/prg_record.txt").read_text()
+    assert "no bet: the model would need 99 s" in (tmp_path / "logs/prg_record.txt").read_text()
+
+
+def test_clue_whose_pass_ended_the_worker_is_not_asked_about_again(hall, desk, tmp_path):
+    """The kernel may end it for its memory: without a row, each restart would do so again."""
+    game, _ = hall.open(2, 2, 0)
+    desk.say(game, 0, 2, "yes", "no")
+    model = Fixed(-1.0, -2.0)
+    model.fails = KeyError("a fault of the model")
+    with playing(hall, desk, tmp_path) as player:
+        player.step()
+        with pytest.raises(KeyError):
+            player.think(lambda: model)
+    model.fails = None
+    with playing(hall, desk, tmp_path) as again:
+        turn(again, model)
+        assert (model.num_asked, again.status()) == (1, {"skipped": 1})
+        hall.send("incrementRound", game)
+        desk.say(game, 1, 1, "yes", "no")
+        turn(again, model)
+        assert again.status() == {"skipped": 1, "sent": 1}
 
 
 def test_foreign_market_gets_no_second_bet(hall, desk, tmp_path, monkeypatch):

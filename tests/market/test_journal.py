@@ -57,6 +57,15 @@ def test_second_row_of_a_clue_changes_nothing(journal):
     assert journal.counts() == {"planned": 1}
 
 
+def test_decision_replaces_what_is_not_known_before_it(journal):
+    asked = replace(BET, choice=0, amount=0, beliefs=(), state="skipped", reason="killed")
+    journal.add(asked)
+    journal.add(replace(asked, round=1))
+    journal.decide(BET)
+    assert journal.open_rows(HALL) == [BET]
+    assert journal.counts() == {"planned": 1, "skipped": 1}
+
+
 def test_clue_is_known_by_market_game_and_round(journal):
     journal.add(BET)
     assert journal.has(HALL, 3, 0)

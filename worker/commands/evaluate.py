@@ -54,7 +54,9 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
             seconds=options.seconds,
             round=state.get("round"),
             rounds_trained=state.get("rounds_trained", 0),
-            opinion=ChoiceScorer(policy, settings.generation.max_prompt_length),
+            opinion=ChoiceScorer(
+                policy, settings.generation, lambda: settings.trainer.max_tokens_per_micro_batch
+            ),
         )
     if options.json:
         records = {name: asdict(found[name]) for name in wanted}

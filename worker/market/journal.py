@@ -1,9 +1,10 @@
 """The durable record of a node's bets: one row per clue, on disk (fsync) before a bet is sent.
 
-    planned -> sent (hash) -> confirmed -> claiming -> paid, or lost
-            -> missed (reason)
+    skipped -> planned -> sent -> confirmed -> claiming -> paid, or lost
+                               -> missed (reason)
 
-Only the chain moves a row to `confirmed` and beyond. A row without a bet is `skipped`.
+A row is `skipped` from before the model is asked until there is a bet. Only the chain moves a row
+to `confirmed` and beyond.
 """
 
 import json
@@ -78,6 +79,24 @@ class Journal:
                 row.reason,
                 row.brier,
                 row.family,
+            ),
+        )
+
+    def decide(self, row: Row) -> None:
+        """Write the decision on a clue, whose row is there since before the model was asked."""
+        self._database.execute(
+            "UPDATE bets SET choice = ?, amount = ?, beliefs = ?, state = ?, changed_at = ?,"
+            " reason = ? WHERE market = ? AND game = ? AND round = ?",
+            (
+                row.choice,
+                str(row.amount),
+                json.dumps(list(row.beliefs)),
+                row.state,
+                row.changed_at,
+                row.reason,
+                row.market,
+                row.game,
+                row.round,
             ),
         )
 

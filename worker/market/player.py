@@ -9,15 +9,15 @@ foreign one it is sent once. Whatever judge and chain do costs at most the bet.
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from worker.chain.account_client import Account, AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.market import GameStatus, Market
-from worker.errors import ContractRefused, WorkerError
+from worker.errors import ContractRefused, NotScored, WorkerError
 from worker.log import printable
 from worker.market import policies
 from worker.market.journal import Journal, Row
@@ -37,9 +37,9 @@ _MAX_CHOICES_SHOWN = 80
 
 
 class Opinion(Protocol):
-    """The model: log-probabilities of the choices; None if it would take more than `seconds`."""
+    """The model: log-probabilities of the choices, in at most about `seconds`. Raises NotScored."""
 
-    def logprobs(self, question: str, choices: list[str], seconds: float) -> list[float] | None: ...
+    def logprobs(self, question: str, choices: list[str], seconds: float) -> list[float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,9 @@ class Player:
         self._outage = Outage(log)
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._asked: Clue | None = None
-        self._opinion: tuple[Clue, list[float] | None] | None = None
+        # A clue, with its row; from the thread to the round loop, and back with the beliefs.
+        self._asked: tuple[Clue, Row] | None = None
+        self._opinion: tuple[Clue, Row] | None = None
         self._thread = threading.Thread(target=self._run, name="market", daemon=True)
 
     def start(self) -> None:
@@ -126,12 +127,21 @@ class Player:
         it, so that is the longest delay.
         """
         with self._lock:
-            clue = self._asked
-        if clue is None:
+            asked = self._asked
+        if asked is None:
             return
-        found = make_opinion().logprobs(clue.clue, clue.choices, self._settings.seconds_per_round)
+        clue, row = asked
+        # Before the model is asked: if that ends the worker, it is not asked again at the restart.
+        self.journal.add(row)
+        seconds = self._settings.seconds_per_round
+        try:
+            found = make_opinion().logprobs(clue.clue, clue.choices, seconds)
+        except NotScored as error:
+            row = replace(row, reason=str(error))
+        else:
+            row = replace(row, beliefs=tuple(policies.probabilities(found)), reason=None)
         with self._lock:
-            self._asked, self._opinion = None, (clue, found)
+            self._asked, self._opinion = None, (clue, row)
 
     # ---- the thread
 
@@ -179,56 +189,62 @@ class Player:
                 self._note_refusal(row, refusal)
         self._take_opinion(market)
         clue = judge.clue()
-        if not clue.is_open or self.journal.has(market.address, clue.game_id, clue.clue_id):
+        with self._lock:
+            is_asked = self._asked is not None and self._asked[0] == clue
+        if is_asked or not clue.is_open:
+            return
+        if self.journal.has(market.address, clue.game_id, clue.clue_id):
             return
         reason = self._obstacle(market, clue)
         if reason is not None:  # the judge is ahead of the chain for a moment, or talks nonsense
             log.debug("clue ignored game=%d round=%d %s", clue.game_id, clue.clue_id, reason)
             return
-        with self._lock:
-            self._asked = clue
-
-    def _take_opinion(self, market: Market) -> None:
-        with self._lock:
-            opinion = self._opinion
-        if opinion is None:
-            return
-        self._decide(market, *opinion)
-        with self._lock:
-            self._opinion = None
-
-    def _decide(self, market: Market, clue: Clue, logprobs: list[float] | None) -> None:
-        """Decide on a bet for the clue, write it down, and send it."""
-        if self.journal.has(market.address, clue.game_id, clue.clue_id):
-            return
-        reason = self._obstacle(market, clue)
-        if logprobs is None:
-            limit = self._settings.seconds_per_round
-            too_long = f"the model would need more than {limit:g} s, or the clue is too long"
-            reason = reason or too_long
-        beliefs = policies.probabilities(logprobs) if logprobs else []
-        bet = Bet(0, 0)
-        if reason is None:
-            bet = self._bet(market, clue, beliefs)
-            reason = None if bet.amount else "the policy makes no bet"
         row = Row(
             market.address,
             clue.game_id,
             clue.clue_id,
             market.client.block_number(),
-            bet.choice,
-            bet.amount,
-            tuple(beliefs),
-            "planned" if reason is None else "skipped",
-            time.time(),
-            reason,
+            choice=0,
+            amount=0,
+            beliefs=(),
+            state="skipped",
+            changed_at=time.time(),
+            reason="the worker ended before its model had scored the choices",
             family=clue.family,
         )
-        self.journal.add(row)
-        if reason is None:
-            self._send(market, row, clue.choices[bet.choice])
+        with self._lock:
+            self._asked = clue, row
+
+    def _take_opinion(self, market: Market) -> None:
+        """Write down the decision on the clue that the model was asked about, and send the bet."""
+        with self._lock:
+            opinion = self._opinion
+        if opinion is None:
+            return
+        clue, row = opinion
+        row = self._decide(market, clue, row)
+        self.journal.decide(row)
+        with self._lock:
+            self._opinion = None
+        if row.state == "planned":
+            self._send(market, row, clue.choices[row.choice])
         else:
-            self._record(row, f"no bet: {reason}")
+            self._record(row, f"no bet: {row.reason}")
+
+    def _decide(self, market: Market, clue: Clue, row: Row) -> Row:
+        """Return the row with the bet, or with the reason why there is none."""
+        bet, reason = Bet(0, 0), row.reason or self._obstacle(market, clue)
+        if reason is None:
+            bet = self._bet(market, clue, row.beliefs)
+            reason = None if bet.amount else "the policy makes no bet"
+        return replace(
+            row,
+            choice=bet.choice,
+            amount=bet.amount,
+            state="planned" if reason is None else "skipped",
+            changed_at=time.time(),
+            reason=reason,
+        )
 
     def _obstacle(self, market: Market, clue: Clue) -> str | None:
         """Return why there is no bet on the clue: contract and judge must agree on the game."""
@@ -243,7 +259,7 @@ class Player:
             return f"the contract is in round {round}"
         return None
 
-    def _bet(self, market: Market, clue: Clue, beliefs: list[float]) -> Bet:
+    def _bet(self, market: Market, clue: Clue, beliefs: Sequence[float]) -> Bet:
         balance = market.balance(self._peer_id)
         if self._settings.policy == "even":
             return policies.even(beliefs, balance, clue.rounds_remaining)
