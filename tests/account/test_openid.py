@@ -1,14 +1,24 @@
+import json
 import re
 import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
 from account_service import serving
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet
 
 from tests.account.hosting import hosted
 from tests.account.npm_tools import openid_provider
 from tests.account.people import ADA, code_of
 from tests.account.visitor import Visitor, texts
+from worker.account import openid
+from worker.account.request_bodies import Refused
+from worker.account.sessions import SignIn
+from worker.settings import Account as Section
 
 CALLBACK = "/sign-in/openid/callback"
 
@@ -34,6 +44,89 @@ def signing(chain, tmp_path):
         with serving(parsed, port) as running:
             running.url = own
             yield running
+
+
+class StandIn:
+    """A provider that says what a test wants: no pages, one person, keys that it may change."""
+
+    def __init__(self) -> None:
+        self.in_token: dict[str, object] = {}
+        self.at_endpoint: dict[str, object] = {}
+        self.asked: list[str] = []
+        self.nonce = ""
+        self.renew_key()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.issuer = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def renew_key(self) -> None:
+        self._key = ECKey.generate_key("P-256", auto_kid=True)
+        self._published = KeySet([self._key])
+
+    def hide_key(self) -> None:
+        self._key = ECKey.generate_key("P-256", auto_kid=True)
+
+    def provider(self) -> openid.Provider:
+        section = Section(oidc_issuer=self.issuer, oidc_client_id="hivewright")
+        return openid.Provider(section)
+
+    def sign_in(self, provider: openid.Provider) -> str:
+        """Return the e-mail address that the provider vouches for."""
+        _, data = provider.authorization("http://localhost/callback")
+        self.nonce = data["nonce"]
+        return provider.email(SignIn(b"", None, data), "code", "http://localhost/callback")
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, path: str) -> object:
+        if path == "/keys":
+            return self._published.as_dict()
+        if path == "/userinfo":
+            return self.at_endpoint
+        if path == "/token":
+            return {"access_token": "x", "token_type": "Bearer", "id_token": self._id_token()}
+        places = {"jwks_uri": "/keys", "token_endpoint": "/token", "userinfo_endpoint": "/userinfo"}
+        urls = {name: self.issuer + place for name, place in places.items()}
+        return {"issuer": self.issuer, "authorization_endpoint": f"{self.issuer}/ask", **urls}
+
+    def _id_token(self) -> str:
+        now = int(time.time())
+        claims = {"iss": self.issuer, "aud": "hivewright", "sub": "1", "nonce": self.nonce}
+        times = {"iat": now, "exp": now + 60}
+        header = {"alg": "ES256", "kid": self._key.kid}
+        return jwt.encode(header, claims | times | self.in_token, self._key)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                stand_in.asked.append(self.path)
+                body = json.dumps(stand_in._answer(self.path)).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def stand_in():
+    running = StandIn()
+    yield running
+    running.close()
 
 
 def at_provider(visitor: Visitor, email: str) -> str:
@@ -71,6 +164,49 @@ def test_address_that_the_provider_has_not_verified_is_refused(signing) -> None:
     assert answer.status_code == 403
     assert "has not verified" in texts(answer)
     assert not visitor.is_signed_in
+
+
+def test_address_in_the_identity_token_is_enough(stand_in) -> None:
+    provider = stand_in.provider()
+    stand_in.in_token = {"email": "Ada@example.org", "email_verified": True}
+    assert stand_in.sign_in(provider) == ADA
+    stand_in.in_token = {"email": ADA, "email_verified": False}
+    with pytest.raises(Refused, match="has not verified"):
+        stand_in.sign_in(provider)
+    assert "/userinfo" not in stand_in.asked
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ({"sub": "1", "email": ADA}, "EmailNotVerified"),
+        ({"sub": "1", "email": ADA, "email_verified": "yes"}, "EmailNotVerified"),
+        ({"sub": "1"}, "EmailMissing"),
+        ({"sub": "2", "email": ADA, "email_verified": True}, "IdentityTokenInvalid"),
+    ],
+)
+def test_address_that_is_not_vouched_for_is_refused(stand_in, said, error) -> None:
+    stand_in.at_endpoint = said
+    with pytest.raises(Refused) as refused:
+        stand_in.sign_in(stand_in.provider())
+    assert (refused.value.status, refused.value.error) == (403, error)
+
+
+def test_new_keys_of_the_provider_are_read_once_a_minute(stand_in, monkeypatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(openid.time, "monotonic", lambda: now)
+    stand_in.in_token = {"email": ADA, "email_verified": True}
+    provider = stand_in.provider()
+    assert stand_in.sign_in(provider) == ADA
+    stand_in.renew_key()
+    now += 60
+    assert stand_in.sign_in(provider) == ADA
+    # A provider that signs with keys that it does not publish is not asked each time.
+    stand_in.hide_key()
+    for _ in range(3):
+        with pytest.raises(Refused, match="not valid"):
+            stand_in.sign_in(provider)
+    assert stand_in.asked.count("/keys") == 2
 
 
 def test_answer_of_another_sign_in_is_refused_and_none_works_twice(signing) -> None:

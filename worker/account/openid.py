@@ -4,6 +4,7 @@ import hmac
 import secrets
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from aiohttp import web
 from authlib.integrations.base_client.errors import OAuthError
 from authlib.integrations.requests_client import OAuth2Session
 from joserfc import jwt
-from joserfc.errors import JoseError
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
 from worker.account.mail import normalized
@@ -27,6 +28,8 @@ from worker.settings import Account as Section
 _SCOPE = "openid email"
 _SECONDS = 10.0
 _CONFIGURATION_SECONDS = 3600.0
+_NEW_KEYS_SECONDS = 60.0
+"""How often a token by an unknown key makes us read the provider's keys again."""
 _LEEWAY_SECONDS = 60
 # What providers sign with. Never `none`, nor a secret that the provider shares with others.
 _ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519", "RS384", "RS512", "ES384", "ES512")
@@ -35,6 +38,15 @@ _CALLBACK = "/sign-in/openid/callback"
 
 class ProviderFailed(WorkerError):
     """The provider does not answer, or not as OpenID Connect says."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Configuration:
+    """A provider's configuration and keys, as of `read_at` (time.monotonic)."""
+
+    content: dict[str, Any]
+    keys: KeySet
+    read_at: float
 
 
 class OpenId:
@@ -107,13 +119,11 @@ class Provider:
                 f"account.oidc_issuer: got {self._issuer}; expected an https:// address"
             )
         self._lock = threading.Lock()
-        self._read_at = float("-inf")
-        self._configuration: dict[str, Any] = {}
-        self._keys: Any = None
+        self._configuration: _Configuration | None = None
 
     def authorization(self, callback: str) -> tuple[str, dict[str, str]]:
         """Return where the browser goes, and what the sign-in keeps until it comes back."""
-        configuration = self._configured()
+        configuration = self._configured().content
         verifier, nonce = secrets.token_urlsafe(48), secrets.token_urlsafe(24)
         with self._session(callback) as session:
             place, state = session.create_authorization_url(
@@ -131,7 +141,7 @@ class Provider:
 
         Raises Refused if the provider does not vouch for one, ProviderFailed.
         """
-        configuration = self._configured()
+        configuration = self._configured().content
         try:
             with self._session(callback) as session:
                 answer = session.fetch_token(
@@ -141,6 +151,11 @@ class Provider:
                     timeout=_SECONDS,
                 )
             claims = self._claims(str(answer.get("id_token", "")), sign_in.data["nonce"])
+            has_both = {"email", "email_verified"} <= claims.keys()
+            if not has_both and "userinfo_endpoint" in configuration:
+                claims = _user_info(
+                    configuration["userinfo_endpoint"], answer["access_token"], claims["sub"]
+                )
         except OAuthError as error:
             reason = discreet(str(error.error))
             raise Refused(403, "ProviderRefused", f"the provider refused: {reason}") from None
@@ -149,14 +164,7 @@ class Provider:
                 f"{self._issuer} (account.oidc_issuer): {type(error).__name__}; expected an"
                 " OpenID Connect provider that answers"
             ) from None
-        if claims.get("email_verified") is not True:
-            raise Refused(
-                403,
-                "EmailNotVerified",
-                "the provider has not verified your e-mail address; verify it there, or sign in"
-                " with a code by e-mail",
-            )
-        return normalized(str(claims.get("email", "")))
+        return _verified_email(claims)
 
     def _claims(
         self,
@@ -166,7 +174,7 @@ class Provider:
         """Return the claims of a valid identity token. Raises Refused."""
         expected = jwt.JWTClaimsRegistry(
             leeway=_LEEWAY_SECONDS,
-            iss={"essential": True, "value": self._configuration["issuer"]},
+            iss={"essential": True, "value": self._configured().content["issuer"]},
             aud={"essential": True, "value": self._client_id},
             exp={"essential": True},
             iat={"essential": True},
@@ -174,7 +182,7 @@ class Provider:
             nonce={"essential": True, "value": nonce},
         )
         try:
-            token = jwt.decode(id_token, self._keys, algorithms=list(_ALGORITHMS))
+            token = self._decoded(id_token)
             expected.validate(token.claims)
         except JoseError as error:
             raise Refused(
@@ -185,31 +193,32 @@ class Provider:
             raise Refused(403, "IdentityTokenInvalid", "the provider's token is for another client")
         return claims
 
-    def _configured(self) -> dict[str, Any]:
-        """Return the provider's configuration, read with its keys at most once an hour."""
+    def _decoded(self, id_token: str) -> jwt.Token:
+        """Return the token if a key of the provider signed it; it may have new keys."""
+        try:
+            return jwt.decode(id_token, self._configured().keys, algorithms=list(_ALGORITHMS))
+        except (InvalidKeyIdError, BadSignatureError):
+            keys = self._configured(_NEW_KEYS_SECONDS).keys
+            return jwt.decode(id_token, keys, algorithms=list(_ALGORITHMS))
+
+    def _configured(self, max_age_seconds: float = _CONFIGURATION_SECONDS) -> _Configuration:
+        """Return the provider's configuration, read again when it is as old as that."""
         with self._lock:
-            if time.monotonic() - self._read_at < _CONFIGURATION_SECONDS:
-                return self._configuration
+            known = self._configuration
+            if known is not None and time.monotonic() - known.read_at < max_age_seconds:
+                return known
             try:
-                found: dict[str, Any] = self._read(
-                    f"{self._issuer}/.well-known/openid-configuration"
-                )
+                found = _read(f"{self._issuer}/.well-known/openid-configuration")
                 if str(found["issuer"]).rstrip("/") != self._issuer:
                     raise ValueError("another issuer")
-                keys = KeySet.import_key_set(self._read(found["jwks_uri"]))
+                keys = KeySet.import_key_set(_read(found["jwks_uri"]))
             except (requests.RequestException, ValueError, KeyError, JoseError) as error:
                 raise ProviderFailed(
                     f"{self._issuer} (account.oidc_issuer): {type(error).__name__}: no OpenID"
                     " Connect configuration; expected it at /.well-known/openid-configuration"
                 ) from None
-            self._configuration, self._keys = found, keys
-            self._read_at = time.monotonic()
-            return found
-
-    def _read(self, url: str) -> Any:
-        answer = requests.get(url, timeout=_SECONDS, allow_redirects=False)
-        answer.raise_for_status()
-        return answer.json()
+            self._configuration = _Configuration(found, keys, time.monotonic())
+            return self._configuration
 
     def _session(self, callback: str) -> OAuth2Session:
         method = "none" if self._secret is None else "client_secret_basic"
@@ -221,3 +230,46 @@ class Provider:
             code_challenge_method="S256",
             token_endpoint_auth_method=method,
         )
+
+
+def _user_info(
+    endpoint: str,
+    access_token: str,
+    subject: str,
+) -> dict[str, Any]:
+    """Return what the provider says of the person `subject`. Raises Refused if of another one."""
+    claims = _read(endpoint, {"Authorization": f"Bearer {access_token}"})
+    if claims.get("sub") != subject:
+        raise Refused(403, "IdentityTokenInvalid", "the provider answered about another person")
+    return claims
+
+
+def _verified_email(claims: dict[str, Any]) -> str:
+    if "email" not in claims:
+        raise Refused(
+            403,
+            "EmailMissing",
+            "the provider names no e-mail address of yours; allow it there to name one, or sign in"
+            " with a code by e-mail",
+        )
+    if claims.get("email_verified") is not True:
+        raise Refused(
+            403,
+            "EmailNotVerified",
+            "the provider has not verified your e-mail address; verify it there, or sign in with a"
+            " code by e-mail",
+        )
+    return normalized(str(claims["email"]))
+
+
+def _read(
+    url: str,
+    headers: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the JSON object at a URL. Raises RequestException, ValueError."""
+    answer = requests.get(url, headers=headers, timeout=_SECONDS, allow_redirects=False)
+    answer.raise_for_status()
+    content = answer.json()
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content

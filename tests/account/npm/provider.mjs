@@ -1,5 +1,6 @@
 // A real OpenID Connect provider (oidc-provider) on loopback, with its own sign-in pages for tests.
 // usage: node provider.mjs CLIENT_REDIRECT_URI; prints its issuer when it answers.
+// Its identity tokens have no e-mail address, as the standard says: that is at /me.
 // Who signs in types the e-mail address; one that begins with "unverified" is not verified.
 import http from "node:http";
 import { createRequire } from "node:module";
@@ -16,7 +17,6 @@ const provider = new Provider(issuer, {
     grant_types: ["authorization_code"], response_types: ["code"],
   }],
   claims: { openid: ["sub"], email: ["email", "email_verified"] },
-  conformIdTokenClaims: false,
   pkce: { required: () => true },
   async findAccount(_, sub) {
     const email_verified = !sub.startsWith("unverified");
