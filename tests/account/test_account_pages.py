@@ -12,6 +12,7 @@ from tests.account.hosting import HOST
 from tests.account.people import ADA, BOB, signed_in
 from tests.account.visitor import Visitor, texts
 from worker.account import account_pages, invitations, sessions
+from worker.account.accounts import digest
 from worker.chain.account_client import AccountClient
 from worker.chain.registration import enrol
 from worker.commands import account_admin
@@ -128,6 +129,19 @@ def test_person_joins_by_an_invitation_of_the_host(service) -> None:
     secret = re.search("hwi_[A-Za-z0-9_-]+", page)[0]
     assert f"/sign-in#invitation={secret}" in page
     assert secret not in host.get("/host").text
+
+
+def test_host_withdraws_an_invitation_that_leaked(service, ada, node, tmp_path) -> None:
+    host = signed_in(service, HOST)
+    page = host.submit("/host/invite", on="/host", nodes="2", days="1").text
+    secret = re.search("hwi_[A-Za-z0-9_-]+", page)[0]
+    assert "For 2 nodes, 0 used, until" in texts(host.get("/host"))
+    shown = digest(secret).hex()
+    assert ada.submit("/host/withdraw", invitation=shown).status_code == 404
+    host.submit("/host/withdraw", on="/host", invitation=shown)
+    assert "For 2 nodes" not in texts(host.get("/host"))
+    with pytest.raises(IdentityError, match="unknown, used up or expired"):
+        AccountClient(service.node_chain(), tmp_path / "node").enrol(node, secret)
 
 
 # ---- invitations as enrolment tokens

@@ -1,8 +1,10 @@
 """Invitations: for a number of nodes, for a person, for a time, and for nobody else."""
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,58 @@ def test_deleted_account_takes_its_invitations_along(
     secret = invite(accounts, 2, ada)
     accounts.delete(ada)
     assert refusal(invitations.enrol, secret, PEERS[0]).error == "InvitationInvalid"
+
+
+def test_host_lists_and_withdraws_what_no_person_has_used(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    invite(accounts, 5, ada)
+    unused, enrolled, taken = (invite(accounts, number) for number in (1, 2, 3))
+    token = invitations.enrol(enrolled, PEERS[0])
+    invitations.accept(digest(taken), "cy@example.org")
+    assert [each.max_nodes for each in invitations.of_host()] == [1, 2]
+    for secret in (unused, enrolled, taken):
+        invitations.withdraw_of_host(digest(secret))
+    assert invitations.of_host() == []
+    for secret in (unused, enrolled):
+        assert refusal(invitations.enrol, secret, PEERS[1]).error == "InvitationInvalid"
+    assert accounts.caller(token) is not None
+    assert invitations.enrol(taken, PEERS[2])
+    assert len(invitations.of(ada)) == 1
+
+
+def test_end_of_the_process_before_the_node_is_linked_uses_nothing_up(
+    accounts: Accounts, invitations: Invitations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = invite(accounts, 1)
+
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as dying:
+        dying.setattr(accounts, "link_in", end)
+        with pytest.raises(SystemExit):
+            invitations.enrol(secret, PEERS[0])
+    assert len(accounts.all()) == 1
+    assert accounts.caller(invitations.enrol(secret, PEERS[0]))
+
+
+def test_two_first_sign_ins_of_a_person_at_once_make_one_account(
+    accounts: Accounts, invitations: Invitations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with an invitation of its own: neither fails, whichever is faster."""
+    barrier = threading.Barrier(2)
+    by_email = accounts.by_email
+
+    def together(*arguments: object) -> Account | None:
+        found = by_email(*arguments)  # type: ignore[arg-type]
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(0.3)  # both have looked, unless the second must wait for the first
+        return found
+
+    monkeypatch.setattr(accounts, "by_email", together)
+    secrets = [digest(invite(accounts, 2)) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda hash: invitations.accept(hash, "cy@example.org"), secrets))
+    assert found[0].id == found[1].id
+    assert len(accounts.all()) == 2

@@ -14,7 +14,7 @@ from worker.account import device_flow
 from worker.chain.account_client import ENROL_PREFIX
 from worker.chain.device_login import DeviceLogin
 from worker.commands import login
-from worker.errors import IdentityError
+from worker.errors import IdentityError, ResourceError
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,21 @@ def test_token_is_given_once(service, node, ada) -> None:
     assert status == 200
     assert service.service.accounts.caller(answer["access_token"])[0] == node.peer_id
     assert ask(service, waiting.device_code)[1]["error"] == "expired_token"
+
+
+def test_code_is_kept_until_the_node_is_linked(service, node, ada, monkeypatch) -> None:
+    """An end of the process, or a full disk, between the two costs nobody another sign-in."""
+
+    def fail(*_: object) -> None:
+        raise ResourceError("no room")
+
+    waiting = begun(service, node)
+    ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="allow")
+    monkeypatch.setattr(device_flow, "_POLL_SECONDS", 0)
+    with monkeypatch.context() as failing:
+        failing.setattr(service.service.accounts, "link_in", fail)
+        assert ask(service, waiting.device_code)[0] == 500
+    assert ask(service, waiting.device_code)[0] == 200
 
 
 def test_node_proves_its_key(service, node) -> None:

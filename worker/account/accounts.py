@@ -24,6 +24,9 @@ from worker.chain.database import Database
 from worker.errors import SecretError
 from worker.swarm import identity
 
+Run = Callable[..., list[tuple[Any, ...]]]
+"""Runs a statement, alone or as a part of a transaction."""
+
 DATABASE_FILE = "accounts.db"
 OPERATOR_ID = 1
 TOKEN_SECONDS = 90 * 24 * 3600.0
@@ -144,8 +147,12 @@ class Accounts:
     def operator(self) -> Account:
         return self.by_id(OPERATOR_ID)
 
-    def by_id(self, account_id: int) -> Account:
-        found = self._find("id = ?", account_id)
+    def by_id(
+        self,
+        account_id: int,
+        run: Run | None = None,
+    ) -> Account:
+        found = self._find("id = ?", account_id, run)
         if found is None:
             raise Refused(404, "AccountGone", "the account was deleted")
         return found
@@ -156,18 +163,23 @@ class Accounts:
     def by_address(self, address: str) -> Account | None:
         return self._find("address = ? COLLATE NOCASE", address)
 
-    def by_email(self, email: str) -> Account | None:
-        return self._find("email = ?", email)
+    def by_email(
+        self,
+        email: str,
+        run: Run | None = None,
+    ) -> Account | None:
+        return self._find("email = ?", email, run)
 
     def all(self) -> list[Account]:
         """Return all accounts that are not deleted, the operator's first."""
-        return self._select("deleted_at IS NULL ORDER BY id")
+        rows = self.database.execute(_SELECT_ACCOUNTS + "deleted_at IS NULL ORDER BY id")
+        return [Account(*row) for row in rows]
 
     def create(
         self,
         email: str | None,
         max_nodes: int,
-        run: Callable[..., Any] | None = None,
+        run: Run | None = None,
     ) -> Account:
         """Create an account with a key of its own; `run`: of a transaction that it is part of."""
         if self._seal is None:
@@ -259,13 +271,11 @@ class Accounts:
         self,
         condition: str,
         value: object,
+        run: Run | None = None,
     ) -> Account | None:
-        found = self._select(f"{condition} AND deleted_at IS NULL", value)
-        return found[0] if found else None
-
-    def _select(self, condition: str, *values: object) -> list[Account]:
-        rows = self.database.execute(_SELECT_ACCOUNTS + condition, values)
-        return [Account(*row) for row in rows]
+        execute = run or self.database.execute
+        rows = execute(f"{_SELECT_ACCOUNTS}{condition} AND deleted_at IS NULL", (value,))
+        return Account(*rows[0]) if rows else None
 
     # ---- nodes and their tokens
 
@@ -296,30 +306,40 @@ class Accounts:
         Raises Refused if it is linked to another account, if the account has as many nodes as it
         may, or is suspended.
         """
+        with self.database.transaction() as run:
+            return self.link_in(run, account, peer_id, name)
+
+    def link_in(
+        self,
+        run: Run,
+        account: Account,
+        peer_id: str,
+        name: str = "",
+    ) -> str:
+        """Link the node as `link` does, in the transaction of `run`."""
+        problem = _problem(run, account, peer_id)
+        if problem is not None:
+            raise problem
         token = f"hwn_{secrets.token_urlsafe(32)}"
         expires_at: float | None = time.time() + TOKEN_SECONDS
         token_hash: bytes | None = digest(token)
-        if account.is_operator and not self._is_ended(peer_id):
+        if account.is_operator and not _is_ended(run, peer_id):
             token = self._operator_tokens.issue(peer_id)
             token_hash = expires_at = None
-        with self.database.transaction() as run:
-            problem = _problem(run, account, peer_id)
-            if problem is not None:
-                raise problem
-            run(
-                "INSERT INTO nodes (peer_id, account_id, name, linked_at, token_hash,"
-                " token_expires_at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (peer_id) DO UPDATE SET"
-                " token_hash = excluded.token_hash, token_expires_at = excluded.token_expires_at,"
-                " revoked_at = NULL",
-                (
-                    peer_id,
-                    account.id,
-                    name or identity.animal_name(peer_id),
-                    time.time(),
-                    token_hash,
-                    expires_at,
-                ),
-            )
+        run(
+            "INSERT INTO nodes (peer_id, account_id, name, linked_at, token_hash,"
+            " token_expires_at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (peer_id) DO UPDATE SET"
+            " token_hash = excluded.token_hash, token_expires_at = excluded.token_expires_at,"
+            " revoked_at = NULL",
+            (
+                peer_id,
+                account.id,
+                name or identity.animal_name(peer_id),
+                time.time(),
+                token_hash,
+                expires_at,
+            ),
+        )
         return token
 
     def find_problem(
@@ -380,12 +400,6 @@ class Accounts:
             _change(run, holder, peer_id, _REVOKE, time.time())
             _change(run, holder, peer_id, "UPDATE nodes SET account_id = ?", account.id)
 
-    def _is_ended(self, peer_id: str) -> bool:
-        """Return whether the peer's HMAC was revoked, which is the same at each issue."""
-        return bool(
-            self.database.execute("SELECT 1 FROM ended_tokens WHERE peer_id = ?", (peer_id,))
-        )
-
     def caller(self, token: str) -> tuple[str, Account] | None:
         """Return the peer and account of a token; None if it is invalid or expired.
 
@@ -397,7 +411,7 @@ class Accounts:
             is_operators = node is None or (
                 node.account_id == OPERATOR_ID and node.revoked_at is None
             )
-            if not is_operators or self._is_ended(peer_id):
+            if not is_operators or _is_ended(self.database.execute, peer_id):
                 return None
             return peer_id, self.operator
         rows = self.database.execute(_SELECT_NODES + "token_hash = ?", (digest(token),))
@@ -473,11 +487,11 @@ def digest(secret: str) -> bytes:
 
 
 def _problem(
-    run: Callable[..., list[tuple[Any, ...]]],
+    run: Run,
     account: Account,
     peer_id: str,
 ) -> Refused | None:
-    """Return why the account can't link the node; `run` runs a statement."""
+    """Return why the account can't link the node."""
     rows = run("SELECT account_id FROM nodes WHERE peer_id = ?", (peer_id,))
     if rows and rows[0][0] != account.id and account.suspended_at is None:
         holders = run("SELECT address FROM accounts WHERE id = ?", rows[0])
@@ -486,7 +500,7 @@ def _problem(
 
 
 def _problem_of(
-    run: Callable[..., list[tuple[Any, ...]]],
+    run: Run,
     account: Account,
     is_new: bool = True,
 ) -> Refused | None:
@@ -505,7 +519,7 @@ def _problem_of(
 
 
 def _change(
-    run: Callable[..., list[tuple[Any, ...]]],
+    run: Run,
     account: Account,
     peer_id: str,
     statement: str,
@@ -520,8 +534,13 @@ def _change(
         raise node_unknown()
 
 
+def _is_ended(run: Run, peer_id: str) -> bool:
+    """Return whether the peer's HMAC was revoked, which is the same at each issue."""
+    return bool(run("SELECT 1 FROM ended_tokens WHERE peer_id = ?", (peer_id,)))
+
+
 def _end_token(
-    run: Callable[..., list[tuple[Any, ...]]],
+    run: Run,
     account: Account,
     peer_id: str,
 ) -> None:

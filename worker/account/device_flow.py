@@ -141,10 +141,12 @@ class DeviceFlow:
             raise Refused(400, "slow_down", f"ask every {_POLL_SECONDS} s")
         if account_id is None:
             raise Refused(400, "authorization_pending", "nobody has typed the code yet")
-        if not self._database.execute("DELETE FROM devices WHERE hash = ? RETURNING 1", (key,)):
-            raise Refused(400, "expired_token", "this sign-in is over; begin it again")
-        account = self._site.accounts.by_id(account_id)
-        token = self._site.accounts.link(account, peer_id, name)
+        accounts = self._site.accounts
+        with self._database.transaction() as run:
+            if not run("DELETE FROM devices WHERE hash = ? RETURNING 1", (key,)):
+                raise Refused(400, "expired_token", "this sign-in is over; begin it again")
+            account = accounts.by_id(account_id, run)
+            token = accounts.link_in(run, account, peer_id, name)
         return {"access_token": token, "token_type": "Bearer", "account": account.address}
 
     # ---- for people

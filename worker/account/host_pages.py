@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from worker.account import invitations
-from worker.account.account_pages import DAY_SECONDS, MAX_INVITATION_DAYS, number_of
+from worker.account.account_pages import (
+    DAY_SECONDS,
+    MAX_INVITATION_DAYS,
+    bytes_of,
+    number_of,
+)
 from worker.account.accounts import Account
 from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see, text_of
@@ -38,6 +43,7 @@ class HostPages:
             ("/host/quota", self.quota),
             ("/host/suspend", self.suspend),
             ("/host/invite", self.invite),
+            ("/host/withdraw", self.withdraw),
         ):
             router.add_post(path, site.signed_in(handle, is_post=True))
 
@@ -92,6 +98,18 @@ class HostPages:
         )
         return await self._page(request, visitor, secret)
 
+    async def withdraw(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        form: Form,
+    ) -> web.Response:
+        _require_host(visitor)
+        await self._site.in_thread(
+            self._site.invitations.withdraw_of_host, bytes_of(form, "invitation")
+        )
+        return see("/host")
+
     async def _page(
         self,
         request: web.Request,
@@ -104,6 +122,7 @@ class HostPages:
             "host.html",
             visitor,
             rows=rows,
+            invitations=await self._site.in_thread(self._site.invitations.of_host),
             invitation=invitation,
             link=f"{self._site.address(request)}/sign-in#invitation={invitation}",
         )

@@ -2,13 +2,19 @@
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from worker.account.accounts import Account, Accounts, digest
+from worker.account.accounts import Account, Accounts, Run, digest
 from worker.account.request_bodies import Refused
 from worker.chain.database import Database
 
 PREFIX = "hwi_"
+_SELECT = "SELECT hash, account_id, max_nodes, used, expires_at FROM invitations WHERE"
+_OF_HOST = (
+    "(account_id IS NULL OR account_id IN"
+    " (SELECT id FROM accounts WHERE email IS NULL AND id != 1))"
+)
+"""Invitations for an account that no person has yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,11 @@ class Invitations:
 
     def of(self, account: Account) -> list[Invitation]:
         """Return the valid invitations of the account."""
-        rows = self._database.execute(
-            "SELECT hash, account_id, max_nodes, used, expires_at FROM invitations WHERE"
-            " account_id = ? AND expires_at > ? ORDER BY created_at",
-            (account.id, time.time()),
-        )
-        return [Invitation(*row) for row in rows]
+        return self._valid("account_id = ?", account.id)
+
+    def of_host(self) -> list[Invitation]:
+        """Return the host's valid invitations that no person has used."""
+        return self._valid(_OF_HOST)
 
     def withdraw(
         self,
@@ -67,20 +72,16 @@ class Invitations:
             "DELETE FROM invitations WHERE account_id = ? AND hash = ?", (account.id, hash)
         )
 
+    def withdraw_of_host(self, hash: bytes) -> None:
+        """End an invitation of the host; nodes that it enrolled stay linked."""
+        self._database.execute(
+            f"DELETE FROM invitations WHERE hash = ? AND {_OF_HOST}",  # noqa: S608
+            (hash,),
+        )
+
     def find(self, hash: bytes) -> Invitation:
         """Return a valid invitation. Raises Refused if it is unknown, used up or expired."""
-        rows = self._database.execute(
-            "SELECT hash, account_id, max_nodes, used, expires_at FROM invitations WHERE hash = ?"
-            " AND expires_at > ?",
-            (hash, time.time()),
-        )
-        if not rows:
-            raise Refused(
-                403,
-                "InvitationInvalid",
-                "this invitation is unknown, used up or expired; ask for a new one",
-            )
-        return Invitation(*rows[0])
+        return _find(self._database.execute, hash)
 
     def enrol(
         self,
@@ -92,18 +93,14 @@ class Invitations:
         Raises Refused if the invitation is not valid or used up, or the account can't have the
         node.
         """
-        invitation = self.find(digest(secret))
-        account = self._account_of(invitation)
-        node = self._accounts.node(peer_id)
-        is_new = node is None or node.account_id != account.id
-        if is_new:
-            self._use(invitation)
-        try:
-            return self._accounts.link(account, peer_id)
-        except Refused:
-            if is_new:
-                self._give_back(invitation)
-            raise
+        with self._database.transaction() as run:
+            invitation = _find(run, digest(secret))
+            account = self._account_of(run, invitation)
+            if not run(
+                "SELECT 1 FROM nodes WHERE peer_id = ? AND account_id = ?", (peer_id, account.id)
+            ):
+                _use(run, invitation)
+            return self._accounts.link_in(run, account, peer_id)
 
     def accept(
         self,
@@ -115,50 +112,66 @@ class Invitations:
         A person with an account keeps it. Raises Refused if the invitation is not valid, or is
         another person's.
         """
-        invitation = self.find(hash)
-        account = self._accounts.by_email(email)
-        if account is not None:
-            return account
-        account = self._account_of(invitation)
-        if not self._database.execute(
-            "UPDATE accounts SET email = ? WHERE id = ? AND email IS NULL AND id != 1 RETURNING 1",
-            (email, account.id),
-        ):
-            raise Refused(
-                403, "InvitationInvalid", "somebody else has used this invitation; ask for another"
-            )
-        return self._accounts.by_id(account.id)
+        with self._database.transaction() as run:
+            invitation = _find(run, hash)
+            account = self._accounts.by_email(email, run)
+            if account is not None:
+                return account
+            account = self._account_of(run, invitation)
+            if not run(
+                "UPDATE accounts SET email = ? WHERE id = ? AND email IS NULL AND id != 1"
+                " RETURNING 1",
+                (email, account.id),
+            ):
+                raise Refused(
+                    403,
+                    "InvitationInvalid",
+                    "somebody else has used this invitation; ask for another",
+                )
+        return replace(account, email=email)
 
-    def _account_of(self, invitation: Invitation) -> Account:
+    def _valid(self, condition: str, *values: object) -> list[Invitation]:
+        rows = self._database.execute(
+            f"{_SELECT} {condition} AND expires_at > ? ORDER BY created_at",
+            (*values, time.time()),
+        )
+        return [Invitation(*row) for row in rows]
+
+    def _account_of(
+        self,
+        run: Run,
+        invitation: Invitation,
+    ) -> Account:
         """Return the invitation's account, which its first use creates."""
         if invitation.account_id is not None:
-            return self._accounts.by_id(invitation.account_id)
-        with self._database.transaction() as run:
-            ((account_id,),) = run(
-                "SELECT account_id FROM invitations WHERE hash = ?", (invitation.hash,)
-            )
-            if account_id is None:
-                account_id = self._accounts.create(None, invitation.max_nodes, run).id
-                run(
-                    "UPDATE invitations SET account_id = ? WHERE hash = ?",
-                    (account_id, invitation.hash),
-                )
-        return self._accounts.by_id(account_id)
+            return self._accounts.by_id(invitation.account_id, run)
+        account = self._accounts.create(None, invitation.max_nodes, run)
+        run(
+            "UPDATE invitations SET account_id = ? WHERE hash = ?",
+            (account.id, invitation.hash),
+        )
+        return account
 
-    def _use(self, invitation: Invitation) -> None:
-        if not self._database.execute(
-            "UPDATE invitations SET used = used + 1 WHERE hash = ? AND used < max_nodes RETURNING"
-            " 1",
-            (invitation.hash,),
-        ):
-            raise Refused(
-                403,
-                "InvitationInvalid",
-                f"the invitation was for {invitation.max_nodes} nodes, which have used it; ask for"
-                " another",
-            )
 
-    def _give_back(self, invitation: Invitation) -> None:
-        self._database.execute(
-            "UPDATE invitations SET used = used - 1 WHERE hash = ?", (invitation.hash,)
+def _find(run: Run, hash: bytes) -> Invitation:
+    rows = run(f"{_SELECT} hash = ? AND expires_at > ?", (hash, time.time()))
+    if not rows:
+        raise Refused(
+            403,
+            "InvitationInvalid",
+            "this invitation is unknown, used up or expired; ask for a new one",
+        )
+    return Invitation(*rows[0])
+
+
+def _use(run: Run, invitation: Invitation) -> None:
+    if not run(
+        "UPDATE invitations SET used = used + 1 WHERE hash = ? AND used < max_nodes RETURNING 1",
+        (invitation.hash,),
+    ):
+        raise Refused(
+            403,
+            "InvitationInvalid",
+            f"the invitation was for {invitation.max_nodes} nodes, which have used it; ask for"
+            " another",
         )
