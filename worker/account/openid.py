@@ -238,7 +238,7 @@ def _user_info(
     subject: str,
 ) -> dict[str, Any]:
     """Return what the provider says of the person `subject`. Raises Refused if of another one."""
-    claims = _read(endpoint, {"Authorization": f"Bearer {access_token}"})
+    claims: dict[str, Any] = _read(endpoint, {"Authorization": f"Bearer {access_token}"})
     if claims.get("sub") != subject:
         raise Refused(403, "IdentityTokenInvalid", "the provider answered about another person")
     return claims
@@ -265,7 +265,7 @@ def _verified_email(claims: dict[str, Any]) -> str:
 def _read(
     url: str,
     headers: dict[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Any:
     """Return the JSON object at a URL. Raises RequestException, ValueError."""
     answer = requests.get(url, headers=headers, timeout=_SECONDS, allow_redirects=False)
     answer.raise_for_status()
