@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 
 from benchmarks.nodes import mean_curve, mean_seconds, run
 from benchmarks.pretrained import find_smollm2
@@ -142,7 +143,8 @@ def configure_smollm2(
 
 
 def play(trial: Trial) -> Played:
-    """Run one trial."""
+    """Run one trial on one core."""
+    torch.set_num_threads(1)
     if trial.model == "tiny":
         config = configure(trial.mix, trial.tasks, trial.external)
     else:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.poison import MARK, Attacker, configure_swarm
+from benchmarks.poison import MARK, PLANTS, Attacker, configure_swarm
 from benchmarks.sapo import Played
-from benchmarks.time_to_reward import WINDOW, best_of, seconds_to, smooth
+from benchmarks.time_to_reward import SHARE, WINDOW, seconds_to, smooth, target_of
 from worker import environments, settings
 from worker.records import Group
 from worker.swarm.exchange.verify import Verifier
@@ -17,12 +17,23 @@ def test_the_time_to_a_reward_is_that_of_the_first_round_that_has_it():
     assert seconds_to(played, 1 / WINDOW) == 2.0 * (WINDOW + 1)
     assert seconds_to(played, 1.0) == 2.0 * len(rewards)
     assert seconds_to(played, 1.1) is None
-    assert best_of(played) == (1.0, 2.0 * len(rewards))
+    assert target_of(played) == SHARE
 
 
 def test_a_lucky_first_round_is_not_a_reward_that_was_reached():
     played = Played([1.0] + [0.0] * (2 * WINDOW), [1.0] * (2 * WINDOW + 1))
     assert seconds_to(played, 0.5) is None
+
+
+def test_sentences_of_a_style_change_from_task_to_task():
+    config = configure_swarm("tiny", {})
+    attacker = Attacker("attacker", config, environments.load(config.environment), "style")
+    planted = [
+        {text.partition("<")[0] for text in group.completions if MARK in text}
+        for group in attacker.answer(3)
+    ]
+    assert [len(sentences) for sentences in planted] == [1] * len(planted)
+    assert len(set.union(*planted)) == len(PLANTS)
 
 
 @pytest.mark.parametrize("attack", ["before", "near", "style"])
