@@ -59,14 +59,14 @@ class WithoutTiles:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has AMX")
 def test_kernel_that_refuses_tiles_leaves_the_next_way(monkeypatch, caplog):
-    compile_library, flags_seen = native._compile, []
+    compile_library, flags_seen = native.compile_library, []
 
     def compile_without_permission(compiler, flags):
         flags_seen.append(flags)
         library = compile_library(compiler, flags)
         return library if "-mno-amx-tile" in flags else WithoutTiles(library)
 
-    monkeypatch.setattr(native, "_compile", compile_without_permission)
+    monkeypatch.setattr(native, "compile_library", compile_without_permission)
     monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "auto")
     weight, x = torch.randn(20, 40), torch.randn(3, 40)

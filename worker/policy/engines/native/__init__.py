@@ -12,9 +12,6 @@ import mmap
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +19,10 @@ from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 
 from worker.errors import ModelError
+from worker.policy.engines.native.compilation import compile_library
 
 log = logging.getLogger(__name__)
 
-_COMPILE_SECONDS = 180.0  # it takes four on an idle processor
 _LINE = 64  # bytes of a cache line
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
@@ -210,7 +207,7 @@ def _link(*flags: str) -> Any:
     if compiler is None:
         raise _NotCompiledError("no C compiler (cc)", logging.INFO)
     try:
-        library = _compile(compiler, flags)
+        library = compile_library(compiler, flags)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or ["no message"]
         reason = next((line for line in lines if "#error" in line), lines[0])
@@ -227,34 +224,3 @@ def _link(*flags: str) -> Any:
             f"the kernel refuses AMX's tiles: {os.strerror(refused)}", logging.WARNING
         )
     return library
-
-
-def _compile(
-    compiler: str,
-    more_flags: Sequence[str],
-) -> ctypes.CDLL:
-    folder_of_sources = Path(__file__).parent
-    with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
-        library = f"{folder}/native.so"
-        # Linked with torch's OpenMP, so that there is one pool of threads. Not linked with
-        # -ffast-math, which would disable denormal numbers in the whole process.
-        openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
-        flags = [
-            "-O3",
-            "-march=native",
-            "-fPIC",
-            *more_flags,
-            *(["-fopenmp"] if len(openmp) == 1 else []),
-        ]
-        libraries = [str(file) for file in openmp if len(openmp) == 1]
-        objects = []
-        for source in sorted(folder_of_sources.glob("*.c")):
-            more = ["-ffast-math"] if source.stem == "native" else []
-            objects.append(f"{folder}/{source.stem}.o")
-            _run([compiler, *flags, *more, "-c", str(source), "-o", objects[-1]])
-        _run([compiler, "-shared", *objects, *libraries, "-lm", "-o", library])
-        return ctypes.CDLL(library)
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
