@@ -65,7 +65,7 @@ def mounted() -> Iterator[Path]:
     """A folder that every user may enter, unlike pytest's own."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare, for mounts that nobody else sees")
-    with TemporaryDirectory(prefix="hivewright-mounted-") as folder:
+    with TemporaryDirectory(prefix="answers-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
