@@ -46,6 +46,7 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
+@pytest.mark.nightly
 def test_hosts_go_off_with_their_owner_and_down_removes_the_rest(lab: Lab) -> None:
     crashed = Lab(NAME)
     boot = [sys.executable, "-c", BOOT_AND_WAIT]

@@ -514,6 +514,7 @@ def expect_answers_for_the_owner(host: Host) -> None:
     host.ssh("systemctl start hivewright-dashboard")
 
 
+@pytest.mark.nightly
 def test_machine_deploys_itself(fleet: Lab) -> None:
     """inventory/local.py, from a user's checkout, with the environment that the deploy installs."""
     host = fleet.host(4)

@@ -100,6 +100,7 @@ def test_user_with_sudo_deploys_a_worker_that_trains_and_a_second_time_nothing_c
     ] == []
 
 
+@pytest.mark.nightly
 def test_secret_of_a_worker_is_roots_file_and_the_workers_copy_and_nowhere_else(
     one: OneHost, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_secret_of_a_worker_is_roots_file_and_the_workers_copy_and_nowhere_else(
     assert one.host.ssh(f"ls {file}", check=False).returncode != 0
 
 
+@pytest.mark.nightly
 def test_host_goes_back_to_what_it_was_with_all_that_others_have_put_there(one: OneHost) -> None:
     drop_in = "/etc/systemd/system/hivewright-worker@0.service.d/somebodys.conf"
     peer_id = one.peer_id(0)

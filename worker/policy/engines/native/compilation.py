@@ -45,7 +45,7 @@ def compile_library(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
 
 
 def _cache_folder() -> Path | None:
-    """Return the folder of compiled libraries; None: this user has none that is their own alone.
+    """Return the folder of compiled libraries; None: this user has none that they alone can write.
 
     Whoever can write there decides what this process executes.
     """
@@ -57,7 +57,8 @@ def _cache_folder() -> Path | None:
     except (OSError, RuntimeError):
         return None
     is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
-    return folder if is_own and os.access(folder, os.W_OK) else None
+    is_executable = not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    return folder if is_own and is_executable and os.access(folder, os.W_OK) else None
 
 
 def _digest(compiler: str, more_flags: Sequence[str]) -> str:
