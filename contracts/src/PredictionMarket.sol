@@ -17,13 +17,14 @@ interface ISwarm {
 /// explains the rule with an example.
 ///   * The owner is the judge. The swarm's owner, by the coordinator's OWNER_ROLE, may upgrade the contract.
 ///   * Shares of a choice cost bet tokens by C(q) = sqrt(sum of q_i^2). Every game opens with OPENING shares of each
-///     choice that nobody owns and nobody is paid for, so that the first prices are equal. The tokens that were bet are
-///     shared out among the holders of the right choice, by their shares: nothing is paid that was not put in.
+///     choice, so that the first prices are equal; they belong to everybody who bets, by the tokens that they bet. All
+///     tokens are shared out by the shares of the right choice: nothing is paid that was not put in, and with few
+///     shares nobody takes much of it. If nobody bet on the right choice, this gives all back.
 ///   * The price of a choice never falls, so an earlier bet on it buys at least as many shares for a token as a later one.
 ///   * All numbers are whole and all rounding is against the bettor.
 ///   * The answer is committed before the first bet and revealed after the last: a reveal can't be front-run.
 ///   * A judge that does not act for JUDGE_SECONDS loses the game: nothing can be revealed any more, and everybody gets
-///     back what they put in, as they do when nobody bet on the right choice.
+///     back what they put in.
 contract PredictionMarket is OwnableUpgradeable, UUPSUpgradeable {
     enum Status {
         Unknown,
@@ -65,6 +66,7 @@ contract PredictionMarket is OwnableUpgradeable, UUPSUpgradeable {
         uint32 correctChoice;
         uint40 deadline;
         Status status;
+        bool paysOpening; // false in games that version 1 opened, which gave nobody the opening shares
         uint128 totalBets;
         uint256 sumOfSquares; // of the supplies
         mapping(uint256 choice => Choice) choices;
@@ -143,6 +145,7 @@ contract PredictionMarket is OwnableUpgradeable, UUPSUpgradeable {
         game.roundCount = uint32(roundCount);
         game.choiceCount = uint32(choiceCount_);
         game.status = Status.Open;
+        game.paysOpening = true;
         game.deadline = uint40(block.timestamp + JUDGE_SECONDS);
         game.sumOfSquares = choiceCount_ * OPENING * OPENING;
         uint256 opening = _priceOf(OPENING, game.sumOfSquares);
@@ -195,8 +198,8 @@ contract PredictionMarket is OwnableUpgradeable, UUPSUpgradeable {
         emit NewGuess(gameIdx, msg.sender, peerId, roundIdx, choiceIdx, bet);
     }
 
-    /// Pays a peer once, to its own account: its part of all bets by its shares of the right choice. After a game that
-    /// was cancelled, or in which nobody bet on the right choice, what it put in.
+    /// Pays a peer once, to its own account: its part of all bets, also if it bet on a wrong choice. After a game that was
+    /// cancelled, what it put in.
     function claimReward(uint256 gameIdx, string calldata peerId) external {
         Game storage game = _game(gameIdx);
         if (_isOverdue(game)) _cancel(game, gameIdx);
@@ -271,7 +274,7 @@ contract PredictionMarket is OwnableUpgradeable, UUPSUpgradeable {
     // ---- Beyond that ABI
 
     function version() external pure returns (string memory) {
-        return "hivewright/1";
+        return "hivewright/2";
     }
 
     /// The value to give to `createNewGame` for this answer and number.
@@ -393,16 +396,19 @@ contract PredictionMarket is OwnableUpgradeable, UUPSUpgradeable {
         return Math.ceilDiv(supply * ONE, Math.sqrt(sumOfSquares));
     }
 
+    /// A peer owns the shares that it bought and, by its part of all bets, of the opening shares. What all bets are to all
+    /// shares of the right choice, it gets for its own.
     function _payoutOf(Game storage game, Account storage account)
         private
         view
         returns (uint256 shares, uint256 payout)
     {
         if (game.status != Status.Settled) return (0, account.stake);
-        uint256 supply = game.choices[game.correctChoice].supply - OPENING;
-        if (supply == 0) return (0, account.stake);
+        uint256 supply = game.choices[game.correctChoice].supply;
         shares = account.shares[game.correctChoice];
-        payout = shares * game.totalBets / supply;
+        if (game.paysOpening) return (shares, (shares * game.totalBets + account.stake * OPENING) / supply);
+        if (supply == OPENING) return (0, account.stake);
+        payout = shares * game.totalBets / (supply - OPENING);
     }
 
     function _holderOf(string calldata peerId) private view returns (address) {

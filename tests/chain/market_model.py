@@ -40,10 +40,10 @@ class Model:
         return min(by_cost, bet * ONE // self.highest[choice])
 
     def payouts(self, right: int) -> dict[str, int]:
-        supply = self.supplies[right] - OPENING
-        if supply == 0:
-            return dict(self.stakes)
-        return {peer: self.shares[peer, right] * self.pot // supply for peer in self.stakes}
+        return {
+            peer: (self.shares[peer, right] * self.pot + stake * OPENING) // self.supplies[right]
+            for peer, stake in self.stakes.items()
+        }
 
     def _sum_of_squares(self) -> int:
         return sum(supply**2 for supply in self.supplies)

@@ -33,6 +33,34 @@ MUTANTS = {
     "a squatter's rewards stay": ("peer.totalReward = 0;", ""),
     "a list keeps a peer that moved": ("_unlist(number, peer);", ""),
 }
+MARKET_MUTANTS = {
+    "the price of a choice falls": (
+        "return Math.min(byCost, bet * ONE / choice.highestPrice);",
+        "return byCost;",
+    ),
+    "a claim is paid twice": ("account.claimed = true;", ""),
+    "any answer fits the commitment": (
+        "if (commitmentOf(correctChoiceIdx, jobId) != game.commitment) revert InvalidReveal();",
+        "",
+    ),
+    "a judge may act after its deadline": (
+        "if (_isOverdue(game)) revert DeadlinePassed();",
+        "",
+    ),
+    "a bet counts for a later round": (
+        "if (roundIdx != game.round) revert WrongRound(game.round);\n        if (choiceIdx",
+        "if (choiceIdx",
+    ),
+    "the opening shares are paid to nobody": (" + account.stake * OPENING) /", ") /"),
+    "a dust bet takes the pot": (
+        "shares * game.totalBets + account.stake * OPENING) / supply",
+        "supply == OPENING ? account.stake * OPENING : shares * game.totalBets) /"
+        " (supply == OPENING ? OPENING : supply - OPENING)",
+    ),
+    "the code can be initialised by anybody": ("_disableInitializers();", ""),
+}
+SOURCES = {"SwarmCoordinator": MUTANTS, "PredictionMarket": MARKET_MUTANTS}
+"""Rules to take out of each contract: what is replaced, and by what."""
 
 
 def forge(*options: str, folder: Path = ROOT) -> tuple[int, dict[str, dict]]:
@@ -88,15 +116,27 @@ def test_units_fuzzed_functions_and_invariants_hold(anvil_binary):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_mutant_is_found(tmp_path, anvil_binary, mutant):
+def test_money_is_conserved_in_ten_thousand_games_of_the_contract(anvil_binary):
+    """As in the games of the model (test_market.py), which are played in every run."""
+    code, results = forge("--match-test", "testFuzz_gamePaysWhatWasPutIn", "--fuzz-runs", "10000")
+    (result,) = results.values()
+    assert (code, result["status"]) == (0, "Success")
+    assert result["kind"]["Fuzz"]["runs"] == 10_000
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("contract", "mutant"),
+    [(contract, mutant) for contract, mutants in SOURCES.items() for mutant in mutants],
+)
+def test_mutant_is_found(tmp_path, anvil_binary, contract, mutant):
     """The tests can fail: a contract with one rule taken out does not pass them."""
-    before, after = MUTANTS[mutant]
+    before, after = SOURCES[contract][mutant]
     for folder in ("scripts", "contracts"):
         ignored = shutil.ignore_patterns("node_modules")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     (tmp_path / "contracts/node_modules").symlink_to(ROOT / "contracts/node_modules")
-    source = tmp_path / "contracts/src/SwarmCoordinator.sol"
+    source = tmp_path / f"contracts/src/{contract}.sol"
     text = source.read_text()
     assert text.count(before) == 1
     source.write_text(text.replace(before, after))

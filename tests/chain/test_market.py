@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from market_model import MIN_BET, ONE, Model
 
-from tests.chain.hall import with_market
+from tests.chain.hall import open_hall, with_market
 from worker.chain import contract, upgrade
 from worker.chain.deployment import read_deployment, resolve
 from worker.chain.embedded import anvil
 from worker.chain.market import GameStatus, Market
 from worker.errors import ContractRefused
 
-UPSTREAM = json.loads((Path(__file__).parent / "PredictionMarket.abi.json").read_text())
+HERE = Path(__file__).parent
+UPSTREAM = json.loads((HERE / "PredictionMarket.abi.json").read_text())
+FIRST_RELEASE = json.loads((HERE / "releases/market-1.json").read_text())
 
 
 def test_existing_abi_is_contained():
@@ -32,7 +34,9 @@ def test_existing_abi_is_contained():
 
 
 def test_ten_thousand_games_pay_out_what_was_put_in():
-    """And a later bet on a choice never buys more shares for a token than an earlier one."""
+    """A later bet on a choice never buys more shares for a token than an earlier one, and the last
+    bets, on whichever choices, never win for every answer.
+    """
     rng = random.Random(17)
     for _ in range(10_000):
         num_choices = rng.randint(2, 8)
@@ -45,8 +49,15 @@ def test_ten_thousand_games_pay_out_what_was_put_in():
                 earlier_shares, earlier_bet = latest[choice]
                 assert shares * earlier_bet <= earlier_shares * bet
             latest[choice] = shares, bet
-        payouts = game.payouts(rng.randrange(num_choices))
-        assert 0 <= game.pot - sum(payouts.values()) < max(1, len(payouts))
+        # At the last moment, with several peers: a bet on any of the choices, each.
+        for choice in rng.sample(range(num_choices), rng.randint(1, num_choices)):
+            game.bet("eve", choice, int(MIN_BET * 10 ** rng.uniform(0, 5)))
+        profits = []
+        for right in range(num_choices):
+            payouts = game.payouts(right)
+            assert 0 <= game.pot - sum(payouts.values()) < len(payouts)
+            profits.append(payouts["eve"] - game.stakes["eve"])
+        assert min(profits) <= 0
 
 
 def test_contract_computes_as_the_model(hall):
@@ -87,9 +98,9 @@ def test_worked_example_of_the_documentation(hall):
     assert shares == pytest.approx([26.72, 25.48], abs=5e-3)
     hall.send("incrementRound", game)
     hall.send("revealAnswer", game, 0, salt)
-    paid = [hall.claim(game, peer) / ONE for peer in ("anna", "cleo")]
-    assert paid == pytest.approx([46.07, 43.93], abs=5e-3)
-    with pytest.raises(ContractRefused, match="NothingToClaim"):
+    paid = [hall.claim(game, peer) / ONE for peer in ("anna", "bert", "cleo")]
+    assert paid == pytest.approx([28.94, 32.85, 28.21], abs=5e-3)
+    with pytest.raises(ContractRefused, match="AlreadyClaimed"):
         hall.claim(game, "bert")
 
 
@@ -112,16 +123,52 @@ def test_existing_deployment_gets_a_market_once(chain):
     assert market.read("swarmCoordinator") == chain.deployment.contract
 
 
-def test_market_is_upgraded_in_place_and_keeps_its_games(hall, monkeypatch):
-    game, _ = hall.open(2, 2, 0)
-    before = upgrade.implementation(hall.chain.coordinator, hall.market.address)
+def test_market_of_version_1_is_upgraded_and_its_games_keep_their_rule(chain, monkeypatch):
+    """What was bet before the upgrade is paid as it was when it was bet; later games by the new."""
     carried = contract.artifact
-    changed = {**carried("PredictionMarket"), "runtime_sha256": "00"}
-    monkeypatch.setattr(
-        contract, "artifact", lambda name: changed if name == "PredictionMarket" else carried(name)
-    )
-    anvil.deploy(with_market(hall.chain))
-    after = upgrade.implementation(hall.chain.coordinator, hall.market.address)
-    assert (before.digest, before.address) != (after.digest, after.address)
+    with monkeypatch.context() as patch:
+        (release,) = (
+            each
+            for each in upgrade.releases("PredictionMarket")
+            if each["version"] == FIRST_RELEASE["version"]
+        )
+        first = {**carried("PredictionMarket"), **release, **FIRST_RELEASE}
+        patch.setattr(
+            contract,
+            "artifact",
+            lambda name: first if name == "PredictionMarket" else carried(name),
+        )
+        hall = open_hall(chain)
+    assert hall.market.version == "hivewright/1"
+    games = {name: hall.open(1, 2, 0) for name in ("settled", "running", "nobody right")}
+    for number, _ in games.values():
+        hall.bet(number, "bert", 0, 1, 20 * ONE)
+    for name in ("settled", "running"):
+        hall.bet(games[name][0], "anna", 0, 0, 10 * ONE)
+    settle(hall, *games["settled"])
+    before = upgrade.implementation(chain.coordinator, hall.market.address)
+
+    anvil.deploy(with_market(chain))
+    after = upgrade.implementation(chain.coordinator, hall.market.address)
     assert before.address != after.address
-    assert hall.market.game(game).status == GameStatus.OPEN
+    market = hall.market = Market(chain.coordinator, hall.market.address)
+    assert market.version == contract.carried_version("PredictionMarket")
+    for name in ("running", "nobody right"):
+        assert market.game(games[name][0]).status == GameStatus.OPEN
+        settle(hall, *games[name])
+    new, salt = hall.open(1, 2, 0)
+    hall.bet(new, "anna", 0, 0, 10 * ONE)
+    hall.bet(new, "bert", 0, 1, 20 * ONE)
+    settle(hall, new, salt)
+    numbers = [number for number, _ in games.values()]
+    paid = [
+        [market.payout(number, peer)[0] / ONE for peer in ("anna", "bert")]
+        for number in (*numbers, new)
+    ]
+    assert paid[:3] == [[30, 0], [30, 0], [0, 20]]
+    assert paid[3] == pytest.approx([12.41, 17.59], abs=5e-3)
+
+
+def settle(hall, game, salt):
+    hall.send("incrementRound", game)
+    hall.send("revealAnswer", game, 0, salt)

@@ -72,6 +72,28 @@ def test_attacker_who_bets_at_the_last_moment_gets_no_better_price(hall):
     assert hall.market.read("totalBets", game) == 0
 
 
+def test_attacker_who_bets_dust_on_what_nobody_believes_in_does_not_take_the_pot(hall):
+    """In the block that ends the betting, with a peer for each choice that nobody else bet on."""
+    eves = ("eve-1", "eve-2", "eve-3")
+    hall.accounts |= {name: hall.chain.new_account(name) for name in eves}
+    game, salt = hall.open(1, 4, 2)
+    for peer in ("anna", "bert", "cleo"):
+        hall.bet(game, peer, 0, 0, 100 * TOKEN)
+    dust = TOKEN // 1000
+    bets = [
+        (eve, hall.market.guess_answer(game, eve, 0, choice, dust), 9)
+        for choice, eve in enumerate(eves, 1)
+    ]
+    done = in_one_block(hall, *bets, ("judge", hall.market.call("incrementRound", game), 5))
+    assert done == [True] * 4
+    hall.send("revealAnswer", game, 2, salt)
+    paid = {peer: hall.claim(game, peer) for peer in hall.accounts}
+    # At the opening price of 0.5 a token buys two shares of 100, of a pot of 300.
+    assert sum(paid[eve] for eve in eves) < 9 * dust
+    assert all(99 * TOKEN < paid[peer] < 100 * TOKEN for peer in ("anna", "bert", "cleo"))
+    assert 0 <= 300 * TOKEN + 3 * dust - sum(paid.values()) < len(paid)
+
+
 def test_attacker_who_front_runs_a_reveal_is_refused(hall):
     """The reveal is in the open pool with the answer in it; a bet that overtakes it is too late."""
     game, salt = hall.open(1, 2, 1)

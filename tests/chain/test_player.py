@@ -113,9 +113,9 @@ def test_bets_once_for_each_clue_and_claims(hall, desk, tmp_path):
     assert "claimed 100.000 for the game" in lines[-1]
 
 
-def test_lost_bet_costs_the_bet(hall, desk, tmp_path):
+def test_part_of_a_wrong_bet_is_claimed_back(hall, desk, tmp_path):
     game, salt = hall.open(1, 2, 0)
-    hall.bet(game, "bert", 0, 0, TOKEN)
+    hall.bet(game, "bert", 0, 0, 100 * TOKEN)
     with playing(hall, desk, tmp_path, policy="kelly", kelly_fraction=0.5) as player:
         desk.say(game, 0, 1, "yes", "no")
         turn(player, Fixed(-9.0, -0.1))
@@ -123,8 +123,10 @@ def test_lost_bet_costs_the_bet(hall, desk, tmp_path):
         hall.send("revealAnswer", game, 0, salt)
         player.step()
         player.step()
-        assert player.status()["lost"] == 1
-        assert 50 * TOKEN < hall.market.balance("anna") < 60 * TOKEN
+        player.step()
+        assert player.status()["paid"] == 1
+        staked = hall.market.read("totalBets", game) - 100 * TOKEN
+        assert 100 * TOKEN - staked < hall.market.balance("anna") < 100 * TOKEN
 
 
 @pytest.mark.parametrize("dies", ["before it is sent", "after it is sent"])
