@@ -34,9 +34,7 @@ def test_existing_abi_is_contained():
 
 
 def test_ten_thousand_games_pay_out_what_was_put_in():
-    """A later bet on a choice never buys more shares for a token than an earlier one, and the last
-    bets, on whichever choices, never win for every answer.
-    """
+    """No later bet buys more shares for a token, and no last bets win for every answer."""
     rng = random.Random(17)
     for _ in range(10_000):
         num_choices = rng.randint(2, 8)
