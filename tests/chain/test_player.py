@@ -10,7 +10,7 @@ import pytest
 
 from tests.chain.desk import Desk, judging
 from tests.chain.hall import Hall, open_hall
-from tests.chain.own_chain import own_chain, skip_seconds
+from tests.chain.own_chain import ask, own_chain, skip_seconds
 from worker import settings
 from worker.chain.market import TOKEN, GameStatus, Market
 from worker.errors import BadAnswer, ChainUnreachable, ContractRefused, NotScored
@@ -333,6 +333,48 @@ def test_bet_that_the_chain_lost_is_given_up_and_others_go_on(hall, desk, tmp_pa
         assert player.status() == {"missed": 2, "confirmed": 1}
     record = (tmp_path / "logs/prg_record.txt").read_text()
     assert "the chain was restored from before the game" in record
+
+
+def test_game_whose_number_a_restored_chain_gives_again_is_another_game(hall, desk, tmp_path):
+    snapshot = ask(hall.chain, "evm_snapshot")
+    game, _ = hall.open(1, 2, 0)
+    with playing(hall, desk, tmp_path) as player:
+        desk.say(game, 0, 1, "yes", "no")
+        turn(player, Fixed(-1.0, -2.0))
+        player.step()
+        assert player.status() == {"confirmed": 1}
+        assert ask(hall.chain, "evm_revert", snapshot)
+        again, salt = hall.open(1, 2, 1)
+        assert again == game
+        desk.say(again, 0, 1, "left", "right")
+        turn(player, Fixed(-2.0, -1.0))
+        player.step()
+        assert player.status() == {"missed": 1, "confirmed": 1}
+        assert hall.market.guess_of(again, "anna", 0, 0).choice == 1
+        hall.send("incrementRound", again)
+        hall.send("revealAnswer", again, 1, salt)
+        player.step()
+        player.step()
+        assert (player.status()["paid"], player.status()["rated"]) == (1, 1)
+    assert (
+        "the chain was restored from before the game"
+        in (tmp_path / "logs/prg_record.txt").read_text()
+    )
+
+
+def test_opinion_on_a_game_that_was_replaced_meanwhile_is_not_bet(hall, desk, tmp_path):
+    snapshot = ask(hall.chain, "evm_snapshot")
+    game, _ = hall.open(1, 2, 0)
+    with playing(hall, desk, tmp_path) as player:
+        desk.say(game, 0, 1, "yes", "no")
+        player.step()
+        assert ask(hall.chain, "evm_revert", snapshot)
+        again, _ = hall.open(1, 2, 1)
+        assert again == game
+        player.think(lambda: Fixed(-1.0, -2.0))
+        player.step()
+        assert player.status() == {"skipped": 1}
+    assert hall.market.guess_of(again, "anna", 0, 0) is None
 
 
 def test_refused_claim_delays_no_bet(hall, desk, tmp_path, monkeypatch):

@@ -20,7 +20,9 @@ from worker.market.journal import OPEN_STATES, UNKNOWN_FAMILY, Journal, Row
 from worker.records import BetState
 
 HALL = "0x" + "a" * 40
-BET = Row(HALL, 3, 0, 99, 1, 10**18, (0.25, 0.75), "planned", 1000.0, None, None, "gcd")
+BET = Row(
+    HALL, 3, 0, 99, 1, 10**18, (0.25, 0.75), "planned", 1000.0, None, None, "gcd", "0xab", 999.0
+)
 STATES = get_args(BetState)
 
 
@@ -68,9 +70,25 @@ def test_decision_replaces_what_is_not_known_before_it(journal):
 
 def test_clue_is_known_by_market_game_and_round(journal):
     journal.add(BET)
-    assert journal.has(HALL, 3, 0)
+    assert journal.has(HALL, 3, 0, "0xab")
     for other in (("0x" + "b" * 40, 3, 0), (HALL, 4, 0), (HALL, 3, 1)):
-        assert not journal.has(*other)
+        assert not journal.has(*other, "0xab")
+
+
+def test_game_that_has_the_number_of_a_lost_one_has_rows_of_its_own(journal):
+    journal.add(BET)
+    assert not journal.has(HALL, 3, 0, "0xcd")
+    other = replace(BET, creation="0xcd", choice=0)
+    journal.add(other)
+    journal.move(BET, "missed")
+    assert journal.open_rows(HALL) == [other]
+    assert journal.counts() == {"missed": 1, "planned": 1}
+
+
+@pytest.mark.parametrize(("known", "asked"), [("", "0xab"), ("0xab", ""), ("", "")])
+def test_game_whose_creation_is_not_known_may_be_any(journal, known, asked):
+    journal.add(replace(BET, creation=known))
+    assert journal.has(HALL, 3, 0, asked)
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -173,17 +191,33 @@ def test_bet_is_on_disk_when_a_process_is_killed_after_writing_it(tmp_path):
     again.close()
 
 
-def test_journal_of_a_version_without_families_is_taken_over(tmp_path):
+@pytest.mark.parametrize("has_families", [False, True])
+def test_journal_of_an_earlier_version_is_taken_over(tmp_path, has_families):
     file = tmp_path / "bets.db"
-    schema = journal_module._SCHEMA.replace(", family TEXT", "")
+    schema, family = journal_module._FIRST_SCHEMA, ", NULL"
+    if not has_families:
+        schema, family = schema.replace(", family TEXT", ""), ""
     with sqlite3.connect(file) as old:
         old.executescript(schema)
-        old.execute("INSERT INTO bets VALUES ('m', 1, 0, 9, 1, '5', '[]', 'sent', 1.0, NULL, 0.5)")
+        values = f"'m', 1, 0, 9, 1, '5', '[]', 'sent', 7.0, NULL, 0.5{family}"
+        old.execute(f"INSERT INTO bets VALUES ({values})")
     old.close()
-    journal = Journal(file)
-    assert [(row.amount, row.family) for row in journal.open_rows("m")] == [(5, None)]
-    assert journal.brier_by_family() == {UNKNOWN_FAMILY: 0.5}
-    journal.close()
+    for _ in range(2):
+        journal = Journal(file)
+        (row,) = journal.open_rows("m")
+        assert row == Row("m", 1, 0, 9, 1, 5, (), "sent", 7.0, None, 0.5, None, "", 7.0)
+        assert journal.brier_by_family() == {UNKNOWN_FAMILY: 0.5}
+        journal.close()
+
+
+def test_journal_of_a_later_version_is_named(tmp_path):
+    file = tmp_path / "bets.db"
+    Journal(file).close()
+    with sqlite3.connect(file) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    newer.close()
+    with pytest.raises(ResourceError, match=r"bets\.db: has version 99 of its tables"):
+        Journal(file)
 
 
 @pytest.mark.parametrize("content", [b"x" * 5000, b"SQLite format 3\0" + os.urandom(4080)])

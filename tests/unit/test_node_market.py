@@ -96,7 +96,7 @@ def test_clue_has_a_row_before_a_fault_of_the_gpu_ends_the_node(node, monkeypatc
     player = ask(node, monkeypatch)
     with pytest.raises(RuntimeError, match="launch failure"):
         node.train()
-    assert player.journal.has(ROW.market, CLUE.game_id, CLUE.clue_id)
+    assert player.journal.has(ROW.market, CLUE.game_id, CLUE.clue_id, "")
 
 
 def test_pass_is_bounded_by_the_memory_that_was_measured(node, monkeypatch):

@@ -20,10 +20,13 @@ from worker.chain.client import Call, Unanswered
 from worker.chain.contract import is_version, market_abi
 from worker.chain.coordinator import Coordinator, Event
 from worker.chain.logs import Window, walk
+from worker.chain.rpc import TooMuch
 from worker.errors import ContractRefused
 
 TOKEN = 10**18
 """Units of a bet token, and of a share."""
+_CREATION_BLOCKS = 100_000
+"""Blocks in which the creation of a game is looked for."""
 
 
 class GameStatus(IntEnum):
@@ -134,6 +137,21 @@ class Market:
         for event in self.events("AnswerRevealed", {"gameIdx": game}, from_block):
             return int(event.arguments["correctChoiceIdx"])
         return None
+
+    def creation(self, game: int) -> str | None:
+        """Return the hash of the transaction that opened the game.
+
+        A chain that is restored from before it may give its number to another game. None: the node
+        does not have, or not give, the log of it.
+        """
+        newest = self.client.block_number()
+        first = max(0, newest - _CREATION_BLOCKS)
+        opened = self.events("NewGameCreated", {"gameIdx": game}, first, newest, newest_first=True)
+        try:
+            event = next(opened, None)
+        except TooMuch:
+            return None
+        return None if event is None else event.tx_hash
 
     def guess_of(
         self,

@@ -21,7 +21,7 @@ UNKNOWN_FAMILY = "unknown"
 _MAX_FAMILIES = 64
 """Families reported: a foreign judge may name any number."""
 
-_SCHEMA = """
+_FIRST_SCHEMA = """
     CREATE TABLE IF NOT EXISTS bets (
         market TEXT NOT NULL, game INTEGER NOT NULL, round INTEGER NOT NULL, block INTEGER NOT NULL,
         choice INTEGER NOT NULL, amount TEXT NOT NULL, beliefs TEXT NOT NULL, state TEXT NOT NULL,
@@ -29,6 +29,22 @@ _SCHEMA = """
         PRIMARY KEY (market, game, round)
     ) STRICT, WITHOUT ROWID;
 """
+_GAMES_WITH_THE_SAME_NUMBER = (
+    "ALTER TABLE bets RENAME TO earlier",
+    """
+    CREATE TABLE bets (
+        market TEXT NOT NULL, game INTEGER NOT NULL, round INTEGER NOT NULL, block INTEGER NOT NULL,
+        choice INTEGER NOT NULL, amount TEXT NOT NULL, beliefs TEXT NOT NULL, state TEXT NOT NULL,
+        changed_at REAL NOT NULL, reason TEXT, brier REAL, family TEXT, creation TEXT NOT NULL,
+        asked_at REAL NOT NULL, PRIMARY KEY (market, game, round, creation)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "INSERT INTO bets SELECT market, game, round, block, choice, amount, beliefs, state,"
+    " changed_at, reason, brier, family, '', changed_at FROM earlier",
+    "DROP TABLE earlier",
+)
+_MIGRATIONS = (_GAMES_WITH_THE_SAME_NUMBER,)
+"""Never change one that was released: append another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,9 @@ class Row:
 
     `block`: the newest block when it was written; the bet is in a later one. `beliefs`: the model's
     probabilities, empty if it was not asked. `brier`: their score; None: the answer is not known.
-    `family`: the question's task family, as the judge says; None: it does not.
+    `family`: the question's task family, as the judge says; None: it does not. `creation`: the
+    transaction that opened the game, since a chain that is restored from before it gives its number
+    to another game; empty: not known. `asked_at`: when the clue was read, in Unix seconds.
     """
 
     market: str
@@ -52,20 +70,28 @@ class Row:
     reason: str | None = None
     brier: float | None = None
     family: str | None = None
+    creation: str = ""
+    asked_at: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        return self.market, self.game, self.round, self.creation
 
 
 class Journal:
     """The journal at `path`. Every method may raise ResourceError."""
 
     def __init__(self, path: Path) -> None:
-        self._database = Database(path, _SCHEMA, "FULL")
+        self._database = Database(path, _FIRST_SCHEMA, "FULL")
         self._database.ensure_column("bets", "family", "TEXT")
+        self._database.migrate(_MIGRATIONS)
 
     def add(self, row: Row) -> None:
         """Write a new row; one of the same clue stays as it is."""
         beliefs = json.dumps(list(row.beliefs))
         self._database.execute(
-            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
             (
                 row.market,
                 row.game,
@@ -79,25 +105,21 @@ class Journal:
                 row.reason,
                 row.brier,
                 row.family,
+                row.creation,
+                row.asked_at,
             ),
         )
 
     def decide(self, row: Row) -> None:
         """Write the decision on a clue, whose row is there since before the model was asked."""
-        self._database.execute(
-            "UPDATE bets SET choice = ?, amount = ?, beliefs = ?, state = ?, changed_at = ?,"
-            " reason = ? WHERE market = ? AND game = ? AND round = ?",
-            (
-                row.choice,
-                str(row.amount),
-                json.dumps(list(row.beliefs)),
-                row.state,
-                row.changed_at,
-                row.reason,
-                row.market,
-                row.game,
-                row.round,
-            ),
+        self._update(
+            row,
+            choice=row.choice,
+            amount=str(row.amount),
+            beliefs=json.dumps(list(row.beliefs)),
+            state=row.state,
+            changed_at=row.changed_at,
+            reason=row.reason,
         )
 
     def has(
@@ -105,10 +127,13 @@ class Journal:
         market: str,
         game: int,
         round: int,
+        creation: str,
     ) -> bool:
-        key = (market, game, round)
+        """Return whether the clue has a row; a game whose creation is not known may be any."""
         found = self._database.execute(
-            "SELECT 1 FROM bets WHERE market = ? AND game = ? AND round = ?", key
+            "SELECT 1 FROM bets WHERE market = ? AND game = ? AND round = ?"
+            " AND (creation IN (?, '') OR ? = '')",
+            (market, game, round, creation, creation),
         )
         return bool(found)
 
@@ -130,24 +155,22 @@ class Journal:
         state: BetState,
         reason: str | None = None,
     ) -> None:
-        self._database.execute(
-            "UPDATE bets SET state = ?, changed_at = ?, reason = ?"
-            " WHERE market = ? AND game = ? AND round = ?",
-            (state, time.time(), reason, row.market, row.game, row.round),
-        )
+        self._update(row, state=state, changed_at=time.time(), reason=reason)
 
     def note(self, row: Row, reason: str) -> None:
         """Note why a row does not move on."""
-        self._database.execute(
-            "UPDATE bets SET reason = ? WHERE market = ? AND game = ? AND round = ?",
-            (reason, row.market, row.game, row.round),
-        )
+        self._update(row, reason=reason)
 
     def rate(self, row: Row, brier: float) -> None:
         """Note the score of the row's beliefs."""
+        self._update(row, brier=brier)
+
+    def _update(self, row: Row, **values: object) -> None:
+        columns = ", ".join(f"{name} = ?" for name in values)
         self._database.execute(
-            "UPDATE bets SET brier = ? WHERE market = ? AND game = ? AND round = ?",
-            (brier, row.market, row.game, row.round),
+            f"UPDATE bets SET {columns}"  # noqa: S608 - names in this module
+            " WHERE market = ? AND game = ? AND round = ? AND creation = ?",
+            (*values.values(), *row.key),
         )
 
     def mean_brier(self) -> tuple[int, float | None]:

@@ -34,6 +34,7 @@ _LOOK_AGAIN_SECONDS = 60.0
 _FORGET_SECONDS = 600.0
 """Time until a bet is given up whose game the chain does not know."""
 _MAX_CHOICES_SHOWN = 80
+_REPLACED = "the chain was restored from before the game"
 
 
 class Opinion(Protocol):
@@ -89,6 +90,7 @@ class Player:
         self._lock = threading.Lock()
         # A clue, with its row; from the thread to the round loop, and back with the beliefs.
         self._asked: tuple[Clue, Row] | None = None
+        self._seen: Clue | None = None
         self._opinion: tuple[Clue, Row] | None = None
         self._thread = threading.Thread(target=self._run, name="market", daemon=True)
 
@@ -141,7 +143,9 @@ class Player:
         else:
             row = replace(row, beliefs=tuple(policies.probabilities(found)), reason=None)
         with self._lock:
-            self._asked, self._opinion = None, (clue, row)
+            self._opinion = clue, row
+            if self._asked is asked:
+                self._asked = None
 
     # ---- the thread
 
@@ -189,16 +193,20 @@ class Player:
                 self._note_refusal(row, refusal)
         self._take_opinion(market)
         clue = judge.clue()
-        with self._lock:
-            is_asked = self._asked is not None and self._asked[0] == clue
-        if is_asked or not clue.is_open:
-            return
-        if self.journal.has(market.address, clue.game_id, clue.clue_id):
+        if not clue.is_open or clue == self._seen:
             return
         reason = self._obstacle(market, clue)
         if reason is not None:  # the judge is ahead of the chain for a moment, or talks nonsense
             log.debug("clue ignored game=%d round=%d %s", clue.game_id, clue.clue_id, reason)
             return
+        creation = market.creation(clue.game_id) or ""
+        if not self.journal.has(market.address, clue.game_id, clue.clue_id, creation):
+            self._ask(market, clue, creation)
+        self._seen = clue
+
+    def _ask(self, market: Market, clue: Clue, creation: str) -> None:
+        """Hand a clue to the round loop."""
+        now = time.time()
         row = Row(
             market.address,
             clue.game_id,
@@ -208,9 +216,11 @@ class Player:
             amount=0,
             beliefs=(),
             state="skipped",
-            changed_at=time.time(),
+            changed_at=now,
             reason="the worker ended before its model had scored the choices",
             family=clue.family,
+            creation=creation,
+            asked_at=now,
         )
         with self._lock:
             self._asked = clue, row
@@ -234,6 +244,8 @@ class Player:
     def _decide(self, market: Market, clue: Clue, row: Row) -> Row:
         """Return the row with the bet, or with the reason why there is none."""
         bet, reason = Bet(0, 0), row.reason or self._obstacle(market, clue)
+        if reason is None and _is_replaced(market, row):
+            reason = _REPLACED
         if reason is None:
             bet = self._bet(market, clue, row.beliefs)
             reason = None if bet.amount else "the policy makes no bet"
@@ -296,6 +308,9 @@ class Player:
             self._claim(market, row)
 
     def _confirm(self, market: Market, row: Row) -> None:
+        if _is_replaced(market, row):
+            self._give_up(row, _REPLACED)
+            return
         guess = market.guess_of(row.game, self._peer_id, row.round, row.block)
         if guess is not None:
             self.journal.move(row, "confirmed")
@@ -318,13 +333,17 @@ class Player:
             self.journal.move(row, "sent")
             return
         right = market.right_choice(row.game, row.block)
+        is_cancelled = right is None and self._is_cancelled(market, row)
+        if (right is not None or is_cancelled) and _is_replaced(market, row):
+            self._give_up(row, _REPLACED)
+            return
         if right is not None and row.brier is None and row.beliefs:
             self.journal.rate(row, policies.brier(row.beliefs, right))
         if market.version is None:
             self._claim_from_foreign(market, row, right)
-        elif right is not None or self._is_cancelled(market, row):
+        elif right is not None or is_cancelled:
             payout, is_claimed = market.payout(row.game, self._peer_id)
-            self._claim_known(market, row, payout, is_claimed, is_refund=right is None)
+            self._claim_known(market, row, payout, is_claimed, is_refund=is_cancelled)
 
     def _is_lost(self, market: Market, row: Row) -> bool:
         """Return whether the chain does not have a confirmed bet any more."""
@@ -340,7 +359,7 @@ class Player:
         The judge may bring the game back, so that takes a while.
         """
         if refusal.name == "UnknownGame" and time.time() - row.changed_at > _FORGET_SECONDS:
-            self._give_up(row, "the chain was restored from before the game")
+            self._give_up(row, _REPLACED)
         elif row.reason != str(refusal):
             self.journal.note(row, str(refusal))
             log.warning("bet waits game=%d round=%d %s", row.game, row.round, refusal)
@@ -406,6 +425,12 @@ class Player:
                 self._record_file,
                 error.strerror,
             )
+
+
+def _is_replaced(market: Market, row: Row) -> bool:
+    """Return whether the chain lost the row's game and gave its number to another one."""
+    creation = market.creation(row.game) if row.creation else None
+    return creation not in (None, row.creation)
 
 
 def _is_old(row: Row) -> bool:
