@@ -5,8 +5,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from deploys.inventory.addresses import bootnode_announce
+from deploys.inventory.addresses import bootnode_announce, is_reachable
 from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
 from deploys.inventory.schema import Deployment, pick
 from deploys.inventory.secret_files import ACCOUNT_SECRETS, SLOT_SECRETS
@@ -113,13 +114,15 @@ def service_settings(
     """Return the settings of the coordinator's roles, from data without mistakes."""
     if COORDINATORS not in entry.groups:
         return {}
+    accounts_url, dashboard_url = _page_urls(entry, deployment)
     extra: dict[str, dict[str, Any]] = {
         "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
         "bootnode": dict(bootnode_announce(entry.data)),
         "judge": {"judge_host": _judge_host(entry)},
-        "dashboard": _judge_url(entry),
+        "dashboard": {**_judge_url(entry), **_link(entry, "dashboard_accounts_url", accounts_url)},
         "account": {
             **_proxy_settings(entry, deployment),
+            **_link(entry, "account_dashboard_url", dashboard_url),
             **_judge_url(entry),
             **{key: credential("account", ACCOUNT_SECRETS[key]) for key in account_secrets(entry)},
         },
@@ -147,6 +150,52 @@ def wrong_metrics_port(entry: HostEntry) -> Iterator[str]:
         )
 
 
+def _page_urls(
+    entry: HostEntry,
+    deployment: Deployment,
+) -> tuple[str | None, str | None]:
+    """Return the addresses of the sign-in page and the dashboard for browsers on other machines.
+
+    None: the page has none, or one that no inventory knows, such as a name in a tailnet.
+    """
+    if "account_passphrase_file" not in entry.data:
+        return None, None  # without it there are no pages of accounts
+    accounts_url, dashboard_url = _own_url(entry, "account"), _own_url(entry, "dashboard")
+    public_url = entry.data.get("account_public_url")
+    if not isinstance(public_url, str):
+        return accounts_url, dashboard_url
+    port = entry.data.get("dashboard_port", settings.Dashboard().port)
+    for shown, served in deployment.tailscale_serve.items():
+        if deployment.tailscale and served == port:
+            dashboard_url = f"https://{urlsplit(public_url).hostname}:{shown}"
+    return public_url, dashboard_url
+
+
+def _own_url(entry: HostEntry, section: str) -> str | None:
+    """Return the URL at which the service itself listens; None: only its own host reaches it."""
+    host = entry.data.get(f"{section}_host")
+    if host is None or not is_reachable(host):
+        return None
+    port = entry.data.get(
+        f"{section}_port", settings.SECTIONS[section].model_fields["port"].default
+    )
+    return _http_url(host, port)
+
+
+def _http_url(host: str, port: int) -> str:
+    place = f"[{host}]" if ":" in host else host
+    return f"http://{place}:{port}"
+
+
+def _link(
+    entry: HostEntry,
+    key: str,
+    url: str | None,
+) -> dict[str, str]:
+    """Return the setting of a page's link to the other, unless the inventory sets it."""
+    return {} if url is None or key in entry.data else {key: url}
+
+
 def _judge_host(entry: HostEntry) -> str:
     """Return the address that the judge listens on: by default the account service's."""
     default = entry.data.get("account_host", settings.Judge().host)
@@ -156,9 +205,7 @@ def _judge_host(entry: HostEntry) -> str:
 def _judge_url(entry: HostEntry) -> dict[str, str]:
     """Return the judge's URL, which nodes learn from the account service."""
     host, port = _judge_host(entry), entry.data.get("judge_port", settings.Judge().port)
-    place = f"[{host}]" if ":" in host else host
-    url = entry.data.get("market_judge_url", f"http://{place}:{port}")
-    return {"market_judge_url": url}
+    return {"market_judge_url": entry.data.get("market_judge_url", _http_url(host, port))}
 
 
 def account_secrets(entry: HostEntry) -> dict[str, Path]:

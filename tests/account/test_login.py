@@ -7,8 +7,8 @@ import pytest
 import requests
 from account_service import some_identity
 
-from tests.account.people import ADA, BOB, signed_in
-from tests.account.visitor import texts
+from tests.account.people import ADA, BOB, code_of, signed_in
+from tests.account.visitor import Visitor, texts
 from worker import settings
 from worker.account import device_flow
 from worker.chain.account_client import ENROL_PREFIX
@@ -95,6 +95,18 @@ def test_token_is_given_once(service, node, ada) -> None:
     assert status == 200
     assert service.service.accounts.caller(answer["access_token"])[0] == node.peer_id
     assert ask(service, waiting.device_code)[1]["error"] == "expired_token"
+
+
+def test_link_of_the_terminal_leads_to_its_code_by_way_of_the_sign_in(service, node) -> None:
+    """The sign-in page sends on what the link had; the last page is filled in."""
+    waiting = begun(service, node)
+    visitor = Visitor(service.url)
+    page = visitor.get(f"/device?code={waiting.user_code}").text
+    kept = dict(re.findall(r'name="(next|code)" value="([^"]*)"', page))
+    assert kept == {"next": "device", "code": waiting.user_code}
+    visitor.begin(BOB, **kept)
+    answer = visitor.answer(code_of(service, BOB))
+    assert f'value="{waiting.user_code}"' in answer.text
 
 
 def test_code_is_kept_until_the_node_is_linked(service, node, ada, monkeypatch) -> None:

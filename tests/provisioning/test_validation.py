@@ -676,6 +676,46 @@ def test_account_service_knows_that_tailscale_shows_its_port(
     assert plan_of("hub", hub(**data)).services["account"].account.behind_proxy is expected
 
 
+_PEOPLE = {"account_passphrase_file": "pass", "dashboard_host": "192.0.2.10"}
+_SERVED = {"tailscale": True, "tailscale_serve": {443: 3000, 8443: 3001}}
+_NAMED = {"account_public_url": "https://hub.tail0.ts.net"}
+
+
+@pytest.mark.parametrize(
+    ("data", "accounts_url", "dashboard_url"),
+    [
+        (_PEOPLE, "http://192.0.2.10:3000", "http://192.0.2.10:3001"),
+        (
+            _PEOPLE | {"account_port": 80, "dashboard_host": "2001:db8::1", "dashboard_port": 81},
+            "http://192.0.2.10:80",
+            "http://[2001:db8::1]:81",
+        ),
+        (_PEOPLE | {"dashboard_host": "127.0.0.1"}, "http://192.0.2.10:3000", None),
+        (_PEOPLE | _NAMED | _SERVED, _NAMED["account_public_url"], "https://hub.tail0.ts.net:8443"),
+        (_PEOPLE | _NAMED, _NAMED["account_public_url"], "http://192.0.2.10:3001"),
+        (
+            _PEOPLE | {"account_dashboard_url": "http://a", "dashboard_accounts_url": "http://b"},
+            "http://b",
+            "http://a",
+        ),
+        ({"dashboard_host": "192.0.2.10"}, None, None),  # no accounts of people
+    ],
+)
+def test_pages_of_a_coordinator_link_to_each_other(
+    data: dict[str, Any],
+    accounts_url: str | None,
+    dashboard_url: str | None,
+    tmp_path: Path,
+) -> None:
+    passphrase = tmp_path / "pass"
+    passphrase.write_text("correct horse battery staple\n")
+    if "account_passphrase_file" in data:
+        data = data | {"account_passphrase_file": str(passphrase)}
+    services = plan_of("hub", hub(**data)).services
+    assert services["dashboard"].dashboard.accounts_url == accounts_url
+    assert services["account"].account.dashboard_url == dashboard_url
+
+
 @pytest.mark.parametrize(
     ("metrics_port", "is_right"), [(1, False), (6, False), (7, True), (65535, True), (0, True)]
 )

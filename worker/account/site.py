@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -178,8 +178,7 @@ class Site:
             self.require_private(request)
             visitor = await self.visitor(request)
             if visitor is None:
-                following = "?next=device" if request.path == "/device" else ""
-                return see(f"/sign-in{following}")
+                return see(f"/sign-in{_following(request)}")
             if not is_post:
                 return await handle(request, visitor)
             form = await self.form(request)
@@ -377,6 +376,14 @@ class Site:
 def see(place: str) -> web.Response:
     """Return the answer to a form: the browser goes on to a page of ours."""
     return web.Response(status=303, headers={"Location": place})
+
+
+def _following(request: web.Request) -> str:
+    """Return the query of the sign-in page by which this page, with its code, is shown after it."""
+    if request.path != "/device":
+        return ""
+    kept = {"next": "device", "code": request.query.get("code", "")[:20]}
+    return f"?{urlencode(kept)}"
 
 
 def text_of(

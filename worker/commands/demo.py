@@ -138,7 +138,12 @@ class Demo:
         passphrase = folder / "account.passphrase"
         passphrase.write_text(f"demo-{secrets.token_hex(16)}\n")
         passphrase.chmod(0o600)
-        own: dict[str, Any] = {"account_port": 0, "account_passphrase_file": str(passphrase)}
+        ports = host.free_ports(["dashboard"])  # the account service links to it, and starts first
+        own: dict[str, Any] = {
+            "account_port": 0,
+            "account_passphrase_file": str(passphrase),
+            "account_dashboard_url": f"http://127.0.0.1:{ports['dashboard']}",
+        }
         judge = {}
         if self.has_market:
             judge = {"market_judge_url": self._start_judge(children)}
@@ -160,7 +165,7 @@ class Demo:
         dashboard_file = self._write(
             "dashboard",
             {
-                "dashboard_port": 0,
+                "dashboard_port": ports["dashboard"],
                 "dashboard_accounts_url": account_url,
                 "dashboard_node_dirs": [str(folder / name) for name in self.worker_names],
                 **judge,

@@ -168,7 +168,8 @@ class Account(Section):
     """Address of the sign-in page for people, such as https://swarm.example.org. None: the one that
     a browser used. Passkeys, and providers of `oidc_issuer`, need an address that stays."""
     dashboard_url: Url | None = None
-    """Address of the dashboard, to which the pages link. None: no link."""
+    """Address of the dashboard, to which the pages link. None: no link. A deploy sets it if the
+    inventory tells the address."""
     operators: tuple[str, ...] = ()
     """E-mail addresses of people who sign in to the operator's account and see all others."""
     sign_up: Literal["open", "invitation"] = "open"
@@ -239,7 +240,8 @@ class Dashboard(Section):
     """Domain names under which browsers may reach it, besides its addresses and the host's own
     name."""
     accounts_url: Url | None = None
-    """Address of the sign-in page, to which the page links. None: no link."""
+    """Address of the sign-in page, to which the page links. None: no link. A deploy sets it if the
+    inventory tells the address."""
     audit_file: Path | None = None
     """Report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None:
     no verdicts."""
