@@ -3,11 +3,15 @@ import time
 
 import pytest
 
-from tests.account.hosting import PASSPHRASE
+from tests.account.hosting import PASSPHRASE, hosted
+from worker import settings
 from worker.account import accounts as module
 from worker.account.accounts import DATABASE_FILE, Accounts
+from worker.account.queues import Queues
 from worker.account.request_bodies import Refused
+from worker.account.server import Service
 from worker.account.vault import Tokens, load_account
+from worker.chain.coordinator import Coordinator
 from worker.errors import ResourceError, SecretError
 
 PEERS = [f"QmPeer{number}" for number in range(9)]
@@ -172,6 +176,40 @@ def test_deleted_account_leaves_nothing_of_its_owner(tmp_path, accounts, ada, bo
     with pytest.raises(SecretError, match="no key"):
         accounts.key_of(ada)
     assert accounts.create("ada@example.org", 2).address != ada.address
+
+
+def test_files_of_the_database_have_nothing_of_a_deleted_account(tmp_path, accounts, ada) -> None:
+    """Neither in free pages, nor in the log of changes."""
+    ((sealed,),) = accounts.database.execute("SELECT sealed_key FROM accounts WHERE email NOT NULL")
+
+    def stored() -> bytes:
+        return b"".join(file.read_bytes() for file in tmp_path.glob(f"{DATABASE_FILE}*"))
+
+    assert sealed in stored()
+    assert ada.email.encode() in stored()
+    accounts.delete(ada)
+    assert sealed not in stored()
+    assert ada.email.encode() not in stored()
+    assert accounts.deleted_addresses() == [ada.address]
+
+
+def test_start_removes_the_journal_of_an_account_whose_deletion_was_interrupted(
+    tmp_path,
+) -> None:
+    parsed = hosted(settings.parse({"chain": {"rpc_url": "http://127.0.0.1:1"}}, "test"), tmp_path)
+    accounts = opened(tmp_path)
+    gone, kept = (accounts.create(email, 2) for email in ("ada@example.org", "bob@example.org"))
+    journals = [tmp_path / "journals" / f"{each.address}.db" for each in (gone, kept)]
+    queues = Queues(Coordinator(parsed.chain), tmp_path, accounts.key_of)
+    for account in (gone, kept):
+        queues.of(account)
+    queues.close()
+    accounts.delete(gone)
+    accounts.close()
+    service = Service(parsed)
+    assert [journal.exists() for journal in journals] == [False, True]
+    service.queues.close()
+    service.accounts.close()
 
 
 def test_transactions_are_kept_up_to_a_limit(accounts, ada, bob, monkeypatch) -> None:

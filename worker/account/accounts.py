@@ -34,6 +34,8 @@ TOKEN_SECONDS = 90 * 24 * 3600.0
 MAX_NAME = 40
 _TOUCH_SECONDS = 60.0
 """How often the use of a token is written down."""
+_NO_REMAINS = "PRAGMA secure_delete = ON"
+"""Overwrites what is deleted or changed: SQLite would leave it in pages that are free."""
 _REVOKE = "UPDATE nodes SET revoked_at = ?, token_hash = NULL, token_expires_at = NULL"
 _KEPT_TRANSACTIONS = 1000
 """Newest transactions that an account's page can show."""
@@ -120,11 +122,11 @@ class Accounts:
         `passphrase` None: people have no accounts here. Raises SecretError if it is another one
         than before, ResourceError if the file can't be used.
         """
-        self.database = Database(folder / DATABASE_FILE, "", "FULL")
+        self.database = Database(folder / DATABASE_FILE, _NO_REMAINS, "FULL")
         self.database.migrate(MIGRATIONS)
         (folder / DATABASE_FILE).chmod(0o600)
         # What pages show of transactions and use need not survive a power cut, and comes often.
-        self._history = Database(folder / DATABASE_FILE, "", "NORMAL")
+        self._history = Database(folder / DATABASE_FILE, _NO_REMAINS, "NORMAL")
         self._operator_key = operator
         self._operator_tokens = Tokens(folder)
         self._seal: Seal | None = None
@@ -253,6 +255,12 @@ class Accounts:
             for table in _OF_AN_ACCOUNT:
                 run(f"DELETE FROM {table} WHERE account_id = ?", (account.id,))  # noqa: S608
             run("DELETE FROM releases WHERE from_id = ? OR to_id = ?", (account.id, account.id))
+        # The log of changes still has the key and the e-mail address.
+        self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def deleted_addresses(self) -> list[str]:
+        rows = self.database.execute("SELECT address FROM accounts WHERE deleted_at NOT NULL")
+        return [address for (address,) in rows]
 
     def _keep_operator(
         self,

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -84,9 +84,14 @@ class Queues:
             sender = self._senders.pop(account.id, None)
         if sender is not None:
             sender.close()
-        journal = self._journal(account)
-        for suffix in ("", "-wal", "-shm"):
-            journal.with_name(journal.name + suffix).unlink(missing_ok=True)
+        self.remove_journals([account.address])
+
+    def remove_journals(self, addresses: Iterable[str]) -> None:
+        """Remove the files of deleted accounts, such as those that an interrupted `forget` left."""
+        for address in addresses:
+            journal = self._journal_at(address)
+            for suffix in ("", "-wal", "-shm"):
+                journal.with_name(journal.name + suffix).unlink(missing_ok=True)
 
     def tend(self) -> int:
         """Tend all queues, and return the number of transactions still pending.
@@ -128,4 +133,7 @@ class Queues:
     def _journal(self, account: Account) -> Path:
         if account.is_operator:
             return self._folder / OPERATOR_JOURNAL
-        return self._folder / _JOURNALS / f"{account.address}.db"
+        return self._journal_at(account.address)
+
+    def _journal_at(self, address: str) -> Path:
+        return self._folder / _JOURNALS / f"{address}.db"

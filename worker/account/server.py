@@ -116,6 +116,7 @@ class Service:
         self.address = str(operator.address)
         self.accounts = Accounts(folder, operator, settings.chain.operator_org_id, passphrase)
         self.queues = Queues(self._coordinator, folder, self.accounts.key_of)
+        self.queues.remove_journals(self.accounts.deleted_addresses())
         self.queues.open_journals(self.accounts.all())
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
         self._site = Site(
