@@ -4,13 +4,18 @@ from hypothesis import strategies as st
 
 from tests.groups import scored_group
 from worker.records import Task
-from worker.trainer.lesson import most_different
+from worker.trainer import lesson
 
 TEXTS = ("a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg", "hhhhhhhh")
 
 
 def group(*rewards):
     return scored_group(Task("gcd", "0" * 12, 1, 0), "?", TEXTS[: len(rewards)], rewards)
+
+
+def most_different(groups, most):
+    """Choose from groups of which no completion is left out for another reason."""
+    return lesson.most_different(groups, [range(len(g.rollouts)) for g in groups], most)
 
 
 def test_a_small_batch_keeps_all_completions():
@@ -47,7 +52,8 @@ def test_kept_completions_have_the_highest_and_lowest_rewards(
     if sum(map(len, rewards)) <= most:
         assert kept == [set(range(len(each))) for each in rewards]
         return
-    size = max(2, most // len(rewards))
+    size = max(map(len, kept))
+    assert size == 2 or sum(map(len, kept)) <= most
     for positions, each in zip(kept, rewards, strict=True):
         assert len(positions) == min(size, len(each))
         chosen = sorted(each[position] for position in positions)
@@ -66,3 +72,19 @@ def test_among_equal_rewards_the_credit_decides():
 
 def test_no_groups_have_nothing_to_keep():
     assert most_different([], 2) == []
+
+
+def test_completions_that_are_left_out_anyway_take_no_place():
+    rare, even = group(0, 0, 0, 0, 0, 0, 0, 1), group(0, 0, 0, 0, 1, 1, 1, 1)
+    usable = [range(8), [7], range(4, 8)]
+    assert lesson.most_different([even, rare, even], usable, 13) == [
+        frozenset(range(8)),
+        {7},
+        {4, 5, 6, 7},
+    ]
+    assert lesson.most_different([even, rare, even], usable, 8) == [{4, 5, 0}, {7}, {4, 5, 6}]
+
+
+def test_places_that_small_groups_leave_are_used_by_the_others():
+    groups = [group(0, 0, 0, 0, 1, 1, 1, 1)] * 2 + [group(0, 1)] * 2
+    assert [len(kept) for kept in most_different(groups, 16)] == [6, 6, 2, 2]

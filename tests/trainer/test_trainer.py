@@ -725,3 +725,13 @@ def test_a_large_batch_learns_from_the_most_different_completions(policy):
         best, *others = each.advantages
         assert best > 0
         assert sum(advantage < 0 for advantage in others) == 1
+
+
+def test_answers_of_peers_that_are_left_out_take_no_place_in_a_large_batch(policy):
+    own = [change(group, rewards=(1.0, 0.0, 0.9, 0.8)) for group in make_groups(policy)]
+    peers = [from_peer(group) for group in own]
+    trainer = make_trainer(policy, max_completions=6 * len(own))
+    trainer.step([*own, *peers])
+    learned = [sum(a != 0 for a in each.advantages) for each in trainer.learned]
+    assert learned == [3] * 2 * len(own)
+    assert all(min(each.advantages) == 0 for each in trainer.learned[len(own) :])

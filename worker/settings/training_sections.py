@@ -52,8 +52,9 @@ class Trainer(Section):
     """Leave stretches that a peer repeats in its answers to different tasks, and that this node
     does not say, out of the loss."""
     max_completions: Annotated[int, Field(ge=2)] = 72
-    """Most completions that a step learns from. Of a larger batch each group keeps the same number,
-    those with the most different rewards."""
+    """Most completions that a step learns from. Of a larger batch each group keeps at most an equal
+    number, those with the most different rewards; completions that are left out for another reason
+    (`external_completions`) do not count."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate. None: for adapters 2e-4, in models of less than 400 million parameters 5e-4,
     of 2 billion and more 1e-4; for all weights 1e-6, in models of less than 400 million parameters

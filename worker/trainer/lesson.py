@@ -2,12 +2,15 @@
 
 # T tokens of one completion
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from worker.records import ScoredGroup
+
+LEAST_OF_GROUP = 2
+"""Completions that each group of a large batch keeps, if it has them."""
 
 
 @dataclass(slots=True)
@@ -34,28 +37,31 @@ class Lesson:
     ratios: Tensor | None = None
 
 
-def most_different(groups: Sequence[ScoredGroup], most: int) -> list[frozenset[int]]:
+def most_different(
+    groups: Sequence[ScoredGroup], usable: Sequence[Collection[int]], most: int
+) -> list[frozenset[int]]:
     """Return for each group the positions of the completions to learn from, `most` in total.
 
-    If the groups have more, each keeps an equal number, at least two: half of them with its lowest
-    and half with its highest rewards, which have the largest variance (PODS, arXiv 2504.13818).
-    Among equal rewards the shorter completions are kept, which cost less.
+    `usable` are the positions of each group that are not left out of the loss for another reason.
+    If there are more than `most`, each group keeps at most an equal number, at least two: half of
+    them with its lowest and half with its highest rewards, which have the largest variance (PODS,
+    arXiv 2504.13818). Among equal rewards the shorter completions are kept, which cost less.
     """
-    if sum(len(group.rollouts) for group in groups) <= most:
-        return [frozenset(range(len(group.rollouts))) for group in groups]
-    return [_extremes(group, max(2, most // len(groups))) for group in groups]
+    share = max(map(len, usable), default=0)
+    while share > LEAST_OF_GROUP and sum(min(share, len(each)) for each in usable) > most:
+        share -= 1
+    return [_extremes(*pair, share) for pair in zip(groups, usable, strict=True)]
 
 
-def _extremes(group: ScoredGroup, count: int) -> frozenset[int]:
-    positions = range(len(group.rollouts))
-    if count >= len(positions):
-        return frozenset(positions)
+def _extremes(group: ScoredGroup, usable: Collection[int], count: int) -> frozenset[int]:
+    if count >= len(usable):
+        return frozenset(usable)
 
     def by_value(position: int) -> tuple[float, float]:
         rollout = group.rollouts[position]
         return rollout.reward, rollout.credit
 
-    shortest_first = sorted(positions, key=lambda i: len(group.rollouts[i].text))
+    shortest_first = sorted(usable, key=lambda i: len(group.rollouts[i].text))
     highest = sorted(shortest_first, key=by_value, reverse=True)[: count - count // 2]
     lowest = [i for i in sorted(shortest_first, key=by_value) if i not in highest]
     return frozenset(highest + lowest[: count // 2])

@@ -157,10 +157,8 @@ class Trainer:
         if not _has_finite_logprobs(sampled):
             self._skip_step("log-probabilities of answers that are not finite")
             return self._metrics([], 0, sampled, skipped="non-finite")
-        most = most_different(groups, self._settings.max_completions)
-        lessons = [
-            (group, self._read(group, kept)) for group, kept in zip(groups, most, strict=True)
-        ]
+        lessons = [(group, self._read(group)) for group in groups]
+        self._hide_surplus(lessons)
         self._mark_repeated(lessons, sampled)
         batch = list(chain.from_iterable(sequences for _, sequences in lessons))
         self._weigh(batch)
@@ -216,24 +214,18 @@ class Trainer:
         )
         return quality.of_sampling(compared, is_by_sequence)
 
-    def _read(self, group: ScoredGroup, kept: frozenset[int] | None = None) -> list[Lesson]:
-        """Return the group's completions as token ids, each with its advantage.
-
-        Those whose position is not in `kept` are hidden; None: none are.
-        """
+    def _read(self, group: ScoredGroup) -> list[Lesson]:
+        """Return the group's completions as token ids, each with its advantage."""
         sequences = []
         advantages = _advantages(group, self._settings.scale_rewards)
-        for position, (rollout, advantage) in enumerate(
-            zip(group.rollouts, advantages, strict=True)
-        ):
+        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
             if rollout.sampled is None:
                 ids, truncated = self.policy.completion_ids(
                     rollout.text, self._generation.max_completion_length
                 )
             else:
                 ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
-            is_hidden = kept is not None and position not in kept
-            is_hidden |= truncated and self._settings.mask_truncated_completions
+            is_hidden = truncated and self._settings.mask_truncated_completions
             # A peer's mistake, which this policy would hardly make: making it less likely changes
             # the policy without a benefit.
             is_hidden |= (
@@ -249,6 +241,18 @@ class Trainer:
                 )
             sequences.append(lesson)
         return sequences
+
+    def _hide_surplus(self, lessons: Sequence[tuple[ScoredGroup, list[Lesson]]]) -> None:
+        """Hide completions until `max_completions` are left, without those that are hidden."""
+        usable = [
+            [i for i, sequence in enumerate(sequences) if not sequence.is_hidden]
+            for _, sequences in lessons
+        ]
+        groups = [group for group, _ in lessons]
+        kept = most_different(groups, usable, self._settings.max_completions)
+        for (_, sequences), positions in zip(lessons, kept, strict=True):
+            for position, sequence in enumerate(sequences):
+                sequence.is_hidden |= position not in positions
 
     def find_fault(self, group: ScoredGroup) -> str | None:
         """Return a short name of the reason why a group can't be learned from; None: it can."""
