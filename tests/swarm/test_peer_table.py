@@ -15,8 +15,10 @@ from worker.swarm.discovery.peer_table import (
     CLOCK_TOLERANCE_SECONDS,
     GOOD_PER_STRIKE,
     LEAST_PREFERENCE,
+    LEAST_TRUST,
     MAX_PEERS_KNOWN,
     PLACES_FOR_TOLD,
+    TRUST_DOUBLES_SECONDS,
     Peers,
 )
 from worker.swarm.log_throttle import MAX_LOGGED_PER_MINUTE
@@ -362,6 +364,44 @@ def test_peer_whose_groups_have_no_signal_is_drawn_less_and_may_improve(clock: C
     for _ in range(20):
         peers.rate("dull", 1.0)
     assert count_draws(peers)["dull"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_peer_with_planted_text_is_drawn_far_less_than_dull_ones_until_it_stops(
+    clock: Clock,
+) -> None:
+    """All groups of the planter have a signal, and one in four of the others."""
+    peers = Peers("me", settings.Swarm(), OURS, clock=clock)
+    others = [f"honest-{number}" for number in range(7)]
+    names = ["planter", *others]
+    rng, num_drawn = random.Random(1), Counter[str]()
+    for _ in range(300):  # rounds of a minute, four peers each
+        clock.now += 60
+        drawn: list[str] = []
+        for name in names:
+            peers.learn(member(name), from_itself=True)
+        while len(drawn) < 4 and (peer_id := peers.draw(rng, drawn)):
+            drawn.append(peer_id)
+            num_drawn[peer_id] += 1
+            peers.rate(peer_id, 1.0 if peer_id == "planter" else 0.25)
+        if "planter" in drawn:
+            peers.distrust("planter")
+    honest = [num_drawn[name] for name in others]
+    assert num_drawn["planter"] < 0.1 * min(honest)
+    clock.now += 8 * TRUST_DOUBLES_SECONDS
+    for name in names:
+        peers.learn(member(name), from_itself=True)
+    assert count_draws(peers)["planter"] > 1 / 8
+
+
+def test_distrust_is_bounded_and_outlives_a_record(clock: Clock) -> None:
+    peers = Peers("me", SECTION, OURS, clock=clock)
+    for _ in range(100):
+        peers.distrust("planter")
+    peers.learn(member("planter"), from_itself=True)
+    assert peers._weigh("planter", clock()) == LEAST_TRUST
+    for number in range(MAX_PEERS_KNOWN):
+        peers.distrust(str(number))
+    assert peers._weigh("planter", clock()) == 1
 
 
 def test_weights_of_zero_draw_evenly(clock: Clock) -> None:

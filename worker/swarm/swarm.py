@@ -230,7 +230,7 @@ class Swarm:
         self._tally.reject(peer_id, "weights")
 
     def note_planted(self, groups_by_peer: Mapping[str, int]) -> None:
-        """Count groups with planted text (`trainer/peer_text.py`); draw their senders less."""
+        """Count groups with planted text (`trainer/peer_text.py`); draw their senders much less."""
         for peer_id, count in groups_by_peer.items():
             log.warning("planted text in groups of peer=%s groups=%d", peer_id, count)
         self._network.post(self._count_planted, dict(groups_by_peer))
@@ -336,7 +336,7 @@ class Swarm:
         for peer_id, count in groups_by_peer.items():
             for _ in range(count):
                 self._tally.reject(peer_id, "planted")
-            self._context.peers.rate(peer_id, 0.0)
+            self._context.peers.distrust(peer_id)
 
     def _end_unasked(self) -> None:
         """End a round in which nobody is asked; discovery's greetings show whether peers exist."""

@@ -7,6 +7,7 @@ discovered, through places that are reserved for them here and in each draw.
 """
 
 import logging
+import math
 import random
 import threading
 import time
@@ -41,6 +42,11 @@ LEAST_PREFERENCE = 0.1
 """Minimum of each of the draw's three weights, of 1: every peer is drawn now and then."""
 LEARNING_RATE = 0.3
 """Weight of a peer's newest answer in its usefulness."""
+PLANTED_FACTOR = 0.25
+"""Of a peer's weight in the draw, each time that its text was planted."""
+LEAST_TRUST = 0.01
+TRUST_DOUBLES_SECONDS = 1800.0
+"""Time in which the weight of a peer that no longer sends planted text doubles."""
 
 
 @dataclass
@@ -77,6 +83,17 @@ class _Conduct:
     until: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """The factor of a peer's weight in the draw, LEAST_TRUST to 1, as it was at `since`."""
+
+    factor: float
+    since: float
+
+    def at(self, now: float) -> float:
+        return min(1.0, self.factor * math.exp2((now - self.since) / TRUST_DOUBLES_SECONDS))
+
+
 class Peers:
     """The view of one node. Only used in the network's event loop; `clock` is monotonic seconds."""
 
@@ -101,6 +118,8 @@ class Peers:
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
         self._conduct: FIFOCache[str, _Conduct] = FIFOCache(MAX_PEERS_KNOWN)
+        # Peers that sent planted text; it outlives their records.
+        self._trust: FIFOCache[str, _Trust] = FIFOCache(MAX_PEERS_KNOWN)
         # Peers that speak another version -> that version, and when it was heard.
         self._versions: FIFOCache[str, tuple[int, float]] = FIFOCache(MAX_PEERS_KNOWN)
         self._versions_lock = threading.Lock()  # another thread reads them for the status
@@ -271,7 +290,7 @@ class Peers:
         sound = [p for p in free if not self._peers[p].failures and self.is_open(p)] or free
         if not sound:
             return None
-        weights = {p: self._weigh(self._peers[p], now) for p in sound}
+        weights = {p: self._weigh(p, now) for p in sound}
         told = [p for p in sound if not self._is_met(p, now)]
         if 0 < len(told) < len(sound):
             all_told = sum(weights[p] for p in told)
@@ -284,6 +303,13 @@ class Peers:
         """Record the share (0 to 1) of the peer's groups that we could learn from."""
         if peer := self._peers.get(peer_id):
             peer.useful += LEARNING_RATE * (share - peer.useful)
+
+    def distrust(self, peer_id: str) -> None:
+        """Record that the peer sent planted text; it is drawn much less until it has stopped."""
+        now = self._clock()
+        factor = max(LEAST_TRUST, PLANTED_FACTOR * self._trust_of(peer_id, now))
+        self._trust.pop(peer_id, None)  # the one named last is forgotten last
+        self._trust[peer_id] = _Trust(factor, now)
 
     def to_greet(
         self,
@@ -378,12 +404,13 @@ class Peers:
         # A copy: other threads look at the number of peers.
         return [peer_id for peer_id, peer in list(self._peers.items()) if peer.seen >= since]
 
-    def _weigh(self, peer: _Peer, now: float) -> float:
+    def _weigh(self, peer_id: str, now: float) -> float:
         """Return the draw's weight of a peer.
 
         It is the product of three preferences from LEAST_PREFERENCE to 1, each to the power in its
-        setting.
+        setting, and of the trust in its text.
         """
+        peer = self._peers[peer_id]
         shared = (
             len(self._families & peer.member.families) / len(self._families)
             if self._families
@@ -391,10 +418,14 @@ class Peers:
         )
         fresh = 1 - (now - peer.seen) / self.lifetime_seconds
         powers = self._swarm.draw_families, self._swarm.draw_fresh, self._swarm.draw_useful
-        weight = 1.0
+        weight = self._trust_of(peer_id, now)
         for preference, power in zip((shared, fresh, peer.useful), powers, strict=True):
             weight *= max(LEAST_PREFERENCE, preference) ** power
         return weight
+
+    def _trust_of(self, peer_id: str, now: float) -> float:
+        trust = self._trust.get(peer_id)
+        return 1.0 if trust is None else trust.at(now)
 
     def _differing(self, peer: _Peer) -> list[str]:
         differing = []
