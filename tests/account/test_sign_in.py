@@ -381,7 +381,7 @@ def test_tailscale_header_of_somebody_else_is_not_believed(
         chain, tmp_path, **({"tailscale_login": False} if who == "not set" else {})
     )
     if who == "not root":
-        monkeypatch.setattr(sign_in_pages, "_owner_of", lambda transport: 998)
+        monkeypatch.setattr(sign_in_pages, "owner_of", lambda peer, own: 998)
     names = {"no name": {}, "a machine": {"Tailscale-User-Login": "tagged-devices"}}
     with serving(parsed) as running:
         visitor = Visitor(running.url, **PROXY, **names.get(who, {"Tailscale-User-Login": ADA}))

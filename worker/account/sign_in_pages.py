@@ -1,8 +1,5 @@
 """Signing in: by e-mail with a code, and by the headers of `tailscale serve`; signing out."""
 
-import asyncio
-from pathlib import Path
-
 from aiohttp import web
 
 from worker.account.accounts import digest
@@ -10,6 +7,7 @@ from worker.account.mail import Mailer, MailRefused, normalized
 from worker.account.request_bodies import Refused
 from worker.account.sessions import HOST_CODE_LETTERS, new_code, plain
 from worker.account.site import Form, Site, Visitor, see, text_of
+from worker.account.socket_owner import owner_of
 from worker.chain.quotas import Quota
 from worker.errors import WorkerError
 from worker.log import printable
@@ -21,7 +19,6 @@ _MAILS_OF_ALL_PER_SECOND, _MAILS_OF_ALL_BURST = 60 / 3600, 60.0
 """Codes sent to one e-mail address, whoever asks. Browsers that have signed in with it before have
 only the limit of their address, so others can't keep its owner out."""
 _LOGIN, _ROOT = "Tailscale-User-Login", 0
-_SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 class SignInPages:
@@ -199,28 +196,12 @@ class SignInPages:
         is_tailscale = self._site.settings.tailscale_login and login is not None
         if not is_tailscale or not webguard.is_loopback(str(request.remote)):
             return None
-        if request.transport is None or _owner_of(request.transport) != _ROOT:
+        if request.transport is None:
+            return None  # the client has left
+        peer, own = (request.transport.get_extra_info(end) for end in ("peername", "sockname"))
+        if owner_of(peer[:2], own[:2]) != _ROOT:
             return None
         try:
             return normalized(printable(str(login)))
         except Refused:
             return None  # a tagged machine, or a name that is not an e-mail address
-
-
-def _owner_of(transport: asyncio.BaseTransport) -> int | None:
-    """Return the user id at the other end of a connection on this machine; None: not known."""
-    peer = transport.get_extra_info("peername")
-    own = transport.get_extra_info("sockname")
-    for file in _SOCKETS:
-        for line in file.read_text().splitlines()[1:]:
-            fields = line.split()
-            ports = [int(place.rpartition(":")[2], 16) for place in fields[1:3]]
-            if ports == [peer[1], own[1]] and _is_loopback_hex(fields[1]):
-                return int(fields[7])
-    return None
-
-
-def _is_loopback_hex(place: str) -> bool:
-    """Return whether an address of /proc/net/tcp is loopback's: words in the machine's order."""
-    address = place.partition(":")[0]
-    return address[-2:] == "7F" if len(address) == 8 else address.endswith(("01000000", "7F"))
