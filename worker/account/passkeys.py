@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -26,13 +27,18 @@ from webauthn.helpers.structs import (
     ResidentKeyRequirement,
     UserVerificationRequirement,
 )
+from webauthn.registration.verify_registration_response import VerifiedRegistration
 
 from worker.account.account_pages import bytes_of, require_fresh
 from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see
 
+log = logging.getLogger(__name__)
+
 _MAX_PASSKEYS = 20
 _VERIFIED = UserVerificationRequirement.REQUIRED
+_ADDING, _SIGNING_IN = "adding", "signing in"
+"""What a challenge is for; one for the other is not accepted."""
 
 
 class Passkeys:
@@ -84,8 +90,7 @@ class Passkeys:
         site.require_private(request)
         require_fresh(visitor)
         keys = await site.in_thread(self._keys_of, visitor.account.id)
-        if len(keys) >= _MAX_PASSKEYS:
-            raise Refused(400, "TooManyPasskeys", f"an account has at most {_MAX_PASSKEYS}")
+        _require_room(len(keys))
         options = generate_registration_options(
             rp_id=self._party(request),
             rp_name="hivewright",
@@ -96,7 +101,13 @@ class Passkeys:
             ),
             exclude_credentials=[PublicKeyCredentialDescriptor(key) for key in keys],
         )
-        return await self._begun(request, options_to_json(options), options.challenge, {})
+        return await self._begun(
+            request,
+            _ADDING,
+            options_to_json(options),
+            options.challenge,
+            {"account": visitor.account.id},
+        )
 
     async def add(
         self,
@@ -105,27 +116,45 @@ class Passkeys:
     ) -> web.Response:
         site = self._site
         visitor = await self._visitor(request, body)
+        site.require_private(request)
+        require_fresh(visitor)
+        challenge, data = await self._challenge(request, _ADDING)
+        if data["account"] != visitor.account.id:
+            raise Refused(403, "AccountChanged", "this was begun for another account; load it again")
         verified = verify_registration_response(
             credential=body["credential"],
-            expected_challenge=(await self._challenge(request))[0],
+            expected_challenge=challenge,
             expected_rp_id=self._party(request),
             expected_origin=site.address(request),
             require_user_verification=True,
         )
-        await site.in_thread(
-            self._database.execute,
-            "INSERT OR IGNORE INTO passkeys (credential_id, account_id, public_key, sign_count,"
-            " added_at, email) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                verified.credential_id,
-                visitor.account.id,
-                verified.credential_public_key,
-                verified.sign_count,
-                time.time(),
-                visitor.session.email,
-            ),
-        )
+        await site.in_thread(self._keep, visitor, verified)
+        log.info("passkey added account=%s", visitor.account.address)
         return web.json_response({})
+
+    def _keep(
+        self,
+        visitor: Visitor,
+        verified: VerifiedRegistration,
+    ) -> None:
+        """Add the passkey. Raises Refused if the account has as many as it may by now."""
+        with self._database.transaction() as run:
+            ((count,),) = run(
+                "SELECT count(*) FROM passkeys WHERE account_id = ?", (visitor.account.id,)
+            )
+            _require_room(count)
+            run(
+                "INSERT OR IGNORE INTO passkeys (credential_id, account_id, public_key, sign_count,"
+                " added_at, email) VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    verified.credential_id,
+                    visitor.account.id,
+                    verified.credential_public_key,
+                    verified.sign_count,
+                    time.time(),
+                    visitor.session.email,
+                ),
+            )
 
     async def remove(
         self,
@@ -154,7 +183,9 @@ class Passkeys:
             rp_id=self._party(request), user_verification=_VERIFIED
         )
         data = {name: str(body.get(name, ""))[:20] for name in ("next", "code")}
-        return await self._begun(request, options_to_json(options), options.challenge, data)
+        return await self._begun(
+            request, _SIGNING_IN, options_to_json(options), options.challenge, data
+        )
 
     async def sign_in(
         self,
@@ -169,7 +200,7 @@ class Passkeys:
             " credential_id = ?",
             (base64url_to_bytes(credential["rawId"]),),
         )
-        challenge, data = await self._challenge(request)
+        challenge, data = await self._challenge(request, _SIGNING_IN)
         account_id, public_key, sign_count, email = rows[0] if rows else (0, b"", 0, None)
         account = await site.in_thread(site.accounts.by_id, account_id) if rows else None
         is_known = account is None or await site.is_known(request, account)
@@ -213,20 +244,31 @@ class Passkeys:
     async def _begun(
         self,
         request: web.Request,
+        purpose: str,
         options: str,
         challenge: bytes,
-        data: dict[str, str],
+        data: dict[str, Any],
     ) -> web.Response:
-        kept = {**data, "challenge": bytes_to_base64url(challenge)}
+        """Answer with the options, and keep the challenge for the browser, with its purpose."""
+        kept = {**data, "purpose": purpose, "challenge": bytes_to_base64url(challenge)}
         cookie = await self._site.in_thread(self._site.sessions.begin, kept)
         response = web.json_response(text=options)
         self._site.begin(request, response, cookie)
         return response
 
-    async def _challenge(self, request: web.Request) -> tuple[bytes, dict[str, Any]]:
-        """Return the challenge that this browser was given, which can be answered once."""
+    async def _challenge(
+        self,
+        request: web.Request,
+        purpose: str,
+    ) -> tuple[bytes, dict[str, Any]]:
+        """Return the challenge that this browser was given, which can be answered once.
+
+        Raises Refused if it was given another one, or for another purpose.
+        """
         site = self._site
         sign_in = await site.in_thread(site.sessions.sign_in, site.sign_in_cookie(request))
+        if sign_in.data.get("purpose") != purpose:
+            raise Refused(400, "ChallengeOfAnother", "this answers something else; load it again")
         await site.in_thread(site.sessions.complete, sign_in)
         return base64url_to_bytes(sign_in.data["challenge"]), sign_in.data
 
@@ -246,3 +288,8 @@ class Passkeys:
             "SELECT credential_id FROM passkeys WHERE account_id = ?", (account_id,)
         )
         return [row[0] for row in rows]
+
+
+def _require_room(num_passkeys: int) -> None:
+    if num_passkeys >= _MAX_PASSKEYS:
+        raise Refused(400, "TooManyPasskeys", f"an account has at most {_MAX_PASSKEYS}")
