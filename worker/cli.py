@@ -84,6 +84,13 @@ def _invite_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _give_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address", metavar="ADDRESS", help="of an account without an e-mail address"
+    )
+    parser.add_argument("email", metavar="EMAIL", help="of its person")
+
+
 def _output_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -283,6 +290,12 @@ COMMANDS = (
         "make an invitation: a link for a person, a token for an inventory",
         "worker.commands.account_admin:invite",
         _invite_options,
+    ),
+    Command(
+        "account give",
+        "give the nodes of an invitation that nobody signed in with to a person",
+        "worker.commands.account_admin:give",
+        _give_options,
     ),
     Command(
         "login",

@@ -105,6 +105,7 @@ _FORMS = [
     "/sign-in/email",
     "/sign-in/code",
     "/sign-in/tailscale",
+    "/sign-in/openid",
     "/sign-out",
     "/device",
     "/device/allow",

@@ -13,7 +13,9 @@ from tests.account.stores import Clock, open_accounts
 from worker.account import invitations as module
 from worker.account.accounts import Account, Accounts, digest
 from worker.account.invitations import Invitations, create
+from worker.account.releases import releases_to
 from worker.account.request_bodies import Refused
+from worker.account.sessions import Sessions
 
 PEERS = [f"QmPeer{number}" for number in range(9)]
 DAY = 86_400.0
@@ -178,8 +180,56 @@ def test_person_with_an_account_keeps_it(
     accounts: Accounts, invitations: Invitations, ada: Account
 ) -> None:
     secret = invite(accounts, 2)
-    assert invitations.accept(digest(secret), "ada@example.org") == ada
+    for _ in range(2):
+        kept = invitations.accept(digest(secret), "ada@example.org")
+        assert (kept.id, kept.max_nodes) == (ada.id, 5)
     assert len(accounts.all()) == 2
+    assert accounts.caller(invitations.enrol(secret, PEERS[0])) == (PEERS[0], kept)
+
+
+def test_person_with_an_account_takes_the_nodes_that_have_enrolled(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 2)
+    for peer in PEERS[:2]:
+        invitations.enrol(secret, peer)
+    kept = invitations.accept(digest(secret), "ada@example.org")
+    offers = releases_to(accounts, kept)
+    assert [each.peer_id for each in offers] == PEERS[:2]
+    holder = accounts.by_id(offers[0].from_id)
+    assert holder.is_nobodys
+    for peer in PEERS[:2]:
+        accounts.move(peer, holder, kept)
+    assert accounts.caller(invitations.enrol(secret, PEERS[0])) == (PEERS[0], kept)
+
+
+def test_suspended_account_of_an_invitation_is_nobodys_to_take(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    secret = invite(accounts, 2)
+    token = invitations.enrol(secret, PEERS[0])
+    accounts.set_suspended(accounts.caller(token)[1].id, True)  # type: ignore[index]
+    assert refusal(invitations.accept, digest(secret), "ada@example.org").error == (
+        "AccountSuspended"
+    )
+    assert releases_to(accounts, ada) == []
+
+
+def test_person_may_come_after_the_last_day_if_nodes_have_enrolled(
+    accounts: Accounts, invitations: Invitations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    used, unused = invite(accounts, 2), invite(accounts, 2)
+    token = invitations.enrol(used, PEERS[0])
+    clock.wait(DAY + 1)
+    Sessions(accounts.database).forget_old()
+    assert refusal(invitations.enrol, used, PEERS[1]).error == "InvitationInvalid"
+    assert refusal(invitations.accept, digest(unused), "bob@example.org").status == 403
+    person = invitations.accept(digest(used), "cy@example.org")
+    assert accounts.caller(token) == (PEERS[0], person)
+    # Then it is over for good.
+    Sessions(accounts.database).forget_old()
+    assert accounts.database.execute("SELECT count(*) FROM invitations") == [(0,)]
 
 
 def test_invitation_of_an_account_makes_nobody_its_owner(

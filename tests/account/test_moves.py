@@ -7,7 +7,7 @@ import requests
 from account_service import ENROLMENT_TOKEN, eventually, some_identity
 from eth_account.messages import encode_defunct
 
-from tests.account.people import ADA, BOB, signed_in
+from tests.account.people import ADA, BOB, code_of, signed_in
 from tests.account.visitor import texts
 from worker.account import invitations, releases, sessions
 from worker.chain import peer_proof
@@ -188,3 +188,23 @@ def test_unlinked_node_of_the_fleet_does_not_come_back_with_its_old_token(
         assert accounts.caller(old) is None
         assert client.swarm().account == address
         assert accounts.caller(client.token())[0] == node.peer_id
+
+
+def test_person_with_an_account_takes_what_an_invitation_enrolled_with_its_rewards(
+    chain, service, people, node, tmp_path
+) -> None:
+    """The service signs for the invitation's account, which nobody has signed in to."""
+    _, bob = people
+    secret = invitations.create(service.service.accounts.database, 1, time.time() + 60)
+    section = service.node_chain()
+    nobodys = enrol(node, secret, section, tmp_path / "node")
+    client = AccountClient(section, tmp_path / "node")
+    client.submit_reward(0, 0, 7, node.peer_id)
+    eventually(lambda: chain.coordinator.total_rewards([node.peer_id]) == [7])
+    bob.begin(BOB, invitation=secret)
+    page = texts(bob.answer(code_of(service, BOB)))
+    assert f"{node.peer_id} from {nobodys}" in page
+    bob.submit("/nodes/take", peer=node.peer_id)
+    eventually(lambda: owner_of(chain, node) == bob.account.address)
+    assert chain.coordinator.total_rewards([node.peer_id]) == [7]
+    assert enrol(node, secret, section, tmp_path / "node") == bob.account.address

@@ -10,12 +10,13 @@ import requests
 from account_service import serving
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
+from playwright.sync_api import expect
 
 from tests.account.hosting import hosted
 from tests.account.npm_tools import openid_provider
 from tests.account.people import ADA, code_of
 from tests.account.visitor import Visitor, texts
-from worker.account import openid
+from worker.account import invitations, openid
 from worker.account.request_bodies import Refused
 from worker.account.sessions import SignIn
 from worker.settings import Account as Section
@@ -129,9 +130,9 @@ def stand_in():
     running.close()
 
 
-def at_provider(visitor: Visitor, email: str) -> str:
+def at_provider(visitor: Visitor, email: str, **fields: str) -> str:
     """Sign in at the provider, as its own pages ask for it; return where it sends the browser."""
-    place = visitor.get("/sign-in/openid", follow=False).headers["Location"]
+    place = visitor.to_provider(**fields)
     assert "code_challenge_method=S256" in place
     assert "nonce=" in place
     session = requests.Session()
@@ -156,6 +157,29 @@ def test_provider_signs_in_to_the_account_of_the_same_e_mail(signing) -> None:
     assert "Continue with Test Provider" in texts(visitor.get("/sign-in"))
     answer = visitor.get(at_provider(visitor, ADA))
     assert address in texts(answer)
+
+
+def test_invited_person_joins_with_the_provider_and_has_the_nodes(signing) -> None:
+    accounts = signing.service.accounts
+    secret = invitations.create(accounts.database, 3, time.time() + 60)
+    token = signing.service._site.invitations.enrol(secret, "QmInvited1")
+    visitor = Visitor(signing.url)
+    assert visitor.post("/sign-in/openid", invitation="hwi_wrong").status_code == 403
+    visitor.get(at_provider(visitor, ADA, invitation=secret))
+    assert visitor.is_signed_in
+    assert accounts.caller(token) == ("QmInvited1", accounts.by_email(ADA))
+
+
+def test_link_of_an_invitation_goes_along_to_the_provider_and_back(signing, tab) -> None:
+    """Our policy lets forms go to no other server, and chromium obeys it for redirects too."""
+    secret = invitations.create(signing.service.accounts.database, 3, time.time() + 60)
+    tab.page.goto(f"{signing.url}/sign-in#invitation={secret}")
+    tab.page.get_by_role("button", name="Continue with Test Provider").click()
+    tab.page.locator("[name=login]").fill(ADA)
+    tab.page.locator("[name=password]").fill("x")
+    tab.page.locator("[type=submit]").click()
+    tab.page.locator("[type=submit]").click()
+    expect(tab.page.get_by_text("0 of 3 nodes, round")).to_be_visible()
 
 
 def test_address_that_the_provider_has_not_verified_is_refused(signing) -> None:
@@ -213,7 +237,7 @@ def test_answer_of_another_sign_in_is_refused_and_none_works_twice(signing) -> N
     """A code that somebody else brings, a state of another browser, and a replay."""
     thief, visitor = Visitor(signing.url), Visitor(signing.url)
     place = at_provider(visitor, ADA)
-    thief.get("/sign-in/openid", follow=False)
+    thief.to_provider()
     assert thief.get(place).status_code == 400
     assert Visitor(signing.url).get(place).status_code == 400
     wrong = re.sub(r"state=[^&]+", "state=else", place)
@@ -231,6 +255,6 @@ def test_provider_that_is_down_is_said(chain, tmp_path) -> None:
         oidc_client_id="hivewright",
     )
     with serving(parsed) as running:
-        answer = Visitor(running.url).get("/sign-in/openid")
+        answer = Visitor(running.url).post("/sign-in/openid")
         assert answer.status_code == 503
         assert "account.oidc_issuer" in texts(answer)

@@ -71,11 +71,13 @@ def test_sockets_for_both_kinds_of_addresses_are_compared_as_plain_ones(tables, 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_owner_of_a_real_connection_is_its_maker(host) -> None:
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=kind) as server:
-        with socket.create_connection(server.getsockname()[:2]) as client:
-            accepted, peer = server.accept()
-            with accepted:
-                assert peer == client.getsockname()
-                own = accepted.getsockname()
-                assert owner_of(peer[:2], own[:2]) == os.getuid()
-                assert owner_of((peer[0], 1), own[:2]) is None
+    with (
+        socket.create_server((host, 0), family=kind) as server,
+        socket.create_connection(server.getsockname()[:2]) as client,
+    ):
+        accepted, peer = server.accept()
+        with accepted:
+            assert peer == client.getsockname()
+            own = accepted.getsockname()
+            assert owner_of(peer[:2], own[:2]) == os.getuid()
+            assert owner_of((peer[0], 1), own[:2]) is None

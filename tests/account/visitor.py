@@ -74,6 +74,12 @@ class Visitor:
     def begin(self, email: str, **fields: str) -> requests.Response:
         return self.post("/sign-in/email", email=email, **fields)
 
+    def to_provider(self, **fields: str) -> str:
+        """Begin to sign in with OpenID Connect; return where the browser goes."""
+        answer = self.post("/sign-in/openid", follow=False, **fields)
+        assert answer.status_code == 200, texts(answer)
+        return answer.headers["Refresh"].removeprefix("0; url=")
+
     def answer(self, code: str) -> requests.Response:
         return self.post("/sign-in/code", code=code)
 

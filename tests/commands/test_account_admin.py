@@ -1,13 +1,16 @@
-"""`hivewright account invite` and `account code`: wrong input is named and changes nothing."""
+"""`hivewright account invite`, `code` and `give`: wrong input is named and changes nothing."""
 
 import argparse
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.account.stores import open_accounts
 from worker import settings
-from worker.account.accounts import DATABASE_FILE
+from worker.account.accounts import DATABASE_FILE, Accounts
+from worker.account.releases import releases_to
 from worker.commands import account_admin
 from worker.errors import ResourceError, SettingsError
 from worker.settings import Settings
@@ -77,3 +80,37 @@ def test_link_has_the_address_that_people_open(
 ) -> None:
     section = host.account.model_copy(update={"public_url": public_url})
     assert account_admin._address(host.model_copy(update={"account": section})) == address
+
+
+@pytest.fixture
+def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
+    opened = open_accounts(tmp_path, monkeypatch)
+    yield opened
+    opened.close()
+
+
+def test_nodes_of_a_lost_invitation_are_given_to_a_person(
+    host: Settings, accounts: Accounts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a new one as their account, to one with an account as nodes that they take."""
+    nobodys = [accounts.create(None, 2) for _ in range(2)]
+    for number, account in enumerate(nobodys):
+        accounts.link(account, f"QmPeer{number}")
+    ada = accounts.create("ada@example.org", 2)
+    for account, email in zip(nobodys, ("cy@example.org", "Ada@example.org"), strict=True):
+        account_admin.give(host, argparse.Namespace(address=account.address.lower(), email=email))
+    assert accounts.by_email("cy@example.org").address == nobodys[0].address  # type: ignore[union-attr]
+    assert [each.peer_id for each in releases_to(accounts, ada)] == ["QmPeer1"]
+    said = capsys.readouterr().out
+    assert "is the account of cy@example.org" in said
+    assert f"ada@example.org has account {ada.address}" in said
+
+
+def test_account_of_a_person_or_of_the_operator_is_not_given(
+    host: Settings, accounts: Accounts
+) -> None:
+    ada = accounts.create("ada@example.org", 2)
+    for address in (ada.address, accounts.operator.address, "0x0"):
+        with pytest.raises(SettingsError, match=rf"ADDRESS: got {address}; expected the address"):
+            account_admin.give(host, argparse.Namespace(address=address, email="eve@example.org"))
+    assert accounts.by_email("eve@example.org") is None

@@ -131,7 +131,7 @@ def sign_ins(url: str) -> Iterator[tuple[str, str]]:
     """Yield the pages of a person whose code can't be sent, and whom the provider refuses."""
     visitor = Visitor(url)
     yield "a code by mail", visitor.begin("ada@example.org").text
-    place = visitor.get("/sign-in/openid", follow=False).headers["Location"]
+    place = visitor.to_provider()
     (state,) = parse_qs(urlsplit(place).query)["state"]
     back = visitor.get(f"/sign-in/openid/callback?code=x&state={state}")
     assert "refused" in back.text

@@ -76,6 +76,11 @@ class Account:
     def is_operator(self) -> bool:
         return self.id == OPERATOR_ID
 
+    @property
+    def is_nobodys(self) -> bool:
+        """Return whether it is an invitation's account that nobody has signed in to."""
+        return self.email is None and not self.is_operator
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -4,16 +4,14 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 
-from worker.account.accounts import Account, Accounts, Run, digest
+from worker.account.accounts import Account, Accounts, Run, digest, require_active
+from worker.account.releases import release_all
 from worker.account.request_bodies import Refused
 from worker.chain.database import Database
 
 PREFIX = "hwi_"
 _SELECT = "SELECT hash, account_id, max_nodes, used, expires_at FROM invitations WHERE"
-_OF_HOST = (
-    "(account_id IS NULL OR account_id IN"
-    " (SELECT id FROM accounts WHERE email IS NULL AND id != 1))"
-)
+_OF_HOST = "(account_id IS NULL OR account_id IN (SELECT id FROM nobodys))"
 """Invitations for an account that no person has yet."""
 
 
@@ -80,8 +78,11 @@ class Invitations:
         )
 
     def find(self, hash: bytes) -> Invitation:
-        """Return a valid invitation. Raises Refused if it is unknown, used up or expired."""
-        return _find(self._database.execute, hash)
+        """Return an invitation that a person, and until its last day a node, may use.
+
+        Raises Refused.
+        """
+        return _find_for_person(self._database.execute, hash)
 
     def enrol(
         self,
@@ -109,17 +110,19 @@ class Invitations:
     ) -> Account:
         """Return the account of a person with this verified e-mail, invited by the host.
 
-        A person with an account keeps it. Raises Refused if the invitation is not valid, or is
-        another person's.
+        It is the invitation's, unless the person has another: they keep that, it may have the
+        invitation's nodes in addition, and those that have enrolled are released to it. Raises
+        Refused if the invitation is not valid, or is another person's.
         """
         with self._database.transaction() as run:
-            invitation = _find(run, hash)
+            invitation = _find_for_person(run, hash)
             account = self._accounts.by_email(email, run)
             if account is not None:
-                return account
+                self._join(run, invitation, account)
+                return self._accounts.by_id(account.id, run)
             account = self._account_of(run, invitation)
             if not run(
-                "UPDATE accounts SET email = ? WHERE id = ? AND email IS NULL AND id != 1"
+                "UPDATE accounts SET email = ? WHERE id IN (SELECT id FROM nobodys WHERE id = ?)"
                 " RETURNING 1",
                 (email, account.id),
             ):
@@ -129,6 +132,25 @@ class Invitations:
                     "somebody else has used this invitation; ask for another",
                 )
         return replace(account, email=email)
+
+    def _join(
+        self,
+        run: Run,
+        invitation: Invitation,
+        account: Account,
+    ) -> None:
+        """Make the invitation the account's, with its nodes, unless it is another person's."""
+        if invitation.account_id is not None:
+            holder = self._accounts.by_id(invitation.account_id, run)
+            if not holder.is_nobodys:
+                return
+            require_active(holder)
+            release_all(run, holder.id, account.id)
+        run("UPDATE invitations SET account_id = ? WHERE hash = ?", (account.id, invitation.hash))
+        run(
+            "UPDATE accounts SET max_nodes = max_nodes + ? WHERE id = ?",
+            (invitation.max_nodes, account.id),
+        )
 
     def _valid(self, condition: str, *values: object) -> list[Invitation]:
         rows = self._database.execute(
@@ -153,8 +175,13 @@ class Invitations:
         return account
 
 
-def _find(run: Run, hash: bytes) -> Invitation:
-    rows = run(f"{_SELECT} hash = ? AND expires_at > ?", (hash, time.time()))
+def _find(
+    run: Run,
+    hash: bytes,
+    otherwise: str = "FALSE",
+) -> Invitation:
+    """Return a valid invitation, or one for which `otherwise` is true. Raises Refused."""
+    rows = run(f"{_SELECT} hash = ? AND (expires_at > ? OR {otherwise})", (hash, time.time()))
     if not rows:
         raise Refused(
             403,
@@ -162,6 +189,14 @@ def _find(run: Run, hash: bytes) -> Invitation:
             "this invitation is unknown, used up or expired; ask for a new one",
         )
     return Invitation(*rows[0])
+
+
+def _find_for_person(run: Run, hash: bytes) -> Invitation:
+    """Return a valid invitation, or one that nodes have enrolled with, and no person yet.
+
+    The person may come after its last day: nobody else can sign in to the nodes' account.
+    """
+    return _find(run, hash, "account_id IN (SELECT id FROM nobodys)")
 
 
 def _use(run: Run, invitation: Invitation) -> None:

@@ -79,4 +79,11 @@ _KNOWN_AND_MOVES = (
     ) STRICT
     """,
 )
-MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES)
+_NOBODYS = (
+    # Accounts with nodes of an invitation of the host, and without a person.
+    """
+    CREATE VIEW nobodys AS
+        SELECT id, address FROM accounts WHERE email IS NULL AND deleted_at IS NULL AND id != 1
+    """,
+)
+MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES, _NOBODYS)

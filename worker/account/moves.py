@@ -146,9 +146,7 @@ class Moves:
         if held.account is not None:
             self._require_holder(held.account, holder, peer_id)
             if signature is None:
-                message = encode_defunct(self._message(peer_id, taker.address, held.moves))
-                signed = site.accounts.key_of(holder).sign_message(message)
-                signature = bytes(signed.signature)
+                signature = self._signature(holder, peer_id, taker, held.moves)
         releases.keep(site.accounts, peer_id, holder, taker, signature)
         log.info("node released peer_id=%s from=%s to=%s", peer_id, holder.address, taker.address)
 
@@ -173,24 +171,48 @@ class Moves:
         held = self._binding(peer_id)
         if held.account is not None and held.account != taker.address:
             self._require_holder(held.account, holder, peer_id)
-            self._send(taker, release)
+            self._send(taker, release, self._signature_of(release, holder, taker, held.moves))
         site.accounts.move(peer_id, holder, taker)
         releases.forget(site.accounts, peer_id, taker)
         log.info("node moved peer_id=%s from=%s to=%s", peer_id, holder.address, taker.address)
+
+    def _signature_of(
+        self,
+        release: Release,
+        holder: Account,
+        taker: Account,
+        moves: int,
+    ) -> bytes:
+        """Return the holder's signature; the service signs for an account that nobody has."""
+        if release.signature is not None:
+            return release.signature
+        if holder.is_nobodys:
+            require_active(holder)
+            return self._signature(holder, release.peer_id, taker, moves)
+        raise Refused(
+            409,
+            "ReleaseOver",
+            "the node was released before the chain knew it; ask for its release again",
+        )
+
+    def _signature(
+        self,
+        holder: Account,
+        peer_id: str,
+        taker: Account,
+        moves: int,
+    ) -> bytes:
+        message = encode_defunct(self._message(peer_id, taker.address, moves))
+        return bytes(self._site.accounts.key_of(holder).sign_message(message).signature)
 
     def _send(
         self,
         taker: Account,
         release: Release,
+        signature: bytes,
     ) -> None:
         site = self._site
-        if release.signature is None:
-            raise Refused(
-                409,
-                "ReleaseOver",
-                "the node was released before the chain knew it; ask for its release again",
-            )
-        proof = peer_proof.Proof(b"", release.signature, is_move=True)
+        proof = peer_proof.Proof(b"", signature, is_move=True)
         call = peer_proof.call(site.coordinator, release.peer_id, proof)
         tx_hash = site.queues.of(taker).send(call)
         site.accounts.note_sent(taker, release.peer_id, call.name, tx_hash, None)

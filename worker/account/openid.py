@@ -19,7 +19,7 @@ from joserfc.jwk import KeySet
 from worker.account.mail import normalized
 from worker.account.request_bodies import Refused
 from worker.account.sessions import SignIn
-from worker.account.site import Site, see
+from worker.account.site import Site
 from worker.errors import SettingsError, WorkerError
 from worker.log import discreet
 from worker.runtime.files import read_secret
@@ -57,24 +57,27 @@ class OpenId:
         self._provider = Provider(site.settings)
 
     def add_to(self, application: web.Application) -> None:
-        application.router.add_get("/sign-in/openid", self._site.handler(self.begin))
+        application.router.add_post("/sign-in/openid", self._site.handler(self.begin))
         application.router.add_get(_CALLBACK, self._site.handler(self.callback))
 
     async def begin(self, request: web.Request) -> web.Response:
-        """Send the browser to the provider."""
+        """Send the browser to the provider.
+
+        By a page that goes on by itself: browsers check where a form's answer redirects to, and the
+        policy of our pages lets forms go nowhere else.
+        """
         site = self._site
         site.require_private(request)
+        form = await site.form(request)
+        data = await site.asked(request, form, None)
         site.count_begun(request)
         place, kept = await site.in_thread(
             self._provider.authorization, site.address(request) + _CALLBACK
         )
-        data = {
-            **kept,
-            "next": request.query.get("next", "")[:20],
-            "code": request.query.get("code", "")[:20],
-        }
-        cookie = await site.in_thread(site.sessions.begin, data)
-        response = see(place)
+        cookie = await site.in_thread(site.sessions.begin, {**data, **kept})
+        name = site.settings.oidc_name
+        response = site.page(request, "leaving.html", provider_name=name, provider=place)
+        response.headers["Refresh"] = f"0; url={place}"
         site.begin(request, response, cookie)
         return response
 
@@ -96,7 +99,7 @@ class OpenId:
             request.query.get("code", ""),
             site.address(request) + _CALLBACK,
         )
-        account = await site.in_thread(site.account_for, email, None)
+        account = await site.in_thread(site.account_for, email, sign_in.data.get("invitation"))
         return await site.let_in(request, account, sign_in.data, "openid", email)
 
 

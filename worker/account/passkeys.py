@@ -120,7 +120,9 @@ class Passkeys:
         require_fresh(visitor)
         challenge, data = await self._challenge(request, _ADDING)
         if data["account"] != visitor.account.id:
-            raise Refused(403, "AccountChanged", "this was begun for another account; load it again")
+            raise Refused(
+                403, "AccountChanged", "this was begun for another account; load it again"
+            )
         verified = verify_registration_response(
             credential=body["credential"],
             expected_challenge=challenge,

@@ -3,10 +3,12 @@
 import time
 from dataclasses import dataclass
 
-from worker.account.accounts import Account, Accounts
+from worker.account.accounts import Account, Accounts, Run
 
 RELEASE_SECONDS = 7 * 24 * 3600.0
 """Time in which the other account may take a node."""
+_NEVER = 1e12
+"""A time that does not come, in Unix seconds."""
 
 _SELECT = (
     "SELECT peer_id, from_id, holder.address, to_id, taker.address, signature, expires_at FROM"
@@ -42,6 +44,22 @@ def keep(
     accounts.database.execute(
         "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?)",
         (peer_id, holder.id, taker.id, signature, time.time() + RELEASE_SECONDS),
+    )
+
+
+def release_all(
+    run: Run,
+    holder_id: int,
+    taker_id: int,
+) -> None:
+    """Release all nodes of an account that nobody signs in to, without an end.
+
+    `run` runs a statement of a transaction. The service signs for the holder when they are taken.
+    """
+    run(
+        "INSERT OR REPLACE INTO releases SELECT peer_id, account_id, ?, NULL, ? FROM nodes WHERE"
+        " account_id = ?",
+        (taker_id, _NEVER, holder_id),
     )
 
 

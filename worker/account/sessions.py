@@ -211,14 +211,18 @@ class Sessions:
         return len(rows)
 
     def forget_old(self) -> None:
-        """Remove what has expired."""
+        """Remove what has expired, but no invitation whose account has nobody yet."""
         now = (time.time(),)
         self._database.execute("DELETE FROM sign_ins WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM sessions WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM devices WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM known_browsers WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM releases WHERE expires_at < ?", now)
-        self._database.execute("DELETE FROM invitations WHERE expires_at < ?", now)
+        self._database.execute(
+            "DELETE FROM invitations WHERE expires_at < ? AND ifnull(account_id, 0) NOT IN"
+            " (SELECT id FROM nobodys)",
+            now,
+        )
 
 
 def new_code() -> str:

@@ -2,7 +2,6 @@
 
 from aiohttp import web
 
-from worker.account.accounts import digest
 from worker.account.mail import Mailer, MailRefused, normalized
 from worker.account.request_bodies import Refused
 from worker.account.sessions import HOST_CODE_LETTERS, new_code, plain
@@ -66,7 +65,7 @@ class SignInPages:
         site.require_private(request)
         form = await site.form(request)
         email = normalized(text_of(form, "email"))
-        data = await self._asked(request, form, email)
+        data = await site.asked(request, form, email)
         site.count_begun(request)
         code = None
         if self._mailer is not None:
@@ -123,7 +122,7 @@ class SignInPages:
         login = self._tailscale_login(request)
         if login is None:
             raise Refused(403, "TailscaleMissing", "this request did not come by `tailscale serve`")
-        data = await self._asked(request, form, login)
+        data = await site.asked(request, form, login)
         account = await site.in_thread(site.account_for, login, data.get("invitation"))
         return await site.let_in(request, account, data, "tailscale", login)
 
@@ -147,24 +146,6 @@ class SignInPages:
         """Return whether this browser has signed in with the e-mail address before."""
         account = await self._site.in_thread(self._site.find_account, email)
         return await self._site.is_known(request, account)
-
-    async def _asked(
-        self,
-        request: web.Request,
-        form: Form,
-        email: str,
-    ) -> dict[str, str]:
-        """Return what the sign-in keeps: where it leads, and its invitation if that is valid."""
-        site = self._site
-        data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
-        secret = text_of(form, "invitation")
-        if secret:
-            is_known = await self._is_known(request, email)
-            guess = site.lockouts.count(site.source(request), f"invitation {email}", is_known)
-            await site.in_thread(site.invitations.find, digest(secret))
-            guess.take_back()
-            data["invitation"] = digest(secret).hex()
-        return data
 
     async def _send(
         self,

@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import MultiDictProxy
 
-from worker.account.accounts import Account, Accounts
+from worker.account.accounts import Account, Accounts, digest
 from worker.account.invitations import Invitations
 from worker.account.lockouts import Lockouts
 from worker.account.queues import Queues
@@ -257,6 +257,29 @@ class Site:
             raise Refused(
                 429, "TooManySignIns", "too many sign-ins from this address; wait half a minute"
             )
+
+    async def asked(
+        self,
+        request: web.Request,
+        form: Form,
+        email: str | None,
+    ) -> dict[str, str]:
+        """Return what the sign-in keeps: where it leads, and its invitation if that is valid.
+
+        `email` None: the way in tells it later. An invitation is too long to guess, so that a limit
+        of its sender's address does without it.
+        """
+        data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
+        secret = text_of(form, "invitation")
+        if secret:
+            is_known = email is None or await self.is_known(
+                request, await self.in_thread(self.find_account, email)
+            )
+            guess = self.lockouts.count(self.source(request), f"invitation {email}", is_known)
+            await self.in_thread(self.invitations.find, digest(secret))
+            guess.take_back()
+            data["invitation"] = digest(secret).hex()
+        return data
 
     async def is_known(
         self,

@@ -1,4 +1,4 @@
-"""`hivewright account code` and `account invite`: for the host, next to a running service."""
+"""`hivewright account code`, `invite` and `give`: for the host, next to a running service."""
 
 import argparse
 import os
@@ -9,10 +9,12 @@ from pathlib import Path
 from worker.account import invitations
 from worker.account.accounts import DATABASE_FILE
 from worker.account.mail import normalized
+from worker.account.releases import release_all
 from worker.account.request_bodies import Refused
 from worker.account.sessions import SIGN_IN_SECONDS, Sessions, new_host_code
 from worker.chain.database import Database
 from worker.errors import ResourceError, SettingsError
+from worker.log import printable
 from worker.settings import Settings
 
 
@@ -21,10 +23,7 @@ def code(settings: Settings, options: argparse.Namespace) -> None:
 
     Raises SettingsError if nobody waits at the page with it.
     """
-    try:
-        email = normalized(options.email)
-    except Refused as refused:
-        raise SettingsError(f"EMAIL: got {options.email!r}; {refused.detail}") from None
+    email = _email(options)
     with closing(_database(settings)) as database:
         code = new_host_code()
         if not Sessions(database).set_code(email, code):
@@ -50,6 +49,38 @@ def invite(settings: Settings, options: argparse.Namespace) -> None:
         secret = invitations.create(database, options.nodes, end.timestamp())
     print(f"link   {_address(settings)}/sign-in#invitation={secret}")
     print(f"token  {secret}")
+
+
+def give(settings: Settings, options: argparse.Namespace) -> None:
+    """Give an account that nobody has signed in to, with its nodes, to an e-mail address.
+
+    If the address has an account, the nodes are released to that. Raises SettingsError.
+    """
+    email = _email(options)
+    with closing(_database(settings)) as database, database.transaction() as run:
+        rows = run("SELECT id FROM nobodys WHERE address = ? COLLATE NOCASE", (options.address,))
+        if not rows:
+            raise SettingsError(
+                f"ADDRESS: got {printable(options.address)}; expected the address of an account"
+                " that an invitation made and that has no e-mail address, from the page Accounts"
+            )
+        ((account_id,),) = rows
+        taken = run("SELECT id, address FROM accounts WHERE email = ?", (email,))
+        if taken:
+            release_all(run, account_id, taken[0][0])
+        else:
+            run("UPDATE accounts SET email = ? WHERE id = ?", (email, account_id))
+    if taken:
+        print(f"{email} has account {taken[0][1]}, and takes the nodes at the page My nodes")
+    else:
+        print(f"{options.address} is the account of {email}, who signs in with it")
+
+
+def _email(options: argparse.Namespace) -> str:
+    try:
+        return normalized(options.email)
+    except Refused as refused:
+        raise SettingsError(f"EMAIL: got {options.email!r}; {refused.detail}") from None
 
 
 def _database(settings: Settings) -> Database:

@@ -68,9 +68,13 @@ for (const [id, act] of [["passkey-add", addPasskey], ["passkey-sign-in", signIn
   });
 }
 
-// The invitation is behind the #, so that it is never sent in an address or written to a log.
+// Every way in takes the invitation, whether it is typed or in the link. It is behind the #, so that
+// it is never sent in an address or written to a log.
+const fields = document.querySelectorAll(".invitation");
+const setInvitation = (secret) => fields.forEach((field) => { field.value = secret; });
+fields.forEach((field) => field.addEventListener("input", () => setInvitation(field.value)));
 const invited = new URLSearchParams(location.hash.slice(1)).get("invitation");
 if (invited) {
-  for (const field of document.querySelectorAll(".invitation")) field.value = invited;
+  setInvitation(invited);
   history.replaceState(null, "", location.pathname + location.search);
 }
