@@ -311,7 +311,9 @@ class Node:
             groups = [*local, *collected.groups]
             self.answers.write(tick.round, groups, self.trainer.learned)
         if record.skipped is None:
-            self._earn(tick, place.part, first, published, collected.groups)
+            self._count_step(place.part)
+        if place.part == 0:
+            self._earn(tick, first, published, collected.groups)
         self.status.extra_groups += len(local) - (0 if place.part else len(first))
         if self.adoption is not None and place.part == 0:
             self.adoption.after_round(local, collected.groups)
@@ -372,22 +374,25 @@ class Node:
             self.stopwatch.begin("evaluating")
             self.held_out.evaluate(progress=lambda: self._show("evaluating"))
 
+    def _count_step(self, part: int) -> None:
+        if part:
+            self.status.extra_steps += 1
+        else:
+            self.status.rounds_trained += 1
+
     def _earn(
         self,
         tick: Tick,
-        part: int,
         local: Sequence[ScoredGroup],
         published: Published | None,
         external: Sequence[ScoredGroup],
     ) -> None:
-        """Record the round's reward and our vote in the ledger; further parts earn nothing.
+        """Record the round's reward and our vote in the ledger, from the first part of the round.
 
-        Only groups that we published earn a reward, since auditors can check those.
+        The reward is for the answers, so it does not depend on a step: a node that has solved all
+        tasks, or none, learns nothing from them, and the others would wait for its report until the
+        round's time is over. Only groups that we published earn, since auditors can check those.
         """
-        if part:
-            self.status.extra_steps += 1
-            return
-        self.status.rounds_trained += 1
         if self.settlement is None:
             return
         if published is not None:

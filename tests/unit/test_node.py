@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from tests.groups import scored_group
 from worker import enrolment, settings, signal_watch
 from worker import node as node_module
+from worker.chain.settlement import Settlement, SettlementStatus
 from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
@@ -75,6 +77,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from worker import node, settings
+from worker.chain.settlement import Settlement, SettlementStatus
 from worker.environments.mixture import Mix
 Mix.score = lambda mix, task, texts: [1.0, 0.0] * (len(texts) // 2)
 append = node.RoundRecord.append
@@ -308,6 +311,26 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
     node.close()
     assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"] * 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
+
+
+@pytest.mark.parametrize(("reward", "earned"), [(1.0, 1000), (0.0, 0)])
+def test_round_that_teaches_nothing_earns_what_its_answers_are_worth(
+    tmp_path, monkeypatch, reward, earned
+):
+    """A node that has solved all tasks, or none, reports all the same: others wait for it."""
+    node = make_node(enrolled(tmp_path))
+    settlement = Mock(spec=Settlement)
+    settlement.status.return_value = SettlementStatus(0, 0, 0, 0, 0, None)
+    monkeypatch.setattr(node, "settlement", settlement)
+    monkeypatch.setattr(node.environment, "score", lambda task, texts: [reward] * len(texts))
+    tick = node._next_round()
+    for _ in range(2):
+        node._train_part(tick)  # the second is a further part of the same round
+    assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"]
+    assert [row.reward for row in node.ledger.rows()] == [earned]
+    settlement.wake.assert_called_once_with()
+    assert node.status.rounds_trained == 0
+    node.close()
 
 
 def test_many_rounds_without_a_learning_signal_are_logged_with_advice(
