@@ -248,6 +248,16 @@ def test_one_right_answer_among_many_that_are_none_is_not_enough():
     assert begun.rank > user.rank
 
 
+@pytest.mark.parametrize(("num_tasks", "best"), [(5, "three-examples"), (24, "user-begun")])
+def test_begun_answers_need_more_questions_to_be_preferred(num_tasks, best):
+    begun, worked = (form_choice.Trial(BY_NAME[name]) for name in ("user-begun", "three-examples"))
+    for trial, closed, accuracy in ((begun, 0.95, 0.28), (worked, 0.35, 0.2)):
+        trial.tasks, trial.answers = num_tasks, 4 * num_tasks
+        trial.closed = round(closed * trial.answers)
+        trial.reward_sum = accuracy * (trial.closed + form_choice._DOUBT * trial.answers)
+    assert max((begun, worked), key=lambda trial: trial.rank).form.name == best
+
+
 def test_the_settings_name_a_form(tiny, tmp_path):
     policy = Said(tiny, {})
     form_choice.settle(

@@ -9,6 +9,7 @@ form that closes it from the start but prevents the model from thinking learns l
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,9 +71,14 @@ class Trial:
     def rank(self) -> tuple[float, float, float]:
         """The sort key (larger is better): accuracy, shares of useful tasks and closed answers.
 
-        It is defined only after at least one task.
+        A form with a begun answer has no room for reasoning, so it has to be better by more than
+        the standard error of its accuracy, which is large after few questions. Defined only after
+        at least one task.
         """
-        return self.accuracy, self.useful / self.tasks, self.closed / max(1, self.answers)
+        accuracy = self.accuracy
+        if self.form.beginning:
+            accuracy -= math.sqrt(accuracy * (1 - accuracy) / max(1, self.closed))
+        return accuracy, self.useful / self.tasks, self.closed / max(1, self.answers)
 
 
 def settle(
