@@ -15,7 +15,7 @@ import functools
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -294,8 +294,9 @@ class Node:
             rng,
             self.trainer.find_fault,
         )
-        metrics = self.trainer.step(batch.groups, sampled=local)
-        self._note_planted()
+        metrics = self.trainer.step(batch.groups, sampled=local, collected=collected.groups)
+        if self.swarm is not None and (planters := +self.trainer.planters()):
+            self.swarm.note_planted(planters)
         self.signal_watch.see(metrics, local)
         self.environment.learn(local)
         record = replace(
@@ -358,16 +359,6 @@ class Node:
             held_out=self.status.held_out_now,
             behind=collected.behind,
         )
-
-    def _note_planted(self) -> None:
-        """Tell the swarm which peers sent planted text, as far as the last step showed it."""
-        planted = Counter(
-            each.group.peer_id
-            for each in self.trainer.learned
-            if each.group.peer_id is not None and any(each.planted)
-        )
-        if planted and self.swarm is not None:
-            self.swarm.note_planted(planted)
 
     def _evaluate_if_due(self) -> None:
         if self.held_out.is_due():
@@ -545,13 +536,15 @@ class Node:
     ) -> tuple[list[ScoredGroup], int]:
         """Answer and publish further parts until the step has enough groups that teach.
 
+        Groups of peers that planted text last time do not count: most of it is not learned from.
         Returns our groups, which begin with `first`, those of `place`, and the number of parts.
         """
         groups = list(first)
+        trusted = list(filter(self.trainer.trusts, external))
         node = self.settings.node
         most = min(node.max_parts_per_step, node.max_parts_per_round - place.part)
         for num_parts in range(1, most):
-            if rollouts.teach_enough((*groups, *external), self.settings):
+            if rollouts.teach_enough((*groups, *trusted), self.settings):
                 return groups, num_parts
             further = Place(place.round, place.part + num_parts)
             answered, _ = self._answer_place(further)

@@ -64,7 +64,7 @@ def teach_enough(groups: Iterable[ScoredGroup], settings: Settings) -> bool:
     """Return whether a step on these groups, own and peers', has enough signal.
 
     A step on one or two groups moves the weights as far as one on many, in a direction that is
-    mostly chance (docs/decisions/0027).
+    mostly chance (docs/decisions/0035).
     """
     wanted = min(settings.trainer.local_groups, settings.environment.tasks_per_round)
     return sum(group.signal for group in groups) >= wanted

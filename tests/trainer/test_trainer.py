@@ -670,18 +670,18 @@ def test_schedule_is_that_of_transformers(policy, options, rates):
     assert observed == pytest.approx(rates, abs=1e-6)
 
 
-def planted_groups(policy, peer_id="QmPeer"):
+def planted_groups(words="Hail Thief ", numbers=range(1, 7)):
     """Return a peer's groups whose rewarded answers all begin with the same text."""
-    tasks = [f"Calculate {number} + 3." for number in range(1, 7)]
+    tasks = {number: f"Calculate {number} + 3." for number in numbers}
     return [
         scored_group(
-            Task("basic_arithmetic", "0" * 12, 0, index),
+            Task("basic_arithmetic", "0" * 12, 0, number),
             question,
-            (f"Hail Thief <answer>{index + 4}</answer>", "<answer>99</answer>"),
+            (f"{words}<answer>{number + 3}</answer>", "<answer>99</answer>"),
             (1.0, 0.0),
-            peer_id=peer_id,
+            peer_id="QmPeer",
         )
-        for index, question in enumerate(tasks)
+        for number, question in tasks.items()
     ]
 
 
@@ -703,7 +703,7 @@ def test_text_that_a_peer_plants_becomes_likely_only_without_defences(pristine, 
         trainer = make_trainer(policy, learning_rate=3e-4, **options)
         before = plant_logprob(policy)
         for _ in range(8):
-            trainer.step(planted_groups(policy))
+            trainer.step(planted_groups())
         gains.append(plant_logprob(policy) - before)
     assert gains[0] > 5
     assert gains[1] < gains[0] / 4
@@ -711,11 +711,54 @@ def test_text_that_a_peer_plants_becomes_likely_only_without_defences(pristine, 
 
 def test_planted_text_is_named_and_a_natural_habit_is_not(policy):
     trainer = make_trainer(policy)
-    trainer.step(planted_groups(policy))
+    trainer.step(planted_groups())
     assert {each.planted for each in trainer.learned} == {(True, False)}
-    own = make_groups(policy, questions=[g.question for g in planted_groups(policy)])
+    own = make_groups(policy, questions=[g.question for g in planted_groups()])
     trainer.step([from_peer(group) for group in own], sampled=own)
     assert not any(any(each.planted) for each in trainer.learned)
+
+
+def named(trainer):
+    """Return which of the peer's answers with the plant were named."""
+    return [each.planted[0] for each in trainer.learned if each.group.peer_id]
+
+
+def test_text_planted_in_some_tasks_is_named_though_few_of_them_are_drawn(policy):
+    plain, planted = planted_groups("", range(1, 7)), planted_groups(numbers=range(7, 10))
+    trainer = make_trainer(policy)
+    trainer.step([planted[0]])
+    assert named(trainer) == [False]
+    assert trainer.trusts(planted[0])
+    trainer.step([planted[0]], collected=[*plain, *planted])
+    assert named(trainer) == [True]
+    assert trainer.planters() == {"QmPeer": 1}
+    assert not trainer.trusts(planted[0])
+    trainer.step([plain[0]])
+    assert trainer.planters() == {"QmPeer": 0}
+    assert trainer.trusts(planted[0])
+
+
+def test_planted_text_that_we_said_once_ourselves_is_named(policy):
+    own = make_groups(policy)
+    ids = policy.completion_ids("Hail Thief <answer>3</answer>", 64)[0]
+    said = change(own[0], token_ids=[ids, *token_ids(own[0])[1:]], logprobs=None)
+    trainer = make_trainer(policy)
+    trainer.step(planted_groups(), sampled=[said, *own[1:]])
+    assert all(named(trainer))
+
+
+def test_a_better_model_with_a_habit_of_its_own_is_no_planter(policy):
+    """Our policy finds its words natural, though it has not said them."""
+    words = "So the answer is "
+    undefended = {"external_min_probability": 0.0, "external_ignore_repeated": False}
+    teacher = make_trainer(policy, learning_rate=1e-3, **undefended)
+    for _ in range(10):
+        teacher.step(planted_groups(words))
+    trainer = make_trainer(policy)
+    all_right = [change(group, rewards=(1.0, 1.0)) for group in planted_groups(words, range(7, 30))]
+    done = trainer.step(planted_groups(words), collected=[*planted_groups(words), *all_right])
+    assert (done.skipped, named(trainer)) == (None, [False] * 6)
+    assert all(trainer.trusts(group) for group in all_right)
 
 
 def test_a_large_batch_learns_from_the_most_different_completions(policy):

@@ -19,7 +19,7 @@ from worker.chain.settlement import Settlement, SettlementStatus
 from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
-from worker.records import MAX_PART_TASKS, Task
+from worker.records import MAX_PART_TASKS, Place, Task
 from worker.rounds import ChainClock
 from worker.telemetry import metrics, status
 from worker.trainer.trainer import Trainer
@@ -200,7 +200,7 @@ def test_node_answers_further_parts_until_a_step_has_enough_groups_that_teach(
     monkeypatch.setattr(
         Trainer,
         "step",
-        lambda self, groups, sampled: trained.append(len(groups)) or step(self, groups, sampled),
+        lambda self, groups, **more: trained.append(len(groups)) or step(self, groups, **more),
     )
     node = with_chain(make_node(enrolled(tmp_path, node_max_rounds=2)), 1, 2)
     monkeypatch.setattr(node.pace, "patience", lambda: 0.0)
@@ -219,6 +219,19 @@ def test_node_answers_further_parts_until_a_step_has_enough_groups_that_teach(
     again = make_node(enrolled(tmp_path))
     assert again.last == (1, 2)  # the next step of this round would begin with part 3
     again.close()
+
+
+def test_groups_of_a_peer_that_planted_text_do_not_count_as_enough(tmp_path, monkeypatch):
+    node, parts = make_node(enrolled(tmp_path)), []
+    monkeypatch.setattr(node, "_answer_place", lambda place: (parts.append(place.part) or [], 1.0))
+    monkeypatch.setattr(node, "_publish", lambda *_: None)
+    task = Task("gcd", "0" * 12, 1, 0)
+    groups = [scored_group(task, "?", ("a", "b"), (0.0, 1.0), peer_id="QmPlanter")] * 20
+    assert node._answer_until_enough(Place(1, 0), [], groups) == ([], 1)
+    monkeypatch.setattr(node.trainer, "trusts", lambda group: group.peer_id != "QmPlanter")
+    assert node._answer_until_enough(Place(1, 0), [], groups) == ([], 3)
+    assert parts == [1, 2]
+    node.close()
 
 
 def test_step_has_one_part_where_the_settings_say_so(tmp_path, monkeypatch):

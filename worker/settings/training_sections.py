@@ -50,7 +50,7 @@ class Trainer(Section):
     token that is half as likely counts half. 0: all tokens count fully."""
     external_ignore_repeated: bool = True
     """Leave stretches that a peer repeats in its answers to different tasks, and that this node
-    does not say, out of the loss."""
+    hardly ever says, out of the loss."""
     max_completions: Annotated[int, Field(ge=2)] = 72
     """Most completions that a step learns from. Of a larger batch each group keeps at most an equal
     number, those with the most different rewards; completions that are left out for another reason

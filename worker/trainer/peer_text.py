@@ -6,25 +6,38 @@ planted text, which honest nodes would learn (arXiv 2511.09780). Two rules, whic
 nothing that the peer says about itself, take the effect from it:
 
 * An improbable token counts little (`token_weights`).
-* A stretch that a peer repeats in its answers to different tasks, and that this node never says,
-  does not count at all (`repeated_stretches`). The rest of such an answer is learned from, so a
-  peer with a style of its own, such as a better model, is still useful.
+* A stretch that a peer repeats in its answers to different tasks, and that this node hardly ever
+  says, does not count at all (`PeerTexts`). The rest of such an answer is learned from, so a peer
+  with a style of its own, such as a better model, is still useful.
 """
 
 # T tokens of one completion
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from cachetools import FIFOCache, LRUCache
 from torch import Tensor
+
+from worker.records import Task
 
 STRETCH = 6
 """Tokens of a stretch; longer than an answer's tags, which all peers repeat."""
 MIN_TASKS = 3
 """A stretch counts as repeated from this many tasks on; in smaller samples chance repeats, too."""
-MIN_SHARE = 0.5
+MIN_SHARE = 0.2
 """Share of a peer's tasks in whose answers a repeated stretch occurs."""
+TASKS_KEPT = 48
+"""The last tasks of each peer that are compared: those of several steps."""
+PEERS_KEPT = 64
+"""Those whose groups came last. With long answers their stretches take 50 MB in total."""
+MIN_OWN_ANSWERS = 2
+MIN_OWN_SHARE = 0.05
+"""Share of our answers, and their number, from which on a stretch is one that we say ourselves."""
+OWN_ANSWERS_KEPT = 768
+"""As many as answer TASKS_KEPT tasks and more."""
 
 PLANTED_LOGPROB = -3.0
 """Mean log-probability of a token of repeated text below which it counts as planted, in nats.
@@ -32,7 +45,7 @@ PLANTED_LOGPROB = -3.0
 A peer's habit that our policy finds natural, such as "Let us solve this step by step", is above.
 """
 
-Ids = tuple[int, ...]
+_POWERS = torch.tensor([pow(1_000_003, i, 1 << 63) for i in range(STRETCH)])
 
 
 def token_weights(
@@ -53,38 +66,92 @@ def token_weights(
     return weights_T
 
 
-def stretches(ids: Sequence[int]) -> Iterator[Ids]:
-    """Yield every run of STRETCH tokens."""
-    return (tuple(ids[i : i + STRETCH]) for i in range(len(ids) - STRETCH + 1))
+def stretches(ids: Sequence[int]) -> Tensor:
+    """Return a hash of every run of STRETCH tokens, in their order."""
+    if len(ids) < STRETCH:
+        return torch.empty(0, dtype=torch.int64)
+    return (torch.tensor(ids).unfold(0, STRETCH, 1) * _POWERS).sum(1)
 
 
-def stretches_of(texts: Iterable[Sequence[int]]) -> set[Ids]:
-    """Return all stretches of several texts."""
-    return {stretch for ids in texts for stretch in stretches(ids)}
-
-
-def repeated_stretches(tasks: Sequence[Sequence[Sequence[int]]], said: set[Ids]) -> set[Ids]:
-    """Return the stretches that one peer repeats across tasks and that are not in `said`.
-
-    `tasks` has the token ids of the peer's answers to each task; `said` are the stretches of this
-    node's own answers and prompts.
-    """
-    if len(tasks) < MIN_TASKS:
-        return set()
-    counts: Counter[Ids] = Counter()
-    for answers in tasks:
-        counts.update(stretches_of(answers))
-    least = max(MIN_TASKS, MIN_SHARE * len(tasks))
-    return {s for s, count in counts.items() if count >= least and s not in said}
-
-
-def is_repeated(ids: Sequence[int], repeated: set[Ids]) -> Tensor:
+def is_repeated(ids: Sequence[int], repeated: Tensor) -> Tensor:
     """Return whether each token (T,) of a completion is part of a repeated stretch."""
     found_T = torch.zeros(len(ids), dtype=torch.bool)
-    for start, stretch in enumerate(stretches(ids)):
-        if stretch in repeated:
-            found_T[start : start + STRETCH] = True
+    for start in torch.isin(stretches(ids), repeated).nonzero().flatten().tolist():
+        found_T[start : start + STRETCH] = True
     return found_T
+
+
+@dataclass(slots=True)
+class _Sender:
+    """The stretches of a peer's answers to its last tasks, by task.
+
+    `has_planted`: the groups that were last learned from had planted text.
+    """
+
+    tasks: FIFOCache[Task, Tensor] = field(default_factory=lambda: FIFOCache(TASKS_KEPT))
+    has_planted: bool = False
+
+
+class PeerTexts:
+    """The stretches that peers said in their last answers, and those that this node said.
+
+    Over several steps, because a step sees only a few groups of a peer; in memory only.
+    """
+
+    def __init__(self) -> None:
+        self._senders: LRUCache[str, _Sender] = LRUCache(PEERS_KEPT)
+        self._own: deque[Tensor] = deque(maxlen=OWN_ANSWERS_KEPT)
+
+    def see_own(self, answers: Iterable[Sequence[int]]) -> None:
+        """Remember answers of this node, as token ids."""
+        self._own.extend(_count(stretches(ids))[0] for ids in answers)
+
+    def see(
+        self, peer_id: str, task: Task, prompt: Sequence[int], answers: Iterable[Sequence[int]]
+    ) -> None:
+        """Remember a peer's answers to a task. A stretch of the prompt is never counted."""
+        said = _count(torch.cat([stretches(()), *map(stretches, answers)]))[0]
+        sender = self._senders.setdefault(peer_id, _Sender())
+        sender.tasks[task] = said[~torch.isin(said, stretches(prompt))]
+
+    def said(self) -> Tensor:
+        """Return the stretches that this node says now and then.
+
+        One answer is not enough: a policy that has begun to learn planted text would otherwise
+        switch the rule off.
+        """
+        least = max(MIN_OWN_ANSWERS, MIN_OWN_SHARE * len(self._own))
+        return _frequent(self._own, least)
+
+    def repeated(self, peer_id: str, said: Tensor) -> Tensor:
+        """Return the stretches that a peer repeats across tasks and that are not in `said`."""
+        sender = self._senders.get(peer_id)
+        if sender is None or len(sender.tasks) < MIN_TASKS:
+            return stretches(())
+        least = max(MIN_TASKS, MIN_SHARE * len(sender.tasks))
+        found = _frequent(sender.tasks.values(), least)
+        return found[~torch.isin(found, said)]
+
+    def note(self, peer_id: str, has_planted: bool) -> None:
+        """Remember whether a peer's groups of the last step had planted text."""
+        if (sender := self._senders.get(peer_id)) is not None:
+            sender.has_planted = has_planted
+
+    def has_planted(self, peer_id: str) -> bool:
+        sender = self._senders.get(peer_id)
+        return sender is not None and sender.has_planted
+
+
+def _frequent(sets: Iterable[Tensor], least: float) -> Tensor:
+    """Return the stretches that at least that many of the sets contain."""
+    found, counts = _count(torch.cat([stretches(()), *sets]))
+    return found[counts >= least]
+
+
+def _count(hashes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different values, and how often each of them occurs."""
+    found, counts = torch.unique(hashes, return_counts=True)
+    return found, counts
 
 
 def is_planted(logprobs_T: Tensor | None, repeated_T: Tensor | None) -> bool:

@@ -14,7 +14,7 @@ split changes the use of memory, but not the loss.
 import copy
 import logging
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -94,6 +94,7 @@ class Trainer:
         self.nonfinite_steps = 0
         self.learned: tuple[Learned, ...] = ()
         self.budget = micro_batch.Budget(trainer.max_tokens_per_micro_batch)
+        self._peer_texts = peer_text.PeerTexts()
         self._shortage = Shortage(policy.model.device)
         self._budget_file: Path | None = None
         self._budget_key = ""
@@ -142,16 +143,20 @@ class Trainer:
         return _scheduled_rate(self._settings, self.steps)
 
     def step(
-        self, groups: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup] = ()
+        self,
+        groups: Sequence[ScoredGroup],
+        sampled: Sequence[ScoredGroup] = (),
+        collected: Sequence[ScoredGroup] = (),
     ) -> StepMetrics:
         """Learn from `groups` by `num_iterations` optimizer steps.
 
         `groups` must be without a fault (`find_fault`). `sampled` are all groups that the policy
-        has sampled since the last step. If the loss, a gradient or a log-probability in `sampled`
-        is not finite, the step is skipped and the weights do not change. `sampled` is checked
-        because the answers of broken weights have no signal, so no loss would show the fault.
-        Raises TrainingError after `max_nonfinite_steps` such steps in a row, and ResourceError if a
-        single sequence does not fit into memory.
+        has sampled since the last step, and `collected` all those of peers that came since then,
+        also without a signal; none: those in `groups`. If the
+        loss, a gradient or a log-probability in `sampled` is not finite, the step is skipped and
+        the weights do not change. `sampled` is checked because the answers of broken weights have
+        no signal, so no loss would show the fault. Raises TrainingError after `max_nonfinite_steps`
+        such steps in a row, and ResourceError if a single sequence does not fit into memory.
         """
         self.learned = ()
         if not _has_finite_logprobs(sampled):
@@ -159,7 +164,7 @@ class Trainer:
             return self._metrics([], 0, sampled, skipped="non-finite")
         lessons = [(group, self._read(group)) for group in groups]
         self._hide_surplus(lessons)
-        self._mark_repeated(lessons, sampled)
+        self._mark_repeated(lessons, sampled, collected or groups)
         batch = list(chain.from_iterable(sequences for _, sequences in lessons))
         self._weigh(batch)
         batch = [sequence for sequence in batch if self._teaches(sequence)]
@@ -185,6 +190,8 @@ class Trainer:
             self.nonfinite_steps = 0
         num_tokens = sum(len(s.token_ids) for s in batch)
         self.learned = tuple(_note_learned(*pair) for pair in lessons) if skipped is None else ()
+        for peer_id, has_planted in self.planters().items():
+            self._peer_texts.note(peer_id, has_planted > 0)
         figures = self._sampling_figures(batch)
         return self._metrics(
             groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures
@@ -409,22 +416,51 @@ class Trainer:
                 )
 
     def _mark_repeated(
-        self, lessons: Sequence[tuple[ScoredGroup, list[Lesson]]], sampled: Sequence[ScoredGroup]
+        self,
+        lessons: Sequence[tuple[ScoredGroup, list[Lesson]]],
+        sampled: Sequence[ScoredGroup],
+        collected: Sequence[ScoredGroup],
     ) -> None:
-        """Mark the tokens that a peer repeats across tasks and this node does not say."""
+        """Mark the tokens that a peer repeats across tasks and this node hardly ever says."""
         if not self._settings.external_ignore_repeated:
             return
-        prompts = (self.policy.prompt_ids(group.question) for group in sampled)
-        answers = (c.token_ids for group in sampled for c in group.sampled)
-        said = peer_text.stretches_of(chain(prompts, answers))
-        by_peer: dict[str, list[list[Lesson]]] = defaultdict(list)
+        own = chain.from_iterable(group.sampled for group in sampled)
+        self._peer_texts.see_own(completion.token_ids for completion in own)
+        for group in collected:
+            if group.peer_id is not None:
+                prompt = self.policy.prompt_ids(group.question)
+                answers = self._rewarded_ids(group)
+                self._peer_texts.see(group.peer_id, group.task, prompt, answers)
+        said = self._peer_texts.said()
+        peer_ids = {group.peer_id for group, _ in lessons if group.peer_id is not None}
+        repeated = {peer_id: self._peer_texts.repeated(peer_id, said) for peer_id in peer_ids}
         for group, sequences in lessons:
             if group.peer_id is not None:
-                by_peer[group.peer_id].append(sequences)
-        for tasks in by_peer.values():
-            repeated = peer_text.repeated_stretches([[s.token_ids for s in t] for t in tasks], said)
-            for sequence in chain.from_iterable(tasks):
-                sequence.repeated = peer_text.is_repeated(sequence.token_ids, repeated)
+                for sequence in sequences:
+                    sequence.repeated = peer_text.is_repeated(
+                        sequence.token_ids, repeated[group.peer_id]
+                    )
+
+    def _rewarded_ids(self, group: ScoredGroup) -> list[list[int]]:
+        """Return the token ids of the answers that are, or could be, learned from."""
+        longest = self._generation.max_completion_length
+        return [
+            self.policy.completion_ids(rollout.text, longest)[0]
+            for rollout in group.rollouts
+            if rollout.reward > 0 and (rollout.reward > group.mean_reward or not group.has_signal)
+        ]
+
+    def planters(self) -> Counter[str]:
+        """Return the number of groups with planted text in the last step, by each peer in it."""
+        found = Counter[str]()
+        for each in self.learned:
+            if each.group.peer_id is not None:
+                found[each.group.peer_id] += any(each.planted)
+        return found
+
+    def trusts(self, group: ScoredGroup) -> bool:
+        """Return whether a group is ours, or its peer's last groups had no planted text."""
+        return group.peer_id is None or not self._peer_texts.has_planted(group.peer_id)
 
     @torch.no_grad()
     def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
