@@ -76,12 +76,24 @@ class Market:
 
     @functools.cached_property
     def version(self) -> str | None:
-        """Our contract's version ("hivewright/1"); None for a foreign one."""
+        """Our contract's version ("hivewright/1"); None for a foreign one.
+
+        Asked again before it is taken for a foreign one, for good: a node whose state is incomplete
+        may not answer once.
+        """
         try:
             version = self.read("version")
         except (ContractRefused, Unanswered):
-            return None
+            if not self.client.has_code(self.address):
+                raise
+            version = self._second_opinion()
         return version if isinstance(version, str) and is_version(version) else None
+
+    def _second_opinion(self) -> Any:
+        try:
+            return self.read("version")
+        except (ContractRefused, Unanswered):
+            return None
 
     @functools.cached_property
     def _contract(self) -> Contract:
