@@ -831,7 +831,10 @@ class Node:
     def _player(self) -> Player | None:
         """Return the node's part in the prediction market; None without a chain, or opted out."""
         market = self.settings.market
-        if market.enabled is False or self.coordinator is None or self.account is None:
+        if market.enabled is False:
+            logger.info("no part in the prediction market: market.enabled is false")
+            return None
+        if self.coordinator is None or self.account is None:
             return None
         journal = Journal(self.files.bets)
         record_file = market.record_file or self.files.market_record

@@ -1,5 +1,7 @@
 """The round loop with the prediction market: the model is asked between rounds, within limits."""
 
+import logging
+
 import pytest
 import torch
 
@@ -65,6 +67,16 @@ def test_model_is_asked_while_the_node_waits_for_a_round(tmp_path, monkeypatch):
     node.train()
     node.close()
     assert thoughts == [-1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("enabled", [False, None])
+def test_node_that_opts_out_says_so_at_its_start(tmp_path, caplog, enabled):
+    caplog.set_level(logging.INFO)
+    made = make_node(enrolled(tmp_path, market_enabled=enabled))
+    made.close()
+    assert made.player is None  # without a chain there is none either, and nothing to opt out of
+    said = "no part in the prediction market: market.enabled is false"
+    assert (said in caplog.text) == (enabled is False)
 
 
 def test_pass_beyond_its_seconds_is_not_made(node, monkeypatch):
