@@ -49,8 +49,8 @@ def test_record_has_a_line_for_each_bet_in_the_form_of_the_guide(output):
         placed = [LINE.fullmatch(line).groups()[:2] for line in lines if "placed bet" in line]
         journal = Journal(folder.bets)
         rows = journal._database.execute(
-            "SELECT game, round FROM bets WHERE state IN ('sent', 'confirmed', 'claiming', 'paid',"
-            " 'lost') ORDER BY game, round"
+            "SELECT game, round FROM bets WHERE state IN ('confirmed', 'claiming', 'paid', 'lost')"
+            " ORDER BY game, round"
         )
         journal.close()
         assert sorted((int(game), int(round)) for game, round in placed) == rows

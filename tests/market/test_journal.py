@@ -21,7 +21,19 @@ from worker.records import BetState
 
 HALL = "0x" + "a" * 40
 BET = Row(
-    HALL, 3, 0, 99, 1, 10**18, (0.25, 0.75), "planned", 1000.0, None, None, "gcd", "0xab", 999.0
+    HALL,
+    3,
+    0,
+    99,
+    1,
+    10**18,
+    (0.25, 0.75),
+    "planned",
+    1000.0,
+    family="gcd",
+    creation="0xab",
+    asked_at=999.0,
+    answer="42",
 )
 STATES = get_args(BetState)
 
@@ -113,6 +125,61 @@ def test_note_and_score_leave_the_state_and_its_time(journal):
     journal.note(BET, "the judge is away")
     journal.rate(BET, 0.5)
     assert journal.open_rows(HALL) == [replace(BET, reason="the judge is away", brier=0.5)]
+
+
+def test_line_of_a_change_waits_until_it_is_dropped(tmp_path):
+    journal = Journal(tmp_path / "bets.db")
+    journal.add(BET)
+    journal.move(BET, "sent")
+    journal.decide(BET, "first")
+    journal.move(BET, "lost", line="second")
+    journal.close()
+    again = Journal(tmp_path / "bets.db")
+    (first, text), (second, _) = again.lines()
+    assert text == "first"
+    again.drop_line(first)
+    assert again.lines() == [(second, "second")]
+    again.close()
+
+
+def test_rows_that_ended_are_newest_first_and_without_those_given_up(journal):
+    rows = [replace(BET, game=game, state="paid", changed_at=100.0 + game) for game in range(4)]
+    rows[1] = replace(rows[1], state="lost")
+    rows[2] = replace(rows[2], state="lost", reason="the game did not end")
+    others = [replace(BET, game=8, state="missed"), replace(rows[0], market="other")]
+    for row in [*rows, *others]:
+        journal.add(row)
+    assert journal.ended_rows(HALL, 100.0, 9) == [rows[3], rows[1], rows[0]]
+    assert journal.ended_rows(HALL, 101.0, 9) == [rows[3], rows[1]]
+    assert journal.ended_rows(HALL, 100.0, 1) == [rows[3]]
+
+
+def test_beliefs_without_a_bet_wait_for_their_score(journal):
+    skipped = replace(BET, state="skipped")
+    others = [
+        replace(BET, game=4, state="skipped", beliefs=()),
+        replace(BET, game=5, state="missed", brier=0.5),
+        replace(BET, game=6, state="missed", asked_at=1.0),
+        replace(BET, game=7, state="confirmed"),
+    ]
+    for row in [skipped, *others]:
+        journal.add(row)
+    assert journal.unrated_rows(HALL, 900.0) == [skipped]
+    journal.rate(skipped, 0.5)
+    assert journal.unrated_rows(HALL, 900.0) == []
+
+
+def test_other_rows_of_a_game_are_of_the_same_game(journal):
+    for row in (
+        replace(BET, round=1, state="paid"),
+        replace(BET, round=2, state="lost", creation="0xcd"),
+        replace(BET, round=2, state="claiming", market="other"),
+    ):
+        journal.add(row)
+    journal.add(BET)
+    assert journal.state_of(BET) == "planned"
+    found = [state for state in STATES if journal.has_other(BET, state)]
+    assert found == ["paid"]
 
 
 def test_changes_are_of_one_row(journal):

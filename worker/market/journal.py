@@ -43,8 +43,13 @@ _GAMES_WITH_THE_SAME_NUMBER = (
     " changed_at, reason, brier, family, '', changed_at FROM earlier",
     "DROP TABLE earlier",
 )
-_MIGRATIONS = (_GAMES_WITH_THE_SAME_NUMBER,)
+_RECORD_IN_THE_JOURNAL = (
+    "ALTER TABLE bets ADD COLUMN answer TEXT NOT NULL DEFAULT ''",
+    "CREATE TABLE lines (number INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT",
+)
+_MIGRATIONS = (_GAMES_WITH_THE_SAME_NUMBER, _RECORD_IN_THE_JOURNAL)
 """Never change one that was released: append another."""
+_THE_ROW = " WHERE market = ? AND game = ? AND round = ? AND creation = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Row:
     `family`: the question's task family, as the judge says; None: it does not. `creation`: the
     transaction that opened the game, since a chain that is restored from before it gives its number
     to another game; empty: not known. `asked_at`: when the clue was read, in Unix seconds.
+    `answer`: the choice's text, for people; empty: not known.
     """
 
     market: str
@@ -72,6 +78,7 @@ class Row:
     family: str | None = None
     creation: str = ""
     asked_at: float = 0.0
+    answer: str = ""
 
     @property
     def key(self) -> tuple[str, int, int, str]:
@@ -90,7 +97,7 @@ class Journal:
         """Write a new row; one of the same clue stays as it is."""
         beliefs = json.dumps(list(row.beliefs))
         self._database.execute(
-            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (
                 row.market,
@@ -107,19 +114,25 @@ class Journal:
                 row.family,
                 row.creation,
                 row.asked_at,
+                row.answer,
             ),
         )
 
-    def decide(self, row: Row) -> None:
-        """Write the decision on a clue, whose row is there since before the model was asked."""
+    def decide(self, row: Row, line: str | None = None) -> None:
+        """Write the decision on a clue, whose row is there since before the model was asked.
+
+        `line`: one for the record, as in `move`.
+        """
         self._update(
             row,
+            line,
             choice=row.choice,
             amount=str(row.amount),
             beliefs=json.dumps(list(row.beliefs)),
             state=row.state,
             changed_at=row.changed_at,
             reason=row.reason,
+            answer=row.answer,
         )
 
     def has(
@@ -140,22 +153,60 @@ class Journal:
     def open_rows(self, market: str) -> list[Row]:
         """Return the rows of a market that the chain has not settled, oldest first."""
         marks = ", ".join("?" * len(OPEN_STATES))
+        return self._rows(f"state IN ({marks}) ORDER BY game, round", market, *OPEN_STATES)
+
+    def ended_rows(
+        self,
+        market: str,
+        since: float,
+        limit: int,
+    ) -> list[Row]:
+        """Return the rows that the contract says are paid or lost since then, newest first.
+
+        Not those that were given up, which have a reason.
+        """
+        condition = "(state = 'paid' OR (state = 'lost' AND reason IS NULL)) AND changed_at >= ?"
+        return self._rows(f"{condition} ORDER BY changed_at DESC LIMIT ?", market, since, limit)
+
+    def unrated_rows(self, market: str, since: float) -> list[Row]:
+        """Return the rows without a bet, asked about since then, whose beliefs have no score."""
+        condition = "state IN ('skipped', 'missed') AND brier IS NULL AND beliefs != '[]'"
+        return self._rows(f"{condition} AND asked_at >= ?", market, since)
+
+    def _rows(self, condition: str, market: str, *values: object) -> list[Row]:
         found = self._database.execute(
-            f"SELECT * FROM bets WHERE market = ? AND state IN ({marks}) ORDER BY game, round",  # noqa: S608 - only marks
-            (market, *OPEN_STATES),
+            f"SELECT * FROM bets WHERE market = ? AND {condition}",  # noqa: S608 - of this module
+            (market, *values),
         )
         return [
             Row(market, game, round, block, choice, int(amount), tuple(json.loads(beliefs)), *rest)
             for market, game, round, block, choice, amount, beliefs, *rest in found
         ]
 
+    def state_of(self, row: Row) -> BetState:
+        """Return the row's state now."""
+        statement = f"SELECT state FROM bets{_THE_ROW}"  # noqa: S608 - names in this module
+        ((state,),) = self._database.execute(statement, row.key)
+        return state
+
+    def has_other(self, row: Row, state: BetState) -> bool:
+        """Return whether another row of the same game is in this state."""
+        found = self._database.execute(
+            "SELECT 1 FROM bets WHERE market = ? AND game = ? AND round != ? AND creation = ?"
+            " AND state = ?",
+            (*row.key, state),
+        )
+        return bool(found)
+
     def move(
         self,
         row: Row,
         state: BetState,
         reason: str | None = None,
+        line: str | None = None,
     ) -> None:
-        self._update(row, state=state, changed_at=time.time(), reason=reason)
+        """Move the row to a state; with `line`, the record gets this line about it, once."""
+        self._update(row, line, state=state, changed_at=time.time(), reason=reason)
 
     def note(self, row: Row, reason: str) -> None:
         """Note why a row does not move on."""
@@ -165,13 +216,23 @@ class Journal:
         """Note the score of the row's beliefs."""
         self._update(row, brier=brier)
 
-    def _update(self, row: Row, **values: object) -> None:
+    def _update(self, row: Row, line: str | None = None, **values: object) -> None:
         columns = ", ".join(f"{name} = ?" for name in values)
-        self._database.execute(
-            f"UPDATE bets SET {columns}"  # noqa: S608 - names in this module
-            " WHERE market = ? AND game = ? AND round = ? AND creation = ?",
-            (*values.values(), *row.key),
-        )
+        with self._database.transaction() as run:
+            run(f"UPDATE bets SET {columns}{_THE_ROW}", (*values.values(), *row.key))  # noqa: S608 - names in this module
+            if line is not None:
+                run("INSERT INTO lines (line) VALUES (?)", (line,))
+
+    def lines(self) -> list[tuple[int, str]]:
+        """Return the lines that may not be in the record yet, with their numbers."""
+        return [
+            (number, line)
+            for number, line in self._database.execute("SELECT * FROM lines ORDER BY number")
+        ]
+
+    def drop_line(self, number: int) -> None:
+        """Forget a line that is in the record."""
+        self._database.execute("DELETE FROM lines WHERE number = ?", (number,))
 
     def mean_brier(self) -> tuple[int, float | None]:
         """Return the number of rated rows, and their mean score; None without any."""

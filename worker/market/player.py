@@ -1,9 +1,7 @@
 """Play the prediction market: a thread that talks to judge and chain, and the model's opinion.
 
 The thread reads the clue and hands it to the round loop, which alone may use the model, between
-rounds (`think`). A bet is in the journal before it is sent, and whether it counts is read from the
-contract: on our contract, which takes one bet for each clue, it is sent until it is there; on a
-foreign one it is sent once. Whatever judge and chain do costs at most the bet.
+rounds (`think`), and decides on a bet. Whatever judge and chain do costs at most the bet.
 """
 
 import logging
@@ -16,25 +14,22 @@ from typing import Protocol
 
 from worker.chain.account_client import Account, AccountClient
 from worker.chain.coordinator import Coordinator
-from worker.chain.market import GameStatus, Market
+from worker.chain.market import TOKEN, Market
 from worker.errors import ContractRefused, NotScored, WorkerError
 from worker.log import printable
 from worker.market import policies
+from worker.market.bets import REPLACED, Bets, is_replaced, line_of
 from worker.market.journal import Journal, Row
 from worker.market.judge_client import Clue, JudgeClient
 from worker.market.policies import Bet
+from worker.market.record import Record
 from worker.runtime.outage import Outage
 from worker.settings import Market as MarketSettings
 
 log = logging.getLogger(__name__)
 
-TOKEN = 10**18
-RESEND_SECONDS = 30.0
 _LOOK_AGAIN_SECONDS = 60.0
-_FORGET_SECONDS = 600.0
-"""Time until a bet is given up whose game the chain does not know."""
-_MAX_CHOICES_SHOWN = 80
-_REPLACED = "the chain was restored from before the game"
+_MAX_ANSWER_SHOWN = 80
 
 
 class Opinion(Protocol):
@@ -81,8 +76,9 @@ class Player:
         self._client = client
         self._account = account
         self.journal = journal
-        self._record_file = record_file
+        self._record = Record(record_file, journal)
         self._market: Market | None = None
+        self._bets: Bets | None = None
         self._judge: JudgeClient | None = None
         self._is_none_logged = False
         self._outage = Outage(log)
@@ -171,6 +167,7 @@ class Player:
             self._closing.wait(_LOOK_AGAIN_SECONDS)
             return False
         self._market = Market(self._client, place.contract)
+        self._bets = Bets(self._market, self._account, self._peer_id, self.journal, self._record)
         self._judge = JudgeClient(place.judge_url)
         log.info(
             "taking part in the prediction market contract=%s judge=%s policy=%s; market.enabled:"
@@ -183,15 +180,11 @@ class Player:
 
     def step(self) -> None:
         """Look once at open bets, then at the judge's clue. Errors leave the journal as it is."""
-        market, judge = self._market, self._judge
-        if market is None or judge is None:
+        market, judge, bets = self._market, self._judge, self._bets
+        if market is None or judge is None or bets is None:
             return
-        for row in self.journal.open_rows(market.address):
-            try:
-                self._follow(market, row)
-            except ContractRefused as refusal:
-                self._note_refusal(row, refusal)
-        self._take_opinion(market)
+        bets.follow()
+        self._take_opinion(market, bets)
         clue = judge.clue()
         if not clue.is_open or clue == self._seen:
             return
@@ -225,7 +218,7 @@ class Player:
         with self._lock:
             self._asked = clue, row
 
-    def _take_opinion(self, market: Market) -> None:
+    def _take_opinion(self, market: Market, bets: Bets) -> None:
         """Write down the decision on the clue that the model was asked about, and send the bet."""
         with self._lock:
             opinion = self._opinion
@@ -233,19 +226,20 @@ class Player:
             return
         clue, row = opinion
         row = self._decide(market, clue, row)
-        self.journal.decide(row)
+        is_bet = row.state == "planned"
+        self.journal.decide(row, None if is_bet else line_of(row, f"no bet: {row.reason}"))
         with self._lock:
             self._opinion = None
-        if row.state == "planned":
-            self._send(market, row, clue.choices[row.choice])
+        if is_bet:
+            bets.send(row)
         else:
-            self._record(row, f"no bet: {row.reason}")
+            self._record.write()
 
     def _decide(self, market: Market, clue: Clue, row: Row) -> Row:
         """Return the row with the bet, or with the reason why there is none."""
         bet, reason = Bet(0, 0), row.reason or self._obstacle(market, clue)
-        if reason is None and _is_replaced(market, row):
-            reason = _REPLACED
+        if reason is None and is_replaced(market, row):
+            reason = REPLACED
         if reason is None:
             bet = self._bet(market, clue, row.beliefs)
             reason = None if bet.amount else "the policy makes no bet"
@@ -256,6 +250,7 @@ class Player:
             state="planned" if reason is None else "skipped",
             changed_at=time.time(),
             reason=reason,
+            answer=printable(clue.choices[bet.choice])[:_MAX_ANSWER_SHOWN],
         )
 
     def _obstacle(self, market: Market, clue: Clue) -> str | None:
@@ -280,159 +275,3 @@ class Player:
             for choice in range(len(beliefs))
         ]
         return policies.kelly(beliefs, prices, balance, self._settings.kelly_fraction)
-
-    def _send(self, market: Market, row: Row, choice: str = "") -> None:
-        """Send a bet of the journal. If the answer is lost, `_follow` reads the contract."""
-        shown = printable(choice)[:_MAX_CHOICES_SHOWN] or f"choice {row.choice}"
-        # Before the attempt: on a foreign market none may follow one whose result is not known.
-        self.journal.move(row, "sent")
-        try:
-            self._account.guess_answer(
-                market, row.game, self._peer_id, row.round, row.choice, row.amount
-            )
-        except ContractRefused as refusal:
-            if refusal.name == "AlreadyGuessed":
-                return
-            self.journal.move(row, "missed", refusal.name or str(refusal))
-            self._record(row, f"no bet: the contract refused it ({refusal.name or 'no reason'})")
-        else:
-            self._record(row, f"placed bet of {row.amount / TOKEN:.3f} on {shown!r}")
-
-    # ---- bets on their way
-
-    def _follow(self, market: Market, row: Row) -> None:
-        """Move an open row on, as far as the contract has it."""
-        if row.state in ("planned", "sent"):
-            self._confirm(market, row)
-        else:
-            self._claim(market, row)
-
-    def _confirm(self, market: Market, row: Row) -> None:
-        if _is_replaced(market, row):
-            self._give_up(row, _REPLACED)
-            return
-        guess = market.guess_of(row.game, self._peer_id, row.round, row.block)
-        if guess is not None:
-            self.journal.move(row, "confirmed")
-            return
-        is_over = market.current_round(row.game) != row.round or self._is_cancelled(market, row)
-        if is_over:
-            self._give_up(row, "it was not on the chain when the round ended")
-        elif row.state == "planned" or (market.version is not None and _is_old(row)):
-            self._send(market, row)
-
-    def _is_cancelled(self, market: Market, row: Row) -> bool:
-        if market.version is None:
-            return False
-        return market.game(row.game).status == GameStatus.CANCELLED
-
-    def _claim(self, market: Market, row: Row) -> None:
-        """Rate a bet whose answer is known, and claim what it is paid."""
-        if market.version is not None and self._is_lost(market, row):
-            # The chain was restored from before it: as if the answer to the bet were lost.
-            self.journal.move(row, "sent")
-            return
-        right = market.right_choice(row.game, row.block)
-        is_cancelled = right is None and self._is_cancelled(market, row)
-        if (right is not None or is_cancelled) and _is_replaced(market, row):
-            self._give_up(row, _REPLACED)
-            return
-        if right is not None and row.brier is None and row.beliefs:
-            self.journal.rate(row, policies.brier(row.beliefs, right))
-        if market.version is None:
-            self._claim_from_foreign(market, row, right)
-        elif right is not None or is_cancelled:
-            payout, is_claimed = market.payout(row.game, self._peer_id)
-            self._claim_known(market, row, payout, is_claimed, is_refund=is_cancelled)
-
-    def _is_lost(self, market: Market, row: Row) -> bool:
-        """Return whether the chain does not have a confirmed bet any more."""
-        return market.guess_of(row.game, self._peer_id, row.round, row.block) is None
-
-    def _give_up(self, row: Row, why: str) -> None:
-        self.journal.move(row, "missed", why)
-        self._record(row, f"no bet: {why}")
-
-    def _note_refusal(self, row: Row, refusal: ContractRefused) -> None:
-        """Give up a bet of a game that the chain lost; try others again at the next step.
-
-        The judge may bring the game back, so that takes a while.
-        """
-        if refusal.name == "UnknownGame" and time.time() - row.changed_at > _FORGET_SECONDS:
-            self._give_up(row, _REPLACED)
-        elif row.reason != str(refusal):
-            self.journal.note(row, str(refusal))
-            log.warning("bet waits game=%d round=%d %s", row.game, row.round, refusal)
-
-    def _claim_known(
-        self, market: Market, row: Row, payout: int, is_claimed: bool, is_refund: bool = False
-    ) -> None:
-        if is_claimed:
-            self.journal.move(row, "paid")
-            if row.state == "claiming":  # the game's other bets are paid by the same claim
-                tokens = f"{payout / TOKEN:.3f}"
-                refund = f"got back {tokens}: the game was cancelled"
-                self._record(row, refund if is_refund else f"claimed {tokens} for the game")
-        elif payout == 0:
-            self.journal.move(row, "lost")
-            self._record(row, "lost")
-        elif row.state == "confirmed" or _is_old(row):
-            self.journal.move(row, "claiming")
-            self._send_claim(market, row)
-
-    def _claim_from_foreign(self, market: Market, row: Row, right: int | None) -> None:
-        """Claim from a market that does not say what it pays, or whether it has.
-
-        It pays once in any case, so a claim whose answer was lost may be repeated.
-        """
-        if right is None:
-            return
-        for event in market.events("RewardClaimed", {"gameIdx": row.game}, row.block):
-            if event.arguments["peerId"] == self._peer_id:
-                paid = event.arguments["betTokensOut"]
-                self._claim_known(market, row, paid, is_claimed=True)
-                return
-        # After the events: a market may take the shares when it pays.
-        if not market.shares_of(row.game, right, self._peer_id):
-            self.journal.move(row, "lost")
-            self._record(row, "lost")
-            return
-        if row.state == "confirmed" or _is_old(row):
-            self.journal.move(row, "claiming")
-            self._send_claim(market, row)
-
-    def _send_claim(self, market: Market, row: Row) -> None:
-        try:
-            self._account.claim_reward(market, row.game, self._peer_id)
-        except ContractRefused as refusal:
-            if refusal.name != "AlreadyClaimed":
-                raise
-
-    # ----
-
-    def _record(self, row: Row, what: str) -> None:
-        """Append a line that the guide's users know: Game, Round, and what was done."""
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        line = f"[{stamp}] Game {row.game} Round {row.round}: {what}"
-        log.info("prediction market game=%d round=%d %s", row.game, row.round, what)
-        try:
-            self._record_file.parent.mkdir(parents=True, exist_ok=True)
-            with self._record_file.open("a") as stream:
-                stream.write(line + "\n")
-        except OSError as error:
-            log.warning(
-                "record of the prediction market not written file=%s error=%s",
-                self._record_file,
-                error.strerror,
-            )
-
-
-def _is_replaced(market: Market, row: Row) -> bool:
-    """Return whether the chain lost the row's game and gave its number to another one."""
-    creation = market.creation(row.game) if row.creation else None
-    return creation not in (None, row.creation)
-
-
-def _is_old(row: Row) -> bool:
-    """Return whether what was sent for the row should have arrived by now."""
-    return time.time() - row.changed_at > RESEND_SECONDS
