@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from worker.chain.database import Database
 from worker.records import BetState
@@ -187,7 +188,7 @@ class Journal:
         """Return the row's state now."""
         statement = f"SELECT state FROM bets{_THE_ROW}"  # noqa: S608 - names in this module
         ((state,),) = self._database.execute(statement, row.key)
-        return state
+        return cast(BetState, state)
 
     def has_other(self, row: Row, state: BetState) -> bool:
         """Return whether another row of the same game is in this state."""
