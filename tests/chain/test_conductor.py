@@ -3,11 +3,14 @@
 import itertools
 from pathlib import Path
 
+import pytest
+
 from tests.chain.hall import Hall
+from tests.chain.own_chain import ask
 from worker import settings
-from worker.chain.client import ChainClient
+from worker.chain.client import ChainClient, Underpriced
 from worker.chain.market import TOKEN, GameStatus
-from worker.judge import conductor
+from worker.judge import conductor, past_games, reveals
 from worker.judge.conductor import NO_CLUE, Conductor
 from worker.judge.problems import Problem
 
@@ -49,7 +52,7 @@ def test_game_is_opened_advanced_and_settled(hall, tmp_path):
     game = hall.market.game(0)
     assert (game.status, game.right_choice) == (GameStatus.SETTLED, 1)
     assert hall.claim(0, "anna") == TOKEN
-    (past,) = make(hall, tmp_path).past_games()
+    (past,) = make(hall, tmp_path).past_games(9)
     assert (past["game"], past["result"], past["answer"]) == (0, "settled", 1)
     assert list(tmp_path.glob("game.json")) == []
 
@@ -79,8 +82,10 @@ def test_kill_at_any_write_or_send_leaves_no_stuck_game(hall, tmp_path, monkeypa
 
         return wrapped
 
-    monkeypatch.setattr(conductor, "write_whole", killing(conductor.write_whole))
-    monkeypatch.setattr(ChainClient, "send_raw", killing(ChainClient.send_raw))
+    for module in (conductor, past_games, reveals):
+        monkeypatch.setattr(module, "write_whole", killing(module.write_whole))
+    for name in ("send_raw", "send_all_raw"):
+        monkeypatch.setattr(ChainClient, name, killing(getattr(ChainClient, name)))
     num_kills = 0
     for point in itertools.count(1):
         folder = tmp_path / str(point)
@@ -96,7 +101,7 @@ def test_kill_at_any_write_or_send_leaves_no_stuck_game(hall, tmp_path, monkeypa
         # One game, whatever happened, and it is settled.
         assert hall.market.num_games() == before + 1
         assert hall.market.game(before).status == GameStatus.SETTLED
-        recorded = [game["game"] for game in make(hall, folder).past_games()]
+        recorded = [game["game"] for game in make(hall, folder).past_games(9)]
         assert recorded.count(before) == 1
         if num_kills < point:
             break
@@ -106,9 +111,99 @@ def test_kill_at_any_write_or_send_leaves_no_stuck_game(hall, tmp_path, monkeypa
 def test_game_that_the_chain_has_forgotten_is_given_up(hall, tmp_path):
     judge = make(hall, tmp_path, round_seconds=3600.0)
     judge.step()
-    state = judge._state
-    judge._save(conductor.replace(state, game=99))
+    judge._save(conductor.replace(judge._state, game=99))
     judge.step()
-    assert [game["result"] for game in judge.past_games()] == ["lost"]
+    assert [game["result"] for game in judge.past_games(9)] == ["lost"]
     run_game(make(hall, tmp_path))
     assert hall.market.game(0).status == GameStatus.SETTLED
+
+
+# ---- a chain that loses its last seconds, or asks for more
+
+
+def step_until(hall: Hall, judge: Conductor, condition) -> None:
+    """Step, each time until what was sent is mined."""
+    for _ in range(40):
+        if condition():
+            return
+        judge.step()
+        for entry in judge._sender.waiting():
+            hall.market.client.wait_for_receipt(entry.hash, 10)
+    raise AssertionError("not in time")
+
+
+def test_transaction_that_waits_for_a_lost_nonce_is_numbered_again(hall, tmp_path):
+    """The chain comes back from before the game was opened, with the next call on its way."""
+    before = ask(hall.chain, "evm_snapshot")
+    judge = make(hall, tmp_path, round_seconds=3600.0)
+    step_until(hall, judge, lambda: judge.clue() != NO_CLUE)
+    ask(hall.chain, "evm_setAutomine", False)
+    try:
+        judge = make(hall, tmp_path)
+        judge.step()
+        (waiting,) = judge._sender.waiting()
+        ask(hall.chain, "evm_revert", before)
+    finally:
+        ask(hall.chain, "evm_setAutomine", True)
+    assert waiting.nonce > hall.market.client.nonce(hall.judge.address)
+    judge = make(hall, tmp_path)
+    run_game(judge)
+    assert [game["result"] for game in judge.past_games(9)] == ["lost"]
+    run_game(make(hall, tmp_path))
+    assert hall.market.game(0).status == GameStatus.SETTLED
+
+
+def test_call_that_pays_too_little_is_sent_for_more(hall, tmp_path, monkeypatch):
+    """A chain whose price rises after the transaction was signed."""
+    ask(hall.chain, "anvil_setBalance", hall.judge.address, hex(10**20))
+    judge = make(hall, tmp_path, round_seconds=3600.0)
+    step_until(hall, judge, lambda: judge.clue() != NO_CLUE)
+    sent = []
+
+    def refuse_at_first(self, raw):
+        sent.append(raw)
+        if len(sent) == 1:
+            raise Underpriced("gas price too low", 7)
+        return send_raw(self, raw)
+
+    send_raw = ChainClient.send_raw
+    monkeypatch.setattr(ChainClient, "send_all_raw", lambda self, raws: [False] * len(raws))
+    monkeypatch.setattr(ChainClient, "send_raw", refuse_at_first)
+    monkeypatch.setattr(ChainClient, "raised_price", lambda self, price_wei, refused: 7)
+    judge = make(hall, tmp_path)
+    step_until(hall, judge, lambda: hall.market.game(0).round == 1)
+    assert len(sent) == 2
+    assert sent[0] != sent[1]
+
+
+def test_reveal_that_the_chain_forgot_is_sent_again(hall, tmp_path):
+    """Also by a judge that was started since; those who won are paid after all."""
+    judge = make(hall, tmp_path)
+    step_until(hall, judge, lambda: hall.market.num_games() == 1)
+    hall.bet(0, "anna", 0, 1, TOKEN)
+    step_until(hall, judge, lambda: hall.market.game(0).status == GameStatus.CLOSED)
+    before = ask(hall.chain, "evm_snapshot")
+    run_game(judge)
+    assert not (tmp_path / "game.json").exists()
+    ask(hall.chain, "evm_revert", before)
+    assert hall.market.game(0).status == GameStatus.CLOSED
+    make(hall, tmp_path).step()
+    assert hall.market.game(0).status == GameStatus.SETTLED
+    assert hall.claim(0, "anna") == TOKEN
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_game_that_takes_bets_again_with_a_known_answer_is_not_settled(hall, tmp_path, is_ended):
+    """The chain comes back from before the last round's end, after the answer was revealed."""
+    judge = make(hall, tmp_path)
+    step_until(hall, judge, lambda: hall.market.num_games() == 1)
+    before = ask(hall.chain, "evm_snapshot")
+    step_until(hall, judge, lambda: hall.market.game(0).status == GameStatus.SETTLED)
+    if is_ended:
+        run_game(judge)
+    ask(hall.chain, "evm_revert", before)
+    judge = make(hall, tmp_path, pause_seconds=0.0)
+    step_until(hall, judge, lambda: hall.market.num_games() == 2)
+    assert hall.market.game(0).status == GameStatus.OPEN
+    assert hall.market.game(0).round == 0
+    assert judge.clue()["game_id"] != 0

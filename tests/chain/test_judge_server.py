@@ -7,14 +7,17 @@ from account_service import eventually, serving_role
 from worker import settings
 from worker.chain.embedded import anvil
 from worker.environments.presets import DEMO_FAMILIES
+from worker.judge import server
 from worker.judge.server import Service
 
 SECONDS = 10
 
 
 @pytest.fixture
-def judge(hall, tmp_path):
+def judge(hall, tmp_path, monkeypatch):
     """Run a judge with a first round that does not end; yield its URL."""
+    monkeypatch.setattr(server, "QUESTIONS_BURST", 4.0)
+    monkeypatch.setattr(server, "QUESTIONS_PER_SECOND", 0.001)
     keeper = hall.chain.settings.keeper.state_dir
     raw = {
         "chain": {"deployment_file": str(keeper / anvil.DEPLOYMENT_FILE), "poll_seconds": 0.05},
@@ -59,3 +62,13 @@ def test_wrong_bodies_are_refused_in_one_line(judge, body):
     found = requests.post(f"{judge}/submit-answer/", json=body, timeout=SECONDS)
     assert found.status_code == 400
     assert found.json()["error"].startswith("/submit-answer/: session_id")
+
+
+def test_one_address_does_not_use_up_the_open_questions(judge):
+    asked = {"user_id": "me", "round_number": 3, "model_name": "tiny"}
+    codes = [
+        requests.post(f"{judge}/request-question/", json=asked, timeout=SECONDS).status_code
+        for _ in range(6)
+    ]
+    assert codes[:4] == [200] * 4
+    assert codes[-1] == 429

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from worker.environments.answers import tagged
 from worker.environments.presets import DEMO_FAMILIES
 from worker.errors import SettingsError
 from worker.judge import problems
+from worker.judge.past_games import FILE, PastGames
 from worker.records import Task
 
 JUDGE = settings.Judge(rounds=3, choices=4)
@@ -43,13 +45,27 @@ def test_drawn_problems_differ(environment):
     assert len({next(drawn).clues[-1] for _ in range(10)}) > 5
 
 
-def test_file_of_problems_is_read_in_turn(tmp_path):
-    file = tmp_path / "problems.jsonl"
-    lines = [{"clues": ["x"], "choices": ["a", "b"], "answer": i} for i in (0, 1)]
-    file.write_text("\n".join(map(json.dumps, lines)))
-    section = JUDGE.model_copy(update={"problems_file": file})
-    found = problems.source(section, lambda: pytest.fail("not needed"))
-    assert [next(found).answer for _ in range(3)] == [0, 1, 0]
+def test_problem_of_a_file_is_asked_once_also_after_a_restart(tmp_path, caplog):
+    """Its answer is public once the game has ended, and in the games of earlier versions."""
+    file, folder = tmp_path / "problems.jsonl", tmp_path / "judge"
+    section = JUDGE.model_copy(update={"problems_file": file, "state_dir": folder})
+
+    def write(*names: str) -> None:
+        lines = [{"clues": [name], "choices": ["a", "b"], "answer": 1} for name in names]
+        file.write_text("\n".join(map(json.dumps, lines)))
+
+    def asked() -> Iterator[str]:
+        found = problems.source(section, lambda: pytest.fail("not needed"))
+        return (problem.clues[0] for problem in found)
+
+    write("one", "two", "three", "four")
+    PastGames(folder / FILE).add({"game": 0, "clues": ["two"], "choices": ["b", "a"], "answer": 0})
+    assert next(asked()) == "one"
+    assert next(asked()) == "three"
+    write("new", "one", "two", "three", "four")
+    assert list(asked()) == ["new", "four"]
+    assert "all 5 problems of" in caplog.text
+    assert list(asked()) == []
 
 
 @pytest.mark.parametrize(

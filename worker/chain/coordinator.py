@@ -421,9 +421,9 @@ class Coordinator(ChainClient):
 
         None if the transaction carries none, or the chain no longer knows it.
         """
-        data = self._input_of(tx_hash)
+        data = self.input_of(tx_hash)
         if data is None:
-            data = self._input_of(tx_hash)  # a node that lags behind others answered null
+            data = self.input_of(tx_hash)  # a node that lags behind others answered null
         if data is None:
             return None
         try:
@@ -435,7 +435,8 @@ class Coordinator(ChainClient):
         has_digest = len(rest) == 32 and data.startswith(call.data)
         return rest.hex() if has_digest else None
 
-    def _input_of(self, tx_hash: str) -> bytes | None:
+    def input_of(self, tx_hash: str) -> bytes | None:
+        """Return the data that a transaction was sent with; None: the node does not know it."""
         with self.translated("eth_getTransactionByHash"):
             try:
                 return bytes(self.web3.eth.get_transaction(HexStr(tx_hash))["input"])

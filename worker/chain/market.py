@@ -11,10 +11,8 @@ from enum import IntEnum
 from typing import Any
 
 from eth_abi.abi import encode
-from eth_typing import HexStr
 from web3 import Web3
 from web3.contract import Contract
-from web3.logs import DISCARD
 
 from worker.chain.client import Call, Unanswered
 from worker.chain.contract import is_version, market_abi
@@ -215,12 +213,15 @@ class Market:
         status, *numbers = self.read("getGame", game)
         return Game(GameStatus(status), *numbers)
 
-    def opened_game(self, tx_hash: str) -> int:
-        """Return the number of the game that a mined transaction opened."""
-        with self.client.translated("eth_getTransactionReceipt"):
-            receipt = self.client.web3.eth.get_transaction_receipt(HexStr(tx_hash))
-            opened = self._contract.events.NewGameCreated().process_receipt(receipt, DISCARD)
-        return int(opened[0]["args"]["gameIdx"])
+    def opened_by(self, call: Call, from_block: int) -> int | None:
+        """Return the number of the game that a transaction with this call opened; None: none has.
+
+        The log is read back to `from_block`.
+        """
+        for event in self.events("NewGameCreated", {}, from_block, newest_first=True):
+            if self.client.input_of(event.tx_hash) == call.data:
+                return int(event.arguments["gameIdx"])
+        return None
 
     def payout(
         self,

@@ -1,9 +1,9 @@
 """Run games on the chain, one after the other, through any number of crashes.
 
-Before a transaction is sent, it is signed and written to disk. A judge that was killed sends the
-same transaction again, which the chain accepts once, and reads everything else from the contract:
-the game's round, whether it is settled. A chain that lost its last seconds gets the transaction
-again; a game that it has forgotten is given up, and another one opened.
+The queue of transactions (chain.transaction_queue) brings each call to the chain, and everything
+else is read from the contract: the game's round, whether it is settled. So a judge that was killed
+continues, and so does one whose chain has lost its last seconds. A game that the chain has
+forgotten is given up, and another one opened.
 """
 
 import json
@@ -18,16 +18,18 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 from pydantic import TypeAdapter, ValidationError
 
-from worker.chain.client import Call, NonceUsed, TransactionRefused
 from worker.chain.market import Game, GameStatus, Market, commitment
-from worker.errors import ContractRefused, WorkerError
+from worker.chain.transaction_queue import Sender
+from worker.errors import ContractRefused
+from worker.judge import past_games
+from worker.judge.past_games import PastGames, foreign
 from worker.judge.problems import Problem
+from worker.judge.reveals import Reveals
 from worker.runtime.files import write_whole
 from worker.settings import Judge
 
 log = logging.getLogger(__name__)
 
-_MINING_SECONDS = 30.0
 NO_CLUE: dict[str, Any] = {
     "game_id": -1,
     "clue_id": -1,
@@ -39,20 +41,13 @@ NO_CLUE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A signed transaction that may or may not have been sent; `raw` in hexadecimal."""
-
-    call: str
-    raw: str
-    tx_hash: str
-
-
-@dataclass(frozen=True, slots=True)
 class State:
     """A game in progress, as it is on disk.
 
-    `salt` hides the answer until it is revealed. `game` None: not on the chain yet. `round` began
-    at `began_at` (Unix seconds); None: no round was seen yet.
+    `salt` hides the answer until it is revealed. `game` None: not known to be on the chain. `round`
+    began at `began_at` (Unix seconds); None: no round was seen yet. The game is opened after
+    `block`; 0: in any block, as in files of earlier versions. `is_told`: its answer was sent to the
+    chain, so that others may know it.
     """
 
     problem: Problem
@@ -60,25 +55,28 @@ class State:
     game: int | None = None
     round: int | None = None
     began_at: float = 0.0
-    pending: Pending | None = None
+    block: int = 0
+    is_told: bool = False
 
 
 _STATE = TypeAdapter(State)
 
 
 class Conductor:
-    """The games of one judge. `state_dir` has game.json and the past games in games.jsonl."""
+    """The games of one judge, whose game in progress is in game.json in `judge.state_dir`."""
 
     def __init__(
         self, judge: Judge, market: Market, account: LocalAccount, problems: Iterator[Problem]
     ) -> None:
         self._settings = judge
         self._market = market
-        self._account = account
         self._problems = problems
-        self._file = judge.state_dir / "game.json"
-        self._past_file = judge.state_dir / "games.jsonl"
+        folder = judge.state_dir
+        self._file = folder / "game.json"
         self._state = _read(self._file)
+        self._past = PastGames(folder / past_games.FILE)
+        self._sender = Sender(market.client, account, folder / "transactions.db")
+        self._reveals = Reveals(folder / "reveals.json", market, self._sender)
         self._next_at = 0.0
         self.num_games = 0
         """Games that ended since this process started."""
@@ -88,24 +86,20 @@ class Conductor:
         """Return the clue that bets are taken on now; NO_CLUE if there is none."""
         return self._clue
 
-    def past_games(self) -> list[dict[str, Any]]:
-        """Return the games that ended, oldest first."""
-        if not self._past_file.exists():
-            return []
-        try:
-            return [json.loads(line) for line in self._past_file.read_bytes().splitlines()]
-        except ValueError as error:
-            raise _foreign(self._past_file, error) from None
+    def past_games(self, count: int) -> list[dict[str, Any]]:
+        """Return the last `count` games that ended, newest first."""
+        return self._past.newest(count)
 
     def step(self) -> None:
         """Do the next thing that is due, if any.
 
         Raises ChainUnreachable and ChainError; the next step tries again.
         """
+        if self._sender.tend():
+            return  # what is due next depends on it
+        self._reveals.check()
         if self._state is None:
             self._plan()
-        elif self._state.pending is not None:
-            self._settle(self._state, self._state.pending)
         elif self._state.game is None:
             self._open(self._state)
         else:
@@ -117,14 +111,28 @@ class Conductor:
         limit = self._settings.max_games
         if time.time() < self._next_at or (limit is not None and self.num_games >= limit):
             return
-        # On disk before anybody sees its commitment: without the salt it could not be revealed.
-        self._save(State(next(self._problems), secrets.randbits(256)))
+        block = self._market.client.block_number()
+        problem = next(self._problems, None)
+        if problem is not None:
+            # On disk before anybody sees its commitment: without the salt it could not be revealed.
+            self._save(State(problem, secrets.randbits(256), block=block))
 
     def _open(self, state: State) -> None:
+        newest = self._market.client.block_number()
+        if newest < state.block:  # the chain was restored, and makes other blocks from there on
+            state = replace(state, block=newest)
+            self._save(state)
         problem = state.problem
         hidden = commitment(problem.answer, state.salt)
         call = self._market.call("createNewGame", len(problem.clues), len(problem.choices), hidden)
-        self._send(state, call)
+        number = self._market.opened_by(call, state.block)
+        if number is None:
+            self._sender.send(call)
+            return
+        log.info("game opened game=%s", number)
+        state = replace(state, game=number)
+        self._save(state)
+        self._conduct(state, number)
 
     def _conduct(self, state: State, number: int) -> None:
         try:
@@ -134,13 +142,21 @@ class Conductor:
                 raise
             self._end(state, "lost")  # the chain was restored from before it
             return
-        if game.status == GameStatus.OPEN:
+        if game.status == GameStatus.OPEN and state.is_told:
+            # The chain was restored from before its last round, and the answer may be known: the
+            # game expires, and all get back their bets.
+            self._end(state, "lost")
+        elif game.status == GameStatus.OPEN:
             self._conduct_round(state, game)
         elif game.status == GameStatus.CLOSED:
             self._clue = NO_CLUE
-            call = self._market.call("revealAnswer", number, state.problem.answer, state.salt)
-            self._send(state, call)
+            if not state.is_told:
+                state = replace(state, is_told=True)
+                self._save(state)
+            self._reveals.send(number, state.problem.answer, state.salt)
         else:
+            if game.status == GameStatus.SETTLED:
+                self._reveals.keep(number, state.problem.answer, state.salt)
             self._end(state, game.status.name.lower())
 
     def _conduct_round(self, state: State, game: Game) -> None:
@@ -158,55 +174,18 @@ class Conductor:
             clue["family"] = state.problem.family
         self._clue = clue
         if time.time() - state.began_at >= self._settings.round_seconds:
-            self._send(state, self._market.call("incrementRound", state.game))
+            self._sender.send(self._market.call("incrementRound", state.game))
 
     def _end(self, state: State, result: str) -> None:
         """Record how a game ended, and forget it; once, also after a crash in between."""
         self._clue = NO_CLUE
         problem = state.problem.model_dump(mode="json")
-        line = {"game": state.game, "result": result, "ended_at": time.time(), **problem}
-        others = [game for game in self.past_games() if game["game"] != state.game]
-        lines = "".join(json.dumps(game) + "\n" for game in [*others, line])
-        write_whole(self._past_file, lines)
+        self._past.add({"game": state.game, "result": result, "ended_at": time.time(), **problem})
         log.info("game ended game=%s result=%s", state.game, result)
         self._file.unlink(missing_ok=True)
         self._state = None
         self.num_games += 1
         self._next_at = time.time() + self._settings.pause_seconds
-
-    # ---- transactions
-
-    def _send(self, state: State, call: Call) -> None:
-        client = self._market.client
-        gas = client.estimate_gas(self._account.address, call)
-        nonce, price_wei = client.nonce(self._account.address), client.allowed_price()
-        tx_hash, raw = client.sign(
-            self._account, call, nonce=nonce, gas=gas, gas_price_wei=price_wei
-        )
-        pending = Pending(call.name, raw.hex(), tx_hash)
-        state = replace(state, pending=pending)
-        self._save(state)
-        self._settle(state, pending)
-
-    def _settle(self, state: State, pending: Pending) -> None:
-        """Bring a signed transaction to the chain, if it is not there, and record its result."""
-        client = self._market.client
-        receipt = client.receipt(pending.tx_hash)
-        if receipt is None:
-            try:
-                client.send_raw(bytes.fromhex(pending.raw))
-            except (NonceUsed, TransactionRefused) as error:
-                # Mined since we looked, or never to be mined: the next step finds out.
-                if client.receipt(pending.tx_hash) is None:
-                    log.warning("transaction given up call=%s error=%s", pending.call, error)
-                    self._save(replace(state, pending=None))
-                return
-            receipt = client.wait_for_receipt(pending.tx_hash, _MINING_SECONDS)
-        state = replace(state, pending=None)
-        if receipt.succeeded and pending.call == "createNewGame":
-            state = replace(state, game=self._market.opened_game(pending.tx_hash))
-            log.info("game opened game=%s", state.game)
-        self._save(state)
 
     def _save(self, state: State) -> None:
         kept = asdict(state) | {"problem": state.problem.model_dump(mode="json")}
@@ -224,9 +203,4 @@ def _read(file: Path) -> State | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise _foreign(file, error) from None
-
-
-def _foreign(file: Path, error: ValueError) -> WorkerError:
-    reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    return WorkerError(f"{file}: not what a judge writes ({reason}); move it away")
+        raise foreign(file, error.errors()[0]["msg"]) from None

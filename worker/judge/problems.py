@@ -4,8 +4,11 @@ They come from the tasks of an environment, or from a file. A task's clues are g
 text, and its wrong choices are the right answers of other tasks of its family.
 """
 
+import hashlib
+import json
+import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Annotated, Self
@@ -15,8 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from worker.environments import Environment
 from worker.environments.answers import tagged
 from worker.errors import BadRecord, SettingsError
+from worker.judge import past_games
 from worker.records import Task
+from worker.runtime.files import write_whole
 from worker.settings import Judge
+
+log = logging.getLogger(__name__)
 
 _RIGHT = 0.999
 _OTHER_TASKS = 8
@@ -55,12 +62,12 @@ def source(
     judge: Judge,
     load: Callable[[], Environment],
 ) -> Iterator[Problem]:
-    """Return problems without end: those of `judge.problems_file` in turn, or drawn at random.
+    """Return the problems of `judge.problems_file`, each once, or without end ones drawn at random.
 
     Raises SettingsError if the file is invalid, or the environment has no task that fits.
     """
     if judge.problems_file is not None:
-        return _in_turn(read(judge.problems_file))
+        return _once(read(judge.problems_file), judge)
     return _drawn(load(), judge)
 
 
@@ -88,9 +95,33 @@ def read(file: Path) -> list[Problem]:
     return problems
 
 
-def _in_turn(problems: list[Problem]) -> Iterator[Problem]:
-    while True:
-        yield from problems
+def _once(problems: list[Problem], judge: Judge) -> Iterator[Problem]:
+    """Yield the problems that this judge never asked: the answers of the others are public.
+
+    Their digests are kept, so lines may be added to the file, or move. Earlier versions kept only
+    the games that ended.
+    """
+    file = judge.state_dir / "asked.txt"
+    past = past_games.read(judge.state_dir / past_games.FILE)
+    asked = dict.fromkeys(_digest(game["clues"], game["choices"]) for game in past)
+    if file.exists():
+        asked |= dict.fromkeys(file.read_text().split())
+    for problem in problems:
+        digest = _digest(problem.clues, problem.choices)
+        if digest not in asked:
+            asked[digest] = None
+            write_whole(file, "".join(f"{known}\n" for known in asked))
+            yield problem
+    log.warning(
+        "no more games: all %d problems of %s (judge.problems_file) were asked, and their answers"
+        " are public; add others and restart the judge",
+        len(problems),
+        judge.problems_file,
+    )
+
+
+def _digest(clues: Sequence[str], choices: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([list(clues), sorted(choices)]).encode()).hexdigest()
 
 
 def _drawn(

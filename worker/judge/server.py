@@ -15,18 +15,22 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.deployment import resolve
 from worker.chain.embedded.anvil import load_key
 from worker.chain.market import Market
+from worker.chain.quotas import Quota
 from worker.errors import ChainError, ChainUnreachable, SettingsError
 from worker.judge import problems
 from worker.judge.conductor import NO_CLUE, Conductor
 from worker.judge.questions import MAX_ANSWER, Questions
 from worker.log import printable
-from worker.runtime import systemd, webservice
+from worker.runtime import systemd, webguard, webservice
 from worker.runtime.outage import Outage
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 * 1024
+QUESTIONS_PER_SECOND = 1.0
+QUESTIONS_BURST = 60.0
+"""Evaluation questions for one address: it does not push those of others out of the open ones."""
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
@@ -71,6 +75,7 @@ class Service:
         self._environment = environments.load(settings.environment)
         self._problems = problems.source(settings.judge, lambda: self._environment)
         self._questions = Questions(self._environment)
+        self._quota = Quota(QUESTIONS_PER_SECOND, QUESTIONS_BURST)
         self._conductor: Conductor | None = None
         self._outage = Outage(log)
 
@@ -127,6 +132,8 @@ class Service:
         request: web.Request,
     ) -> web.Response:
         asked = await _parsed(request, QuestionRequest)
+        if not self._quota.take(webguard.source_of(str(request.remote))):
+            raise web.HTTPTooManyRequests(reason="too many questions; ask again in a minute")
         session, question = await asyncio.to_thread(self._questions.ask)
         log.info(
             "question asked user=%s round=%d model=%s",
@@ -155,10 +162,8 @@ class Service:
         request: web.Request,
     ) -> web.Response:
         """Answer the games that ended, newest first; ours, beyond the existing judge."""
-        past = (
-            [] if self._conductor is None else await asyncio.to_thread(self._conductor.past_games)
-        )
-        return web.json_response({"games": past[::-1][:_MAX_GAMES]})
+        past = [] if self._conductor is None else self._conductor.past_games(_MAX_GAMES)
+        return web.json_response({"games": past})
 
 
 _MAX_GAMES = 100

@@ -313,7 +313,8 @@ class Judge(Section):
     port: Port = 3002
     """TCP port."""
     state_dir: Path = Path("/var/lib/hivewright/judge")
-    """Folder of the game in progress and of past games."""
+    """Folder of the game in progress, its transactions, the last 1,000 games, and the digests of
+    problems that were asked."""
     names: tuple[Host, ...] = ()
     """Domain names under which browsers may reach it, besides its addresses and the host's own
     name."""
@@ -329,8 +330,9 @@ class Judge(Section):
     """Choices of a game."""
     problems_file: Path | None = None
     """File with problems in place of tasks, one JSON object a line: `clues` (a text for each
-    round), `choices` (texts) and `answer` (index of the right choice, 0 the first). None: tasks of
-    the environment, of which each round shows more."""
+    round), `choices` (texts) and `answer` (index of the right choice, 0 the first). Each is asked
+    once, as its answer is public then. None: tasks of the environment, of which each round shows
+    more."""
     max_games: Positive | None = None
     """Number of games to run. None: run forever."""
 
