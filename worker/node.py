@@ -282,7 +282,7 @@ class Node:
             self._look_whether_open()
         published = self._publish(place, first)
         collected = self._collect(place)
-        local, num_parts = self._answer_until_enough(place, first, collected.groups)
+        local, collected, num_parts = self._answer_until_enough(place, first, collected)
         self._show("training")
         self.stopwatch.begin("training")
         further = f"/{place.part}" if place.part else ""
@@ -532,25 +532,29 @@ class Node:
         return self._answer(seed, place.part, part_seed(self.peer_id, place))
 
     def _answer_until_enough(
-        self, place: Place, first: Sequence[ScoredGroup], external: Sequence[ScoredGroup]
-    ) -> tuple[list[ScoredGroup], int]:
+        self, place: Place, first: Sequence[ScoredGroup], collected: Collected
+    ) -> tuple[list[ScoredGroup], Collected, int]:
         """Answer and publish further parts until the step has enough groups that teach.
 
-        Groups of peers that planted text last time do not count: most of it is not learned from.
-        Returns our groups, which begin with `first`, those of `place`, and the number of parts.
+        Groups of peers count, too, those that come meanwhile as well, but for peers that planted
+        text last time: most of it is not learned from. Returns our groups, which begin with
+        `first`, those of `place`; all groups of peers; and the number of parts.
         """
         groups = list(first)
-        trusted = list(filter(self.trainer.trusts, external))
         node = self.settings.node
         most = min(node.max_parts_per_step, node.max_parts_per_round - place.part)
         for num_parts in range(1, most):
+            trusted = filter(self.trainer.trusts, collected.groups)
             if rollouts.teach_enough((*groups, *trusted), self.settings):
-                return groups, num_parts
+                return groups, collected, num_parts
             further = Place(place.round, place.part + num_parts)
+            self._ask(further.round)
             answered, _ = self._answer_place(further)
             self._publish(further, answered)
             groups += answered
-        return groups, max(1, most)
+            if self._has_chain:  # else nobody was asked for more
+                collected = collected.plus(self._collect(further))
+        return groups, collected, max(1, most)
 
     def _publish(
         self,

@@ -8,6 +8,7 @@ lie about either (docs/decisions/0001).
 import hashlib
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -167,6 +168,16 @@ class Collected:
     behind: dict[int, int] = field(default_factory=dict, compare=False)
     # A measurement, which is never the same twice: results are compared without it.
     seconds_waiting: float = field(default=0.0, compare=False)
+
+    def plus(self, later: "Collected") -> "Collected":
+        """Return this and what came later in the same step."""
+        return Collected(
+            (*self.groups, *later.groups),
+            tuple(sorted({*self.heard, *later.heard})),
+            dict(Counter(self.rejected) + Counter(later.rejected)),
+            dict(Counter(self.behind) + Counter(later.behind)),
+            self.seconds_waiting + later.seconds_waiting,
+        )
 
 
 @dataclass(frozen=True, slots=True)

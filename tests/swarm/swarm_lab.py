@@ -1,5 +1,6 @@
 """Real peers on 127.0.0.1, each with its own libp2p daemon; all are closed when their test ends."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,16 @@ class Sums:
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
         return [1.0 if c == str(task.seed + task.index) else 0.0 for c in completions]
+
+
+class TheseFirst(random.Random):
+    """Draws some peers before all others."""
+
+    first: frozenset[str] = frozenset()
+
+    def choices(self, population, weights=None, **options):  # type: ignore[no-untyped-def]
+        found = sorted(self.first.intersection(population))
+        return found[:1] or super().choices(population, weights, **options)
 
 
 def make_groups(peer_id: str, round: int, count: int = 9, part: int = 0) -> list[Group]:

@@ -1,14 +1,13 @@
 """Honest peers that are late or on a slow line, and peers whose answers are useless."""
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Sequence
 
 import pytest
 from lies import Lie, change_task, send_groups
-from swarm_lab import Lab, make_groups, wait_until
+from swarm_lab import Lab, TheseFirst, make_groups, wait_until
 
 from worker.records import Task
 from worker.swarm.identity import Identity
@@ -17,16 +16,6 @@ from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Ask, Kind
 from worker.swarm.swarm import Swarm
 from worker.swarm.transport.streams import Stream
-
-
-class TheseFirst(random.Random):
-    """Draws some peers before all others."""
-
-    first: frozenset[str] = frozenset()
-
-    def choices(self, population, weights=None, **options):  # type: ignore[no-untyped-def]
-        found = sorted(self.first.intersection(population))
-        return found[:1] or super().choices(population, weights, **options)
 
 
 def bring(lab: Lab, name: str, lie: Lie) -> Network:

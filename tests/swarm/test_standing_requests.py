@@ -1,9 +1,10 @@
 """A node that does not wait: it asks on while it works, and takes what has come."""
 
+import asyncio
 import time
 
-from lies import send_groups
-from swarm_lab import Lab, make_groups, wait_until
+from lies import Lie, send_groups
+from swarm_lab import Lab, TheseFirst, make_groups, wait_until
 
 from worker.records import Collected, Place
 from worker.swarm.identity import Identity
@@ -80,6 +81,54 @@ def test_request_that_stands_is_answered_by_the_next_round(lab: Lab) -> None:
     assert one.take(3).groups == ()
     publish(other, 4)
     wait_until(lambda: len(one.take(4).groups) == 9, 10, "the groups of the next round came")
+
+
+def trio(lab: Lab, lie: Lie, seconds: float) -> tuple[Swarm, Swarm]:
+    """Return a node that asks one peer at a time, and a peer that is ready.
+
+    A third one, which is asked first, answers with `lie`.
+    """
+
+    async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
+        await lie(slow.context.identity, ask, stream)
+
+    lab.bootnode()
+    one = lab.peer("one", peers_per_round=1, collect_timeout_seconds=seconds)
+    ready, slow = lab.peer("ready"), lab.network("slow", on_ask=on_ask)
+    peers = one._context.peers
+    wait_until(lambda: len(peers.known()) == 2, 20, "all are known")
+    wait_until(lambda: not any(map(peers.num_failures, peers.known())), 20, "none failed")
+    rng = one._context.rng = TheseFirst(1)
+    rng.first = frozenset({slow.context.identity.peer_id})
+    publish(ready, 1)
+    return one, ready
+
+
+async def say_wait(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(messages.encode_frame(Kind.WAIT, b""))
+    await stream.wait_closed()
+
+
+def test_request_to_a_peer_that_is_not_ready_takes_the_place_of_no_other(lab: Lab) -> None:
+    one, ready = trio(lab, say_wait, seconds=120.0)
+    assert {g.peer_id for g in ask_and_take(one, 1).groups} == {name_of(ready)}
+
+
+async def send_slowly(me: Identity, ask: Ask, stream: Stream) -> None:
+    groups = messages.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round))
+    for byte in messages.encode_frame(Kind.GROUPS, groups):
+        await stream.send(bytes([byte]))
+        await asyncio.sleep(0.1)
+
+
+def test_peer_that_sends_slowly_is_replaced_however_short_the_parts_are(lab: Lab) -> None:
+    one, ready = trio(lab, send_slowly, seconds=3.0)
+
+    def has_come() -> bool:
+        one.ask(1, 9)
+        return {g.peer_id for g in one.take(1).groups} == {name_of(ready)}
+
+    wait_until(has_come, 10, "the groups of the peer that is ready came")
 
 
 def test_taking_does_not_wait_for_anybody(lab: Lab) -> None:

@@ -19,7 +19,7 @@ from worker.chain.settlement import Settlement, SettlementStatus
 from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
-from worker.records import MAX_PART_TASKS, Place, Task
+from worker.records import MAX_PART_TASKS, Collected, Place, Task
 from worker.rounds import ChainClock
 from worker.telemetry import metrics, status
 from worker.trainer.trainer import Trainer
@@ -227,10 +227,27 @@ def test_groups_of_a_peer_that_planted_text_do_not_count_as_enough(tmp_path, mon
     monkeypatch.setattr(node, "_publish", lambda *_: None)
     task = Task("gcd", "0" * 12, 1, 0)
     groups = [scored_group(task, "?", ("a", "b"), (0.0, 1.0), peer_id="QmPlanter")] * 20
-    assert node._answer_until_enough(Place(1, 0), [], groups) == ([], 1)
+    came = Collected(tuple(groups))
+    assert node._answer_until_enough(Place(1, 0), [], came) == ([], came, 1)
     monkeypatch.setattr(node.trainer, "trusts", lambda group: group.peer_id != "QmPlanter")
-    assert node._answer_until_enough(Place(1, 0), [], groups) == ([], 3)
+    assert node._answer_until_enough(Place(1, 0), [], came) == ([], came, 3)
     assert parts == [1, 2]
+    node.close()
+
+
+def test_groups_that_come_while_a_further_part_is_answered_end_the_search(tmp_path, monkeypatch):
+    node, parts = with_chain(make_node(enrolled(tmp_path)), 1), []
+    monkeypatch.setattr(node, "_answer_place", lambda place: (parts.append(place.part) or [], 1.0))
+    monkeypatch.setattr(node, "_publish", lambda *_: None)
+    task = Task("gcd", "0" * 12, 1, 0)
+    group = scored_group(task, "?", ("a", "b"), (0.0, 1.0), peer_id="QmPeer")
+    early = Collected((group,), ("QmPeer", "QmSlow"), {"late": 1}, {0: 1})
+    later = Collected((group,) * 20, ("QmOther",), {"late": 2}, {0: 15, 1: 5})
+    monkeypatch.setattr(node, "_collect", lambda place: later)
+    groups, collected, num_parts = node._answer_until_enough(Place(1, 0), [], early)
+    assert (groups, parts, num_parts) == ([], [1], 2)
+    assert collected == Collected((group,) * 21, ("QmOther", "QmPeer", "QmSlow"), {"late": 3})
+    assert collected.behind == {0: 16, 1: 5}
     node.close()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from worker.errors import BadRecord
 from worker.records import Collected, Place, ScoredGroup
@@ -153,6 +154,13 @@ class Scoring:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
 
 
+class _Request(NamedTuple):
+    """An open request for the groups of a peer, begun at `since` (monotonic seconds)."""
+
+    peer_id: str
+    since: float
+
+
 @dataclass
 class Collecting:
     """The requests of a round; `run` again only after `renew`.
@@ -185,7 +193,8 @@ class Collecting:
     _doubtful: set[str] = field(default_factory=set)
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
     _answered: int = 0  # requests that brought at least one group
-    _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
+    _tasks: "dict[asyncio.Task[int], _Request]" = field(default_factory=dict)
+    _told_to_wait: set[str] = field(default_factory=set)  # by these peers, right now
 
     def __post_init__(self) -> None:
         self._plan()
@@ -210,7 +219,7 @@ class Collecting:
         groups = sorted(self.groups, key=lambda g: (g.peer_id or "", g.task.index))
         heard = tuple(sorted(self.heard))
         rejected, behind = dict(self.rejected), dict(self.behind)
-        self.groups, self.heard = [], self.heard.intersection(self._tasks.values())
+        self.groups, self.heard = [], self.heard.intersection(self._asked())
         self.rejected, self.behind = Counter(), Counter()
         return Collected(tuple(groups), heard, rejected, behind, seconds_waiting)
 
@@ -223,9 +232,12 @@ class Collecting:
     ) -> None:
         """Ask on: peers that have answered may be drawn again, for what is new by now."""
         self.round, self.span, self.want, self.deadline = round, span, want, deadline
-        self.drawn = set(self._tasks.values())
+        self.drawn = self._asked()
         self._gone, self._answered = [], 0
         self._plan()
+
+    def _asked(self) -> set[str]:
+        return {request.peer_id for request in self._tasks.values()}
 
     async def run(self) -> None:
         try:
@@ -242,7 +254,7 @@ class Collecting:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
-                    self._settle(task, self._tasks.pop(task))
+                    self._settle(task, self._tasks.pop(task).peer_id)
         finally:
             open_tasks, self._tasks = list(self._tasks), {}
             for task in open_tasks:
@@ -286,21 +298,33 @@ class Collecting:
                 request = self._ask(peer_id, RETRY_PAUSE_SECONDS)
             else:
                 return
-            self._tasks[asyncio.create_task(request)] = peer_id
+            self._tasks[asyncio.create_task(request)] = _Request(peer_id, time.monotonic())
 
     def _choose_number(self) -> int:
         """Return the number of requests to have open.
 
         There are k requests that were answered or are still open; in the second half of the time
         twice those still open. At first only as many as bring enough if every peer is ready and has
-        as many groups as the last one had.
+        as many groups as the last one had. A node that does not wait for a round asks another peer
+        in the place of each that is not ready or that is slow, so that those that are ready are
+        found.
         """
         now, number = time.monotonic(), self.num_peers - self._answered
-        if now >= self._hedge_at:
+        if not self.stays and now >= self._hedge_at:
             return 2 * number
         if now < self._all_at and self.tally.groups_a_peer:
-            return min(number, math.ceil((self.want - len(self.groups)) / self.tally.groups_a_peer))
-        return number
+            number = min(
+                number, math.ceil((self.want - len(self.groups)) / self.tally.groups_a_peer)
+            )
+        return number + self._count_stalled(now) if self.stays else number
+
+    def _count_stalled(self, now: float) -> int:
+        """Return the number of open requests whose peers are not ready, or too slow."""
+        began_before = now - self.context.swarm.collect_timeout_seconds / 2
+        return sum(
+            request.peer_id in self._told_to_wait or request.since < began_before
+            for request in self._tasks.values()
+        )
 
     async def _ask(
         self,
@@ -386,11 +410,17 @@ class Collecting:
             self.context.peers.open(peer_id)
             self._hear(peer_id)
             num_waits = 0
-            while kind is Kind.WAIT:
-                num_waits += 1
-                if num_waits > MAX_WAITS:
-                    raise BadRecord("flood", f"{peer_id} sent more than {MAX_WAITS} WAIT frames")
-                kind, payload = await stream.receive(messages.MAX_FRAME_BYTES)
+            try:
+                while kind is Kind.WAIT:
+                    self._told_to_wait.add(peer_id)
+                    num_waits += 1
+                    if num_waits > MAX_WAITS:
+                        raise BadRecord(
+                            "flood", f"{peer_id} sent more than {MAX_WAITS} WAIT frames"
+                        )
+                    kind, payload = await stream.receive(messages.MAX_FRAME_BYTES)
+            finally:
+                self._told_to_wait.discard(peer_id)
         return kind, payload
 
     async def _check(
