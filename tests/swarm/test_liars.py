@@ -207,6 +207,8 @@ def test_task_that_only_the_sender_knows_is_dropped_without_blame(
 def test_scorer_that_hangs_on_one_sender_leaves_time_for_the_others(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stage.collect()  # shows how long others' groups take
+    stage.publish()
     score, slow_seeds = stage.asker._verifier._tasks.score, set()
 
     def slow_score(task: Task, completions: Sequence[str]) -> list[float]:

@@ -55,17 +55,35 @@ def test_honest_peer_that_is_late_is_not_blamed_and_what_was_scored_counts(
     assert not asker._context.peers._conduct
 
 
-def test_slow_scorer_costs_what_it_has_no_time_for_and_not_what_it_has_scored(
+def test_slow_node_does_not_blame_peers_and_what_it_has_scored_counts(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.bootnode()
     asker, peer = lab.peer("asker", collect_timeout_seconds=5.0), lab.peer("peer")
     wait_until(lambda: asker.status().peers_known == 1, 15, "they know each other")
     slow_down(asker, 0.7, monkeypatch)
-    peer.publish(1, make_groups(peer.status().peer_id, 1))
-    collected = asker.collect(1, 9)
-    assert 1 <= len(collected.groups) <= 4
-    assert collected.rejected == {"slow-to-score": 9 - len(collected.groups)}
+    for round in (1, 2):
+        peer.publish(round, make_groups(peer.status().peer_id, round))
+        collected = asker.collect(round, 9)
+        assert 1 <= len(collected.groups) <= 4
+        assert collected.rejected == {"late": 9 - len(collected.groups)}
+    assert not asker._context.peers._conduct
+
+
+def test_node_that_asks_on_scores_what_came_just_before_the_end_of_its_requests(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.bootnode()
+    asker, late = lab.peer("asker", collect_timeout_seconds=5.0), lab.peer("late")
+    wait_until(lambda: asker.status().peers_known == 1, 15, "they know each other")
+    slow_down(asker, 0.4, monkeypatch)
+    asker.ask(1, 9)
+    wait_until(lambda: len(late._serving._asking) == 1, 10, "its request stands")
+    timer = threading.Timer(3.2, late.publish, (1, make_groups(late.status().peer_id, 1)))
+    timer.start()
+    wait_until(lambda: len(asker.take(1).groups) == 9, 10, "all are scored")
+    timer.join()
+    assert asker.status().rejected == {}
 
 
 def test_peer_on_a_slow_line_has_the_whole_round_to_send_its_groups(lab: Lab) -> None:

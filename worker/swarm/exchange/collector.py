@@ -8,8 +8,9 @@ on (`renew`), for whatever is the newest that a peer has and that it has not use
 import asyncio
 import logging
 import math
+import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +39,12 @@ LOOK_EVERY_SECONDS = 1.0
 """Poll interval; also how long only as many peers are asked as suffice if all are ready."""
 OWN_SECONDS = 2.0
 """Scoring time that a sender's groups must have had before it is blamed for unscored ones."""
+UNHURRIED_SECONDS = 30.0
+"""Scoring time of a sender's groups if no round waits for them."""
+SLOW_FACTOR = 10.0
+"""A group that takes this many times as long to score as the usual one is its sender's fault."""
+USUAL_GROUPS = 64
+"""The groups that were scored last, of all senders, whose median time is the usual one."""
 TO_END_SECONDS = 0.25
 """Scoring ends this long before the deadline, so that its result is used."""
 CLOSED = frozenset({"not-allowed", "environment", "version"})
@@ -70,6 +77,7 @@ class Checked:
     num_groups: int = 1  # until it is decoded
     scored: list[ScoredGroup] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of each group in `scored`
 
 
 class Scoring:
@@ -79,25 +87,29 @@ class Scoring:
         self._verifier = verifier
         self._turn = asyncio.Lock()
         self._pool = self._make_pool()
+        self._usual: deque[float] = deque(maxlen=USUAL_GROUPS)
 
     async def open_and_verify(
         self,
         sealed: bytes,
         peer_id: str,
         ask: Ask,
-        deadline: float,
+        deadline: float | None,
     ) -> Checked:
         """Return the valid and the invalid groups of an answer to `ask`.
 
         It takes at most half of the time that is left until `deadline` (monotonic), or OWN_SECONDS
-        of it. Groups that are not scored by then are invalid: "slow-to-score" if the sender had
-        that time, else "late". Raises BadRecord if `sealed` does not contain groups that were
-        asked for.
+        of it; None: UNHURRIED_SECONDS. Groups that are not scored by then are invalid:
+        "slow-to-score" if the sender had OWN_SECONDS and its groups take far longer than those of
+        others on this machine, else "late". Raises BadRecord if `sealed` does not contain groups
+        that were asked for.
         """
         async with self._turn:
             started, filling = time.monotonic(), Checked()
-            left = deadline - started - TO_END_SECONDS
-            seconds = max(left / 2, min(left, OWN_SECONDS))
+            seconds = UNHURRIED_SECONDS
+            if deadline is not None:
+                left = deadline - started - TO_END_SECONDS
+                seconds = max(left / 2, min(left, OWN_SECONDS))
             work = asyncio.get_running_loop().run_in_executor(
                 self._pool, self._work, filling, sealed, peer_id, ask, started + seconds
             )
@@ -114,12 +126,20 @@ class Scoring:
         checked = Checked(
             filling.place, filling.num_groups, list(filling.scored), list(filling.bad)
         )
-        if num_left := checked.num_groups - len(checked.scored) - len(checked.bad):
-            error = BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
-            if seconds < OWN_SECONDS:
-                error = BadRecord("late", f"groups of {peer_id} came too late to be scored")
+        num_done = len(checked.scored) + len(checked.bad)
+        if num_left := checked.num_groups - num_done:
+            error = BadRecord("late", f"groups of {peer_id} came too late to be scored")
+            if self._is_at_fault(seconds, num_done):
+                error = BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
             checked.bad += [error] * num_left
+        self._usual.extend(filling.seconds)
         return checked
+
+    def _is_at_fault(self, seconds: float, num_done: int) -> bool:
+        """Return whether a sender, and not this machine, made `num_done` groups take `seconds`."""
+        if seconds < OWN_SECONDS or not self._usual:
+            return False
+        return seconds / (num_done + 1) > SLOW_FACTOR * statistics.median(self._usual)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -141,12 +161,15 @@ class Scoring:
                 f" rounds {ask.oldest.round} to {ask.round}, from part {ask.oldest.part} on",
             )
         filling.place, filling.num_groups = place, len(groups)
+        began = time.monotonic()
         for result in self._verifier.verify_each(peer_id, place.round, groups, place.part):
             if isinstance(result, BadRecord):
                 filling.bad.append(result)
             else:
                 filling.scored.append(result)
-            if time.monotonic() > until:
+                filling.seconds.append(time.monotonic() - began)
+            began = time.monotonic()
+            if began > until:
                 return
 
     @staticmethod
@@ -241,17 +264,20 @@ class Collecting:
 
     async def run(self) -> None:
         try:
-            while len(self.groups) < self.want and (left := self.deadline - time.monotonic()) > 0:
-                self._draw()
+            while len(self.groups) < self.want:
+                left = self.deadline - time.monotonic()
+                if left > 0:
+                    self._draw()
+                elif not (self.stays and self._num_judging):  # nobody waits: what came is scored
+                    return
+                pause = min(left, LOOK_EVERY_SECONDS) if left > 0 else LOOK_EVERY_SECONDS
                 if not self._tasks:
                     if not self.stays:
                         return
-                    await asyncio.sleep(min(left, LOOK_EVERY_SECONDS))
+                    await asyncio.sleep(pause)
                     continue
                 done, _ = await asyncio.wait(
-                    self._tasks,
-                    timeout=min(left, LOOK_EVERY_SECONDS),
-                    return_when=asyncio.FIRST_COMPLETED,
+                    self._tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
                     self._settle(task, self._tasks.pop(task).peer_id)
@@ -435,7 +461,8 @@ class Collecting:
         A peer that relays invalid groups is blamed: it should have verified them.
         """
         with self._judging():
-            checked = await self.scoring.open_and_verify(sealed, owner, ask, self.deadline)
+            deadline = None if self.stays else self.deadline
+            checked = await self.scoring.open_and_verify(sealed, owner, ask, deadline)
         scored, bad = checked.scored, checked.bad
         if checked.place is not None and scored:
             if checked.place < self.span.oldest(owner):

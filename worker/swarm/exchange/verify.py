@@ -17,7 +17,8 @@ from worker.swarm.protocol.messages import Limits, hash_families
 INNOCENT = frozenset({"version", "unknown-task", "late"})
 """Reasons for which a group is dropped and its sender not blamed.
 
-It runs another version or other task families, or the round was too short to score it.
+It runs another version or other task families, or the round was too short, or this machine too
+slow, to score it.
 """
 MIN_COMPLETIONS = 2
 """One completion alone has no advantage over others."""
