@@ -16,7 +16,7 @@ from worker.account.accounts import digest
 from worker.chain.account_client import AccountClient
 from worker.chain.registration import enrol
 from worker.commands import account_admin
-from worker.errors import IdentityError, SettingsError
+from worker.errors import ChainUnreachable, IdentityError, SettingsError
 
 
 @pytest.fixture
@@ -53,7 +53,38 @@ def test_page_shows_nodes_with_rewards_and_transactions(chain, service, ada) -> 
     listed = texts(ada.get("/transactions"))
     assert "submitReward" in listed
     assert answer.json()["hash"] in listed
-    eventually(lambda: "on the chain" in texts(ada.get("/transactions")))
+    eventually(lambda: texts(ada.get("/transactions")).count(" confirmed ") == 2)
+
+
+def test_reward_that_waits_is_shown_as_pending_and_listed(chain, service, ada, monkeypatch) -> None:
+    """Also one whose call was answered with HTTP 503: it is sent later."""
+
+    def fail(*_: object) -> None:
+        raise ChainUnreachable("no answer")
+
+    token = service.service.accounts.link(ada.account, "QmAda1", "gpu-0")
+
+    def call(path: str, **more: int) -> int:
+        return requests.post(
+            f"{service.url}/api/{path}",
+            json={"orgId": ada.account.org_id, "peerId": "QmAda1", **more},
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=20,
+        ).status_code
+
+    assert call("register-peer") == 200
+    eventually(lambda: not service.service.queues.waiting(ada.account))
+    with monkeypatch.context() as away:
+        away.setattr(service.service._coordinator, "send_raw", fail)
+        reward = {"roundNumber": 0, "stageNumber": 0, "reward": 1250}
+        assert [call("submit-reward", **reward) for _ in range(2)] == [503, 503]
+        page = texts(ada.get("/"))
+        assert "0.000 1.250 1 waiting" in page
+        listed = texts(ada.get("/transactions"))
+        assert listed.count("submitReward waiting 0x") == 1
+        assert service.service.accounts.nodes_of(ada.account)[0].last_round == 0
+    eventually(lambda: "submitReward confirmed 0x" in texts(ada.get("/transactions")))
+    assert "1.250 0.000" in texts(ada.get("/"))
 
 
 def test_node_is_renamed_revoked_and_unlinked(service, ada) -> None:
@@ -120,7 +151,9 @@ def test_host_sees_who_joined_and_changes_quotas(service, ada) -> None:
     assert "suspended this account" in texts(ada.get("/"))
     host.submit("/host/suspend", on="/host", account=ada.account.org_id, suspend="no")
     assert "suspended this account" not in texts(ada.get("/"))
-    assert accounts.operator.address in texts(host.get("/"))
+    own = texts(host.get("/"))
+    assert accounts.operator.address in own
+    assert "0 nodes, round 0" in own  # without a quota
 
 
 def test_person_joins_by_an_invitation_of_the_host(service) -> None:

@@ -188,7 +188,8 @@ def test_nonce_used_by_somebody_else_is_stepped_over(chain, account, sender) -> 
     sender.send(chain.coordinator.register_peer("one"))
     for name in ("two", "three"):
         chain.send(account, chain.coordinator.register_peer(name))
-    sender.send(chain.coordinator.register_peer("four"))
+    tx_hash = sender.send(chain.coordinator.register_peer("four"))
+    assert sender.hashes(tx_hash)[1:] == [tx_hash]  # the first one had a nonce that was used
     eventually(lambda: is_done(sender))
     await_peers(chain, account, {"one", "two", "three", "four"})
 
@@ -335,6 +336,9 @@ def test_replacement_of_a_stuck_transaction_takes_its_place_on_a_real_chain(
     again = [entry.hash for entry in sender.waiting()]
     assert set(first).isdisjoint(again)
     assert [entry.nonce for entry in sender.waiting()] == [0, 1]
+    for pair in zip(first, again, strict=True):
+        assert [sender.hashes(tx_hash) for tx_hash in pair] == [list(pair), list(pair)]
+    assert [entry.hash for entry in map(sender.pending().get, first)] == again
     idle_chain()
     assert sender.tend() == 0
     assert [chain.coordinator.receipt(tx_hash) for tx_hash in first] == [None, None]

@@ -11,10 +11,11 @@ from aiohttp import web
 from eth_account import Account as EthAccount
 
 from worker.account import invitations
-from worker.account.accounts import MAX_NAME, Account, Node, Transaction
+from worker.account.accounts import MAX_NAME, Account, Node
 from worker.account.releases import releases_by, releases_to
 from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see, text_of
+from worker.account.transaction_states import Row, rows_of
 from worker.errors import ChainError
 from worker.swarm import identity
 
@@ -30,12 +31,17 @@ MAX_INVITATION_DAYS = 90
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """A node as its row shows it. `confirmed`: rewards on the chain; None: no chain answers."""
+    """A node as its row shows it.
+
+    `confirmed`: rewards on the chain; None: no chain answers; `pending`: those of transactions that
+    wait, and `num_pending` the number of all that wait.
+    """
 
     node: Node
     animal_name: str
     state: str
     confirmed: float | None
+    pending: float
     num_pending: int
 
 
@@ -97,7 +103,7 @@ class AccountPages:
     ) -> web.Response:
         text = request.query.get("page", "0")
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
-        rows, pending = await self._site.in_thread(
+        rows, has_more = await self._site.in_thread(
             self._transactions, visitor.account, number * _PAGE_ROWS
         )
         names = {
@@ -108,11 +114,10 @@ class AccountPages:
             request,
             "transactions.html",
             visitor,
-            rows=rows[:_PAGE_ROWS],
-            pending=pending,
+            rows=rows,
             names=names,
             number=number,
-            has_more=len(rows) > _PAGE_ROWS,
+            has_more=has_more,
         )
 
     async def settings(
@@ -147,34 +152,47 @@ class AccountPages:
         except ChainError as error:
             log.debug("page without chain error=%s", error)
             problem = "The chain does not answer right now: rounds and rewards are missing."
-        pending = self._num_pending(account)
+        numbers, sums = self._pending(account)
         rows = [
             NodeRow(
                 node,
                 identity.animal_name(node.peer_id),
                 _state(node, round),
                 None if rewards is None else rewards[place] / 1000,
-                pending[node.peer_id],
+                sums[node.peer_id] / 1000,
+                numbers[node.peer_id],
             )
             for place, node in enumerate(nodes)
         ]
         return rows, round, problem
 
-    def _num_pending(self, account: Account) -> Counter[str]:
-        """Return the number of transactions of each peer that the chain has not mined."""
-        waiting = {entry.hash for entry in self._site.queues.waiting(account)}
+    def _pending(self, account: Account) -> tuple[Counter[str], Counter[str]]:
+        """Return number and summed rewards of each peer's calls that the chain has not mined."""
+        numbers: Counter[str] = Counter()
+        sums: Counter[str] = Counter()
+        waiting = self._site.queues.pending(account)
         if not waiting:
-            return Counter()
-        newest = self._site.accounts.transactions(account, 1000)
-        return Counter(each.peer_id for each in newest if each.hash in waiting)
+            return numbers, sums
+        for each in self._site.accounts.transactions(account, 1000):
+            if each.hash in waiting:
+                numbers[each.peer_id] += 1
+        for entry in waiting.values():
+            submitted = self._site.coordinator.submitted(entry.call)
+            if submitted is not None:
+                peer_id, reward = submitted
+                sums[peer_id] += reward
+        return numbers, sums
 
     def _transactions(
         self,
         account: Account,
         offset: int,
-    ) -> tuple[list[Transaction], set[str]]:
-        rows = self._site.accounts.transactions(account, _PAGE_ROWS + 1, offset)
-        return list(rows), {entry.hash for entry in self._site.queues.waiting(account)}
+    ) -> tuple[list[Row], bool]:
+        """Return a page's transactions from `offset` on, and whether there are more."""
+        site = self._site
+        found = site.accounts.transactions(account, _PAGE_ROWS + 1, offset)
+        rows = rows_of(found[:_PAGE_ROWS], account, site.accounts, site.queues, site.coordinator)
+        return rows, len(found) > _PAGE_ROWS
 
     # ---- nodes
 

@@ -104,12 +104,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A transaction that was sent for a node."""
+    """A transaction that was sent for a node, or is to be.
 
+    `hash`: of the mined transaction, or the first that it had; `state`: "confirmed" or "failed",
+    None until a page has looked that up.
+    """
+
+    id: int
     peer_id: str
     call: str
     hash: str
     sent_at: float
+    state: str | None
 
 
 class Accounts:
@@ -420,18 +426,18 @@ class Accounts:
         """
         peer_id = self._operator_tokens.peer_of(token)
         if peer_id is not None:
-            node = self.node(peer_id)
-            is_operators = node is None or (
-                node.account_id == OPERATOR_ID and node.revoked_at is None
-            )
-            if not is_operators or _is_ended(self.database.execute, peer_id):
-                return None
-            return peer_id, self.operator
+            return (peer_id, self.operator) if self.has_first_token(peer_id) else None
         rows = self.database.execute(_SELECT_NODES + "token_hash = ?", (digest(token),))
         node = Node(*rows[0]) if rows else None
         if node is None or not node.has_access:
             return None
         return node.peer_id, self.by_id(node.account_id)
+
+    def has_first_token(self, peer_id: str) -> bool:
+        """Return whether the operator's HMAC is the node's token, as it is of unknown nodes."""
+        node = self.node(peer_id)
+        is_operators = node is None or (node.account_id == OPERATOR_ID and node.revoked_at is None)
+        return is_operators and not _is_ended(self.database.execute, peer_id)
 
     def note_use(self, peer_id: str) -> None:
         """Write down that the node's token was used now, which also keeps it valid.
@@ -460,14 +466,15 @@ class Accounts:
         tx_hash: str,
         round: int | None,
     ) -> None:
-        """Remember a transaction for the account's page."""
+        """Remember a transaction for the account's page; `tx_hash`: the first that it had."""
         with self._history.transaction() as run:
             rows = run(
-                "INSERT INTO transactions (account_id, peer_id, call, hash, sent_at) VALUES"
-                " (?, ?, ?, ?, ?) RETURNING id",
-                (account.id, peer_id, call, tx_hash, time.time()),
+                "INSERT INTO transactions (account_id, peer_id, call, hash, sent_at) SELECT"
+                " ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM transactions WHERE hash = ?)"
+                " RETURNING id",
+                (account.id, peer_id, call, tx_hash, time.time(), tx_hash),
             )
-            if rows[0][0] % 100 == 0:
+            if rows and rows[0][0] % 100 == 0:
                 run(
                     "DELETE FROM transactions WHERE account_id = ? AND id <= (SELECT id FROM"
                     " transactions WHERE account_id = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
@@ -479,6 +486,13 @@ class Accounts:
                     (round, peer_id),
                 )
 
+    def note_mined(self, transaction: Transaction) -> None:
+        """Keep the final state of a transaction, and the hash of the one that was mined."""
+        self._history.execute(
+            "UPDATE transactions SET state = ?, hash = ? WHERE id = ?",
+            (transaction.state, transaction.hash, transaction.id),
+        )
+
     def transactions(
         self,
         account: Account,
@@ -487,8 +501,8 @@ class Accounts:
     ) -> Sequence[Transaction]:
         """Return at most that many transactions of the account, newest first."""
         rows = self.database.execute(
-            "SELECT peer_id, call, hash, sent_at FROM transactions WHERE account_id = ? ORDER BY id"
-            " DESC LIMIT ? OFFSET ?",
+            "SELECT id, peer_id, call, hash, sent_at, state FROM transactions WHERE account_id = ?"
+            " ORDER BY id DESC LIMIT ? OFFSET ?",
             (account.id, most, offset),
         )
         return [Transaction(*row) for row in rows]

@@ -86,4 +86,9 @@ _NOBODYS = (
         SELECT id, address FROM accounts WHERE email IS NULL AND deleted_at IS NULL AND id != 1
     """,
 )
-MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES, _NOBODYS)
+_STATES = (
+    # NULL: not final when it was last looked up.
+    "ALTER TABLE transactions ADD COLUMN state TEXT",
+    "CREATE INDEX transactions_by_hash ON transactions (hash)",
+)
+MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES, _NOBODYS, _STATES)

@@ -214,8 +214,11 @@ class Moves:
         site = self._site
         proof = peer_proof.Proof(b"", signature, is_move=True)
         call = peer_proof.call(site.coordinator, release.peer_id, proof)
-        tx_hash = site.queues.of(taker).send(call)
-        site.accounts.note_sent(taker, release.peer_id, call.name, tx_hash, None)
+        site.queues.send(
+            taker,
+            call,
+            lambda first: site.accounts.note_sent(taker, release.peer_id, call.name, first, None),
+        )
 
     def _release_to(
         self,

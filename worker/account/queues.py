@@ -11,6 +11,7 @@ from eth_account.signers.local import LocalAccount
 from pydantic import TypeAdapter, ValidationError
 
 from worker.account.accounts import Account
+from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.transaction_queue import QueueState, Sender, Waiting
 from worker.errors import ChainUnreachable, WorkerError
@@ -68,6 +69,26 @@ class Queues:
                 self._senders[account.id] = Sender(self._coordinator, key, self._journal(account))
             return self._senders[account.id]
 
+    def send(
+        self,
+        account: Account,
+        call: Call,
+        note: Callable[[str], object],
+    ) -> str:
+        """Send the account's call as `Sender.send` does, and return the transaction's hash.
+
+        `note` gets the first hash of the transaction, also of one that is to be sent later.
+        """
+        queue = self.of(account)
+        try:
+            tx_hash = queue.send(call)
+        except ChainUnreachable:
+            if (pending := queue.find(call)) is not None:
+                note(queue.hashes(pending.hash)[0])
+            raise
+        note(queue.hashes(tx_hash)[0])
+        return tx_hash
+
     def open_journals(self, accounts: list[Account]) -> None:
         """Open the queues that may have pending transactions from before a restart."""
         for account in accounts:
@@ -77,6 +98,18 @@ class Queues:
     def waiting(self, account: Account) -> list[Waiting]:
         """Return the account's pending transactions."""
         return self.of(account).waiting() if self._journal(account).exists() else []
+
+    def pending(self, account: Account) -> dict[str, Waiting]:
+        """Return the account's pending transactions by the hashes that they had at first."""
+        return self.of(account).pending() if self._journal(account).exists() else {}
+
+    def hashes(
+        self,
+        account: Account,
+        tx_hash: str,
+    ) -> list[str]:
+        """Return all hashes that the account's transaction had, in order."""
+        return self.of(account).hashes(tx_hash) if self._journal(account).exists() else [tx_hash]
 
     def forget(self, account: Account) -> None:
         """Remove the queue of a deleted account, which has nothing pending."""

@@ -416,6 +416,13 @@ class Coordinator(ChainClient):
             return call
         return replace(call, data=call.data + bytes.fromhex(digest))
 
+    def submitted(self, call: Call) -> tuple[str, int] | None:
+        """Return peer and reward of a call of `submit_reward`; None: it is another call."""
+        if call.to != self.deployment.contract or call.data[:4] != selector(_SUBMIT_REWARD):
+            return None
+        _, _, reward, peer_id = decode(["uint256", "uint256", "int256", "string"], call.data[4:])
+        return str(peer_id), int(reward)
+
     def reward_digest(self, tx_hash: str) -> str | None:
         """Return the digest that was sent with a reward.
 

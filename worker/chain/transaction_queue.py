@@ -29,6 +29,7 @@ _NONCE_ATTEMPTS = 32
 """Nonces used by other senders that one send skips at most."""
 _PRICE_STEP = 1.125
 """Factor on the price of a replacement; nodes require 10 % more than the pending one's."""
+_KEPT_HASHES = 5000
 _PRICE_SECONDS = 1.0
 """Time for which a price is reused after it was read."""
 
@@ -49,8 +50,16 @@ _SCHEMA = """
     CREATE TRIGGER IF NOT EXISTS forgotten AFTER DELETE ON waiting BEGIN
         DELETE FROM arrivals WHERE nonce = OLD.nonce;
     END;
+    CREATE TABLE IF NOT EXISTS hashes (hash TEXT PRIMARY KEY, first TEXT NOT NULL) STRICT;
+    CREATE INDEX IF NOT EXISTS hashes_of ON hashes (first);
+    CREATE TRIGGER IF NOT EXISTS named AFTER INSERT ON waiting BEGIN
+        INSERT OR IGNORE INTO hashes VALUES (NEW.hash, NEW.hash);
+    END;
+    CREATE TRIGGER IF NOT EXISTS named_again AFTER UPDATE OF hash ON waiting BEGIN
+        INSERT OR IGNORE INTO hashes SELECT NEW.hash, first FROM hashes WHERE hash = OLD.hash;
+    END;
 """
-# A table of its own and triggers: earlier versions, to which a host may go back, read `waiting`
+# Tables of their own and triggers: earlier versions, to which a host may go back, read `waiting`
 # column by column.
 
 
@@ -132,6 +141,7 @@ class Sender:
         self._journal.execute(
             "INSERT OR IGNORE INTO arrivals SELECT nonce, ? FROM waiting", (time.time(),)
         )
+        self._journal.execute("INSERT OR IGNORE INTO hashes SELECT hash, hash FROM waiting")
         self._failed = 0
         self._last_error: tuple[str | None, float | None] = None, None
 
@@ -167,6 +177,11 @@ class Sender:
             return 0
         count = self._coordinator.nonce(self._account.address)
         self._journal.execute("DELETE FROM waiting WHERE nonce < ?", (count,))
+        self._journal.execute(
+            "DELETE FROM hashes WHERE rowid <= (SELECT max(rowid) FROM hashes) - ? AND hash NOT IN"
+            " (SELECT hash FROM waiting)",
+            (_KEPT_HASHES,),
+        )
         waiting = self.waiting()
         if any(_is_stuck(entry) for entry in waiting):
             self._send_stuck(waiting, count)
@@ -177,6 +192,29 @@ class Sender:
         return [
             Waiting(*row) for row in self._journal.execute("SELECT * FROM waiting ORDER BY nonce")
         ]
+
+    def pending(self) -> dict[str, Waiting]:
+        """Return the pending transactions by the hashes that they had at first."""
+        firsts = dict(
+            self._journal.execute("SELECT hash, first FROM waiting JOIN hashes USING (hash)")
+        )
+        return {firsts.get(entry.hash, entry.hash): entry for entry in self.waiting()}
+
+    def hashes(self, tx_hash: str) -> list[str]:
+        """Return all hashes of a transaction, in order: each new price or nonce makes another."""
+        rows = self._journal.execute(
+            "SELECT hash FROM hashes WHERE first = (SELECT first FROM hashes WHERE hash = ?) ORDER"
+            " BY rowid",
+            (tx_hash,),
+        )
+        return [each for (each,) in rows] or [tx_hash]
+
+    def find(self, call: Call) -> Waiting | None:
+        """Return the pending transaction of a call; None: there is none."""
+        found = self._journal.execute(
+            "SELECT * FROM waiting WHERE data = ? AND address IS ?", (call.data, call.to)
+        )
+        return Waiting(*found[0]) if found else None
 
     def state(self) -> QueueState:
         """Return the counts of the queue."""
@@ -229,7 +267,7 @@ class Sender:
         entries: list[Waiting] = []
         new: list[Call] = []
         for call in calls:
-            entry = self._find(call)
+            entry = self.find(call)
             if entry is None:
                 new.append(call)
             else:
@@ -256,12 +294,6 @@ class Sender:
                 yield entry.call, error
             except WorkerError as error:
                 yield entry.call, error
-
-    def _find(self, call: Call) -> Waiting | None:
-        found = self._journal.execute(
-            "SELECT * FROM waiting WHERE data = ? AND address IS ?", (call.data, call.to)
-        )
-        return Waiting(*found[0]) if found else None
 
     def _sign_all(
         self,
@@ -304,8 +336,7 @@ class Sender:
             try:
                 return self._deliver_at_any_price(entry)
             except NonceUsed as used:
-                entry = self._find(entry.call) or entry  # its price may have been raised
-                self._forget(entry)
+                entry = self.find(entry.call) or entry  # its price may have been raised
                 log.warning(
                     "nonce used by another sender account=%s error=%s", self._account.address, used
                 )
@@ -314,8 +345,7 @@ class Sender:
                     self._next_nonce(),
                     self._coordinator.nonce(self._account.address),
                 )
-                entry = self._signed(entry.call, nonce, entry.gas, entry.price_wei)
-                self._write(entry)
+                entry = self._priced(entry, nonce, entry.price_wei)
             except ChainUnreachable:
                 raise  # it may have arrived: it stays in the journal
             except ChainError:
