@@ -1,6 +1,5 @@
 """A guesser with many addresses: each way in closes for the account, and its owner gets in."""
 
-import base64
 import re
 import time
 
@@ -14,7 +13,6 @@ from tests.account.test_sign_in import mailbox  # noqa: F401 - a fixture
 from tests.account.visitor import Visitor, texts
 from worker.account import invitations
 from worker.account.sessions import Sessions, new_host_code
-from worker.chain.account_client import ENROL_PREFIX
 
 WRONG = "00000000"
 
@@ -188,13 +186,7 @@ def passkey(visitor: Visitor, credential: dict) -> int:
 
 
 def enrol(service, node, token: str, number: int) -> int:
-    signature = node.sign(ENROL_PREFIX + node.peer_id.encode())
-    body = {
-        "peerId": node.peer_id,
-        "publicKey": base64.b64encode(node.public_key).decode(),
-        "signature": base64.b64encode(signature).decode(),
-        "token": token,
-    }
+    body = service.enrol_body(node, token)
     headers = {"X-Forwarded-For": f"203.0.{number // 250}.{number % 250 + 1}"}
     answer = requests.post(f"{service.url}/api/enrol", json=body, headers=headers, timeout=20)
     return answer.status_code

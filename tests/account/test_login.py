@@ -2,6 +2,8 @@ import argparse
 import base64
 import re
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import requests
@@ -11,8 +13,9 @@ from tests.account.people import ADA, BOB, code_of, signed_in
 from tests.account.visitor import Visitor, texts
 from worker import settings
 from worker.account import device_flow
-from worker.chain.account_client import ENROL_PREFIX
+from worker.chain.account_client import AccountClient
 from worker.chain.device_login import DeviceLogin
+from worker.chain.enrolment_proof import Challenge, message, purpose_of_login
 from worker.commands import login
 from worker.errors import IdentityError, ResourceError
 
@@ -35,7 +38,13 @@ def ada(service):
 
 
 def begun(service, node, name: str = "", move: bool = False):
-    return DeviceLogin(service.url, service.node_chain()).begin(node, name, move)
+    return DeviceLogin(service.url, service.node_chain()).begin(
+        node, name, move, challenge_of(service)
+    )
+
+
+def challenge_of(service) -> Challenge | None:
+    return AccountClient(service.node_chain(), Path("/nowhere")).challenge()
 
 
 def ask(service, device_code: str) -> tuple[int, dict]:
@@ -125,14 +134,24 @@ def test_code_is_kept_until_the_node_is_linked(service, node, ada, monkeypatch) 
 
 
 def test_node_proves_its_key(service, node) -> None:
-    other = node.sign(ENROL_PREFIX + b"QmOther")
-    form = {
-        "peer_id": node.peer_id,
-        "public_key": base64.b64encode(node.public_key).decode(),
-        "signature": base64.b64encode(other).decode(),
-    }
-    answer = requests.post(service.url + "/oauth/device_authorization", data=form, timeout=20)
-    assert (answer.status_code, answer.json()["error"]) == (403, "access_denied")
+    def ask_with(purpose: str, challenge: Challenge) -> tuple[int, str]:
+        signature = node.sign(message(node.peer_id, purpose, challenge))
+        form = {
+            "peer_id": node.peer_id,
+            "public_key": base64.b64encode(node.public_key).decode(),
+            "signature": base64.b64encode(signature).decode(),
+            "challenge": challenge.text,
+        }
+        answer = requests.post(service.url + "/oauth/device_authorization", data=form, timeout=20)
+        return answer.status_code, answer.json().get("error_description", "")
+
+    given, purpose = challenge_of(service), purpose_of_login(False)
+    refused = (403, f"not signed by the key of {node.peer_id}")
+    assert ask_with(purpose_of_login(True), given) == refused
+    assert ask_with(purpose, replace(given, contract="0x" + "11" * 20)) == refused
+    assert ask_with(purpose, given)[0] == 200
+    status, said = ask_with(purpose, given)
+    assert (status, "used before" in said) == (403, True)
     form = {"peer_id": "not one"}
     empty = requests.post(service.url + "/oauth/device_authorization", data=form, timeout=20)
     assert empty.json()["error"] == "invalid_request"
@@ -140,7 +159,7 @@ def test_node_proves_its_key(service, node) -> None:
 
 def test_refusal_ends_the_command(service, node, ada) -> None:
     device = DeviceLogin(service.url, service.node_chain())
-    waiting = device.begin(node, "", move=False)
+    waiting = device.begin(node, "", False, challenge_of(service))
     ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="deny")
     with pytest.raises(IdentityError, match="the person refused"):
         device.wait(waiting)

@@ -1,6 +1,7 @@
 """The account service in a thread, and other helpers that several test files share."""
 
 import asyncio
+import base64
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from benchmarks.faults import faulty as faulty
 from worker import settings
 from worker.account.server import Service
 from worker.chain.account_client import AccountClient
+from worker.chain.enrolment_proof import message, purpose_of_enrolment
 from worker.runtime import webguard, webservice
 from worker.swarm import identity
 from worker.swarm.identity import Identity
@@ -46,6 +48,18 @@ class Running:
 
     def token_of(self, peer_id: str) -> str:
         return self.service.accounts._operator_tokens.issue(peer_id)
+
+    def enrol_body(self, node: Identity, token: str = ENROLMENT_TOKEN) -> dict[str, str]:
+        """Return what a node sends to enrol: good once."""
+        challenge = AccountClient(self.node_chain(), Path("/nowhere")).challenge()
+        signature = node.sign(message(node.peer_id, purpose_of_enrolment(token), challenge))
+        return {
+            "peerId": node.peer_id,
+            "publicKey": base64.b64encode(node.public_key).decode(),
+            "signature": base64.b64encode(signature).decode(),
+            "token": token,
+            "challenge": challenge.text,
+        }
 
     def enrolled(self, node: Identity, folder: Path, **changes: object) -> AccountClient:
         client = AccountClient(self.node_chain(**changes), folder)

@@ -12,8 +12,8 @@ from account_service import some_identity
 
 from worker import settings
 from worker.chain import device_login
-from worker.chain.account_client import ENROL_PREFIX
 from worker.chain.device_login import Begun, DeviceLogin
+from worker.chain.enrolment_proof import OLD_PREFIX, Challenge, message, purpose_of_login
 from worker.errors import ChainError, ChainUnreachable, IdentityError
 from worker.swarm import identity
 
@@ -97,10 +97,12 @@ def begun(expires_in: float = 600.0, interval: float = 2.0) -> Begun:
     return Begun("device", "ABCD-EFGH", "page", "page?code", expires_in, interval)
 
 
+@pytest.mark.parametrize("challenge", [Challenge("sign this", 7, "0x" + "ab" * 20), None])
 @pytest.mark.parametrize(("move", "said"), [(False, "no"), (True, "yes")])
-def test_node_proves_that_it_has_its_key(server, client, node, move, said) -> None:
+def test_node_proves_that_it_has_its_key(server, client, node, move, said, challenge) -> None:
+    """Also to a service of the release before, which gives no challenge."""
     server.answers = [(200, OFFERED)]
-    assert client.begin(node, "gpu-0", move) == Begun(
+    assert client.begin(node, "gpu-0", move, challenge) == Begun(
         "device",
         "ABCD-EFGH",
         "http://here/device",
@@ -113,19 +115,19 @@ def test_node_proves_that_it_has_its_key(server, client, node, move, said) -> No
     assert (form["name"], form["move"], form["peer_id"]) == ("gpu-0", said, node.peer_id)
     signature = base64.b64decode(form["signature"])
     assert base64.b64decode(form["public_key"]) == node.public_key
-    assert identity.verify(
-        node.peer_id, node.public_key, ENROL_PREFIX + node.peer_id.encode(), signature
-    )
+    signed = message(node.peer_id, purpose_of_login(move), challenge)
+    assert signed.startswith(OLD_PREFIX) is (challenge is None)
+    assert identity.verify(node.peer_id, node.public_key, signed, signature)
 
 
 def test_interval_is_five_seconds_unless_the_server_names_one(server, client, node) -> None:
     server.answers = [(200, {key: OFFERED[key] for key in OFFERED if key != "interval"})]
-    assert client.begin(node, "", False).interval == 5.0
+    assert client.begin(node, "", False, None).interval == 5.0
 
 
 def test_escapes_of_the_server_do_not_reach_the_terminal(server, client, node) -> None:
     server.answers = [(200, OFFERED | {"user_code": "\x1b[2J", "verification_uri": "a\nb"})]
-    offered = client.begin(node, "", False)
+    offered = client.begin(node, "", False, None)
     assert (offered.user_code, offered.page) == (r"\x1b[2J", r"a\nb")
 
 
@@ -137,7 +139,7 @@ def test_answer_without_a_code_is_another_service(server, client, node, changed)
     answer = {key: value for key, value in (OFFERED | changed).items() if value is not ...}
     server.answers = [(200, answer)]
     with pytest.raises(ChainError, match=r"no code in the answer; expected hivewright's account"):
-        client.begin(node, "", False)
+        client.begin(node, "", False, None)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"text"', b"[" * 100_000])
@@ -146,7 +148,7 @@ def test_answer_without_a_code_is_another_service(server, client, node, changed)
 def test_answer_without_json_is_another_service(server, client, node, status, body) -> None:
     server.answers = [(status, body)]
     with pytest.raises(ChainError, match=f"HTTP {status} without JSON"):
-        client.begin(node, "", False)
+        client.begin(node, "", False, None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_answer_without_json_is_another_service(server, client, node, status, bo
 )
 def test_refusal_is_shown_at_both_steps(server, client, node, slept, answer, shown) -> None:
     server.answers = [(400, answer), (400, answer)]
-    for step in (lambda: client.begin(node, "", False), lambda: client.wait(begun())):
+    for step in (lambda: client.begin(node, "", False, None), lambda: client.wait(begun())):
         with pytest.raises(IdentityError) as refusal:
             step()
         assert str(refusal.value) == f"{server.url}: sign-in refused: {shown}"
@@ -199,4 +201,4 @@ def test_service_that_is_away_is_an_outage(server, client, node) -> None:
     server.shutdown()
     server.server_close()
     with pytest.raises(ChainUnreachable):
-        client.begin(node, "", False)
+        client.begin(node, "", False, None)

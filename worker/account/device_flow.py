@@ -16,7 +16,8 @@ from worker.account.accounts import Account, digest, peer_taken
 from worker.account.request_bodies import PEER_ID, Refused
 from worker.account.sessions import LETTERS
 from worker.account.site import Form, Site, Visitor, text_of
-from worker.chain.account_client import DEVICE_GRANT, ENROL_PREFIX
+from worker.chain.account_client import DEVICE_GRANT
+from worker.chain.enrolment_proof import purpose_of_login
 from worker.errors import ChainError
 from worker.swarm import identity
 
@@ -76,11 +77,19 @@ class DeviceFlow:
             raise Refused(
                 400, "invalid_request", "public_key, signature: expected base 64"
             ) from None
-        signed = ENROL_PREFIX + peer_id.encode()
-        if not await self._site.in_thread(identity.verify, peer_id, public_key, signed, signature):
-            raise Refused(403, "access_denied", f"not signed by the key of {peer_id}")
         name = _field(form, "name")[:40]
         is_move = _field(form, "move") == "yes"
+        try:
+            await self._site.in_thread(
+                self._site.key_proofs.require,
+                peer_id,
+                public_key,
+                signature,
+                purpose_of_login(is_move),
+                _field(form, "challenge"),
+            )
+        except Refused as refused:
+            raise Refused(403, "access_denied", refused.detail) from None
         device_code, user_code = await self._site.in_thread(
             self._begin, peer_id, name if name.isprintable() else "", is_move
         )

@@ -55,11 +55,11 @@ class Invitations:
 
     def of(self, account: Account) -> list[Invitation]:
         """Return the valid invitations of the account."""
-        return self._valid("account_id = ?", account.id)
+        return self._select("account_id = ? AND expires_at > ?", account.id, time.time())
 
     def of_host(self) -> list[Invitation]:
-        """Return the host's valid invitations that no person has used."""
-        return self._valid(_OF_HOST)
+        """Return the host's invitations that no person has used, and that somebody may use."""
+        return self._select(f"{_OF_HOST} AND (expires_at > ? OR account_id NOT NULL)", time.time())
 
     def withdraw(
         self,
@@ -152,11 +152,8 @@ class Invitations:
             (invitation.max_nodes, account.id),
         )
 
-    def _valid(self, condition: str, *values: object) -> list[Invitation]:
-        rows = self._database.execute(
-            f"{_SELECT} {condition} AND expires_at > ? ORDER BY created_at",
-            (*values, time.time()),
-        )
+    def _select(self, condition: str, *values: object) -> list[Invitation]:
+        rows = self._database.execute(f"{_SELECT} {condition} ORDER BY created_at", values)
         return [Invitation(*row) for row in rows]
 
     def _account_of(

@@ -50,6 +50,8 @@ class Enrol(Message):
     public_key: Annotated[str, Field(max_length=4096)]
     signature: Annotated[str, Field(max_length=4096)]
     token: Annotated[str, Field(max_length=1024)]
+    challenge: Annotated[str, Field(max_length=200)] | None = None
+    """What was signed; nodes of the release before send none."""
 
 
 class RegisterPeer(Message):

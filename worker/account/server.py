@@ -39,10 +39,10 @@ from worker.account.sign_in_pages import SignInPages
 from worker.account.site import Site
 from worker.account.vault import load_account
 from worker.chain import peer_proof
-from worker.chain.account_client import ENROL_PREFIX
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded.gate import MAX_BATCH, TOO_MANY, Gate, NotPassed, Passed
+from worker.chain.enrolment_proof import purpose_of_enrolment
 from worker.chain.http import UNIX, socket_name
 from worker.chain.market import Market
 from worker.chain.peer_proof import Proof
@@ -54,7 +54,6 @@ from worker.runtime import systemd, webguard, webservice
 from worker.runtime.files import LINE, read_secret
 from worker.runtime.outage import Outage
 from worker.settings import Settings
-from worker.swarm import identity
 
 log = logging.getLogger(__name__)
 
@@ -286,18 +285,37 @@ class Service:
                 "EnrolmentClosed",
                 "account.enrolment_token_file is not set at the account service",
             )
-        signed = ENROL_PREFIX + body.peer_id.encode()
-        public_key = _decoded("publicKey", body.public_key)
-        signature = _decoded("signature", body.signature)
-        is_signed = await self._in_thread(
-            lambda: identity.verify(body.peer_id, public_key, signed, signature)
-        )
-        if not is_signed:
-            raise Refused(403, "SignatureWrong", f"not signed by the key of {body.peer_id}")
+        await self._in_thread(lambda: self._require_proof(body, is_invited))
         await self._check_enrolment_token(request, body, is_invited)
         token = await self._in_thread(lambda: self._link(body, is_invited))
         log.info("peer enrolled peer_id=%s", body.peer_id)
         return web.json_response({"token": token})
+
+    def _require_proof(
+        self,
+        body: request_bodies.Enrol,
+        is_invited: bool,
+    ) -> None:
+        """Raise Refused unless the node's key signed for this enrolment.
+
+        A signature without a challenge can be shown again by whoever saw it. It is good only for
+        the token that the operator's node has in any case.
+        """
+        is_old = body.challenge is None
+        if is_old and (is_invited or not self.accounts.has_first_token(body.peer_id)):
+            raise Refused(
+                403,
+                "ProofOld",
+                "this node's hivewright is too old to prove its key here: upgrade it, and enrol"
+                " again",
+            )
+        self._site.key_proofs.require(
+            body.peer_id,
+            _decoded("publicKey", body.public_key),
+            _decoded("signature", body.signature),
+            purpose_of_enrolment(body.token),
+            body.challenge,
+        )
 
     async def _check_enrolment_token(
         self, request: web.Request, body: request_bodies.Enrol, is_invited: bool
@@ -344,6 +362,7 @@ class Service:
                 "account": account.address,
                 "market": await self._in_thread(self._market_address),
                 "judge_url": self._settings.market.judge_url,
+                "challenge": self._site.key_proofs.challenge(),
             }
         )
 
@@ -584,8 +603,11 @@ class Service:
         def send() -> str:
             call = build()
             self.accounts.note_use(peer_id)
-            tx_hash = self.queues.of(account).send(call)
-            self.accounts.note_sent(account, peer_id, call.name, tx_hash, round)
+            tx_hash = self.queues.send(
+                account,
+                call,
+                lambda first: self.accounts.note_sent(account, peer_id, call.name, first, round),
+            )
             log.info("sent call=%s peer_id=%s hash=%s", call.name, peer_id, tx_hash)
             return tx_hash
 

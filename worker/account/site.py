@@ -20,6 +20,7 @@ from multidict import MultiDictProxy
 
 from worker.account.accounts import Account, Accounts, digest
 from worker.account.invitations import Invitations
+from worker.account.key_proofs import KeyProofs
 from worker.account.lockouts import Lockouts
 from worker.account.queues import Queues
 from worker.account.request_bodies import Refused
@@ -84,6 +85,7 @@ class Site:
         self.coordinator = coordinator
         self.sessions = Sessions(accounts.database)
         self.invitations = Invitations(accounts)
+        self.key_proofs = KeyProofs(coordinator)
         self.source = source
         self._in_thread = in_thread
         self._begun = Quota(_BEGUN_PER_SECOND, _BEGUN_BURST)

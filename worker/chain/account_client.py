@@ -19,6 +19,12 @@ from worker import settings
 from worker.chain import deployment, http
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
+from worker.chain.enrolment_proof import (
+    Challenge,
+    challenge_in,
+    message,
+    purpose_of_enrolment,
+)
 from worker.chain.market import Market
 from worker.chain.peer_proof import Proof
 from worker.errors import (
@@ -36,8 +42,6 @@ from worker.swarm.identity import Identity
 
 log = logging.getLogger(__name__)
 
-ENROL_PREFIX = b"hivewright-enrol/"
-"""Begins the message that proves possession of the peer's key at enrolment; the peer id follows."""
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
 """Form of the names of the contract's errors; other errors in an answer are text for people."""
@@ -186,19 +190,27 @@ class AccountClient:
     def address(self) -> str:
         return str(self.swarm().account)
 
+    def challenge(self) -> Challenge | None:
+        """Return a challenge for a proof of the node's key; None: the service gives none."""
+        return challenge_in(self._request("GET", "/api/swarm"), f"{self._url}/api/swarm")
+
     def enrol(
         self,
         identity: Identity,
         enrolment_token: str,
     ) -> None:
         """Request this node's token and write it to `token_file`."""
-        signature = identity.sign(ENROL_PREFIX + identity.peer_id.encode())
+        challenge = self.challenge()
+        purpose = purpose_of_enrolment(enrolment_token)
+        signature = identity.sign(message(identity.peer_id, purpose, challenge))
         body = {
             "peerId": identity.peer_id,
             "publicKey": base64.b64encode(identity.public_key).decode(),
             "signature": base64.b64encode(signature).decode(),
             "token": enrolment_token,
         }
+        if challenge is not None:
+            body["challenge"] = challenge.text
         token = self._request("POST", "/api/enrol", body).get("token")
         if not _is_token(token):
             raise ChainError(

@@ -7,7 +7,8 @@ from typing import Any
 
 from worker import settings
 from worker.chain import deployment, http
-from worker.chain.account_client import DEVICE_GRANT, ENROL_PREFIX
+from worker.chain.account_client import DEVICE_GRANT
+from worker.chain.enrolment_proof import Challenge, message, purpose_of_login
 from worker.errors import ChainError, IdentityError
 from worker.log import printable
 from worker.swarm.identity import Identity
@@ -52,9 +53,10 @@ class DeviceLogin:
         identity: Identity,
         name: str,
         move: bool,
+        challenge: Challenge | None,
     ) -> Begun:
         """Ask for a code, with a proof of the node's key."""
-        signature = identity.sign(ENROL_PREFIX + identity.peer_id.encode())
+        signature = identity.sign(message(identity.peer_id, purpose_of_login(move), challenge))
         status, answer = self._post(
             "/oauth/device_authorization",
             {
@@ -64,6 +66,7 @@ class DeviceLogin:
                 "signature": base64.b64encode(signature).decode(),
                 "name": name,
                 "move": "yes" if move else "no",
+                "challenge": "" if challenge is None else challenge.text,
             },
         )
         if status != 200:

@@ -30,13 +30,11 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     host.require_disk(folder, settings.node.min_free_disk_mb)
     file = StateDir(folder).identity
     node = identity.load(file) if file.exists() else identity.create(file)
-    with closing(DeviceLogin(url, chain)) as login:
-        begun = login.begin(node, settings.node.name or "", options.move)
+    with closing(DeviceLogin(url, chain)) as login, closing(AccountClient(chain, folder)) as client:
+        begun = login.begin(node, settings.node.name or "", options.move, client.challenge())
         print(f"Open  {begun.page}\nand type the code  {begun.user_code}\n")
         print(f"(or open {begun.page_with_code})\nwaiting ...", flush=True)
-        token = login.wait(begun)
-    with closing(AccountClient(chain, folder)) as client:
-        client.keep_token(token)
+        client.keep_token(login.wait(begun))
     enrolment.run(settings.model_copy(update={"chain": chain}), options)
     if configured is None:
         print(f"set chain.account_url to {url} in the settings before the worker starts")

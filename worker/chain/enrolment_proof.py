@@ -1,0 +1,73 @@
+"""Proof of a node's key to an account service: a signed message, good there once and for one use.
+
+The message names the service's chain and contract, what the caller asks for, and a challenge that
+the service gave. Services of the release before give none; their message names the peer only.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from worker.errors import ChainError
+
+OLD_PREFIX = b"hivewright-enrol/"
+"""Begins the message for services of the release before; the peer id follows."""
+_PREFIX = b"hivewright/enrolment/2\n"
+_MAX_CHALLENGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A text that an account service wants signed, and the service's chain and contract."""
+
+    text: str
+    chain_id: int
+    contract: str
+
+
+def purpose_of_enrolment(token: str) -> str:
+    """Return the purpose of a message that is sent with this enrolment token or invitation."""
+    return f"enrol\n{token}"
+
+
+def purpose_of_login(is_move: bool) -> str:
+    """Return the purpose of a message that asks for a code to type."""
+    return "login, move" if is_move else "login"
+
+
+def message(
+    peer_id: str,
+    purpose: str,
+    challenge: Challenge | None,
+) -> bytes:
+    """Return what the node's key signs; `challenge` None: for a service that gives none."""
+    if challenge is None:
+        return OLD_PREFIX + peer_id.encode()
+    return (
+        _PREFIX
+        + challenge.chain_id.to_bytes(32)
+        + bytes.fromhex(challenge.contract.removeprefix("0x"))
+        + hashlib.sha256(purpose.encode()).digest()
+        + hashlib.sha256(challenge.text.encode()).digest()
+        + peer_id.encode()
+    )
+
+
+def challenge_in(answer: dict[str, Any], url: str) -> Challenge | None:
+    """Return the challenge in a service's description of itself; None: it is of the release before.
+
+    Raises ChainError for an answer of another form.
+    """
+    text = answer.get("challenge")
+    if text is None:
+        return None
+    try:
+        if not 0 < len(text) <= _MAX_CHALLENGE:
+            raise ValueError
+        challenge = Challenge(str(text), int(answer["chain_id"]), str(answer["contract"]))
+        message("", "", challenge)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ChainError(
+            f"{url}: no challenge with chain and contract; expected hivewright's account service"
+        ) from None
+    return challenge
