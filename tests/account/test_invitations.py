@@ -268,6 +268,19 @@ def test_host_lists_and_withdraws_what_no_person_has_used(
     assert len(invitations.of(ada)) == 1
 
 
+def test_host_lists_an_expired_invitation_while_a_person_may_still_use_it(
+    accounts: Accounts, invitations: Invitations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    invite(accounts, 1)
+    invitations.enrol(invite(accounts, 2), PEERS[0])
+    clock.wait(DAY)
+    (left,) = invitations.of_host()
+    assert left.max_nodes == 2
+    invitations.withdraw_of_host(left.hash)
+    assert refusal(invitations.accept, left.hash, "cy@example.org").error == "InvitationInvalid"
+
+
 def test_end_of_the_process_before_the_node_is_linked_uses_nothing_up(
     accounts: Accounts, invitations: Invitations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,7 @@ def test_proof_is_good_for_two_minutes_and_then_forgotten(
     node: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(key_proofs, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(key_proofs, "time", SimpleNamespace(time=lambda: now))
     ours = proofs()
     early, late = ours.challenge(), ours.challenge()
     now += 119

@@ -25,11 +25,11 @@ class KeyProofs:
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._used: dict[str, float] = {}
-        """Used challenges, and when they expire (time.monotonic)."""
+        """Used challenges, and when they expire (Unix time)."""
 
     def challenge(self) -> str:
         """Return a new challenge: when it expires, a random part, and our HMAC of both."""
-        body = f"{int(time.monotonic() + _SECONDS)}.{secrets.token_urlsafe(12)}"
+        body = f"{int(time.time() + _SECONDS)}.{secrets.token_urlsafe(12)}"
         return f"{body}.{self._mac(body)}"
 
     def require(
@@ -57,7 +57,7 @@ class KeyProofs:
     def _use(self, challenge: str) -> None:
         body, _, mac = challenge.rpartition(".")
         is_ours = hmac.compare_digest(self._mac(body).encode(), mac.encode())
-        now, expires_at = time.monotonic(), int(body.partition(".")[0]) if is_ours else 0
+        now, expires_at = time.time(), int(body.partition(".")[0]) if is_ours else 0
         with self._lock:
             self._used = {text: at for text, at in self._used.items() if at > now}
             if expires_at <= now or challenge in self._used:
