@@ -1,10 +1,11 @@
-"""The dashboard over a long history: bytes and seconds of each page.
+"""The dashboard over a long history, and the sign-in page: bytes and seconds of each page.
 
     python -m benchmarks.dashboard                       # 1,000 peers, 100,000 rounds
     python -m benchmarks.dashboard --peers 100 --rounds 1000 --json
 
 A synthetic history is written to a temporary folder, and the dashboard is run on it as the process
-that it is, without a chain. A page counts with everything that it loads: style, scripts, curves.
+that it is, without a chain. The sign-in page is that of a new account service; its bounds are 50 KB
+and 0.3 s. A page counts with everything that it loads: style, scripts, curves.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import requests
 
+from tests.account.hosting import hosted
+from tests.chain.account_service import serving
 from tests.pages.dashboards import showing, with_dashboard
 from worker import settings
 from worker.dashboard.counts import Peer
@@ -31,6 +34,7 @@ PAGES = (
     "/chain",
     "/events",
 )
+SIGN_IN = "/sign-in"
 _LOADED = re.compile(r'(?:src|href|data-curve)="(/[^"]*\.(?:css|js|svg)|/api/curve[^"]*)"')
 
 
@@ -95,17 +99,19 @@ def measure(num_peers: int, num_rounds: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fill(folder / "dashboard", num_peers, num_rounds)
-        chain = {"rpc_url": "http://127.0.0.1:1"}
+        parsed = settings.parse({"chain": {"rpc_url": "http://127.0.0.1:1"}}, "benchmark")
         targets = folder / "targets.json"
         targets.write_text("[]")
         of = with_dashboard(
-            settings.parse({"chain": chain}, "benchmark"),
+            parsed,
             folder / "dashboard",
             show_fleet=True,
             targets_file=targets,
         )
         with showing(of) as dashboard:
-            return {page: _measure(dashboard.url, page) for page in PAGES}
+            found = {page: _measure(dashboard.url, page) for page in PAGES}
+        with serving(hosted(parsed, folder / "account")) as service:
+            return found | {SIGN_IN: _measure(service.url, SIGN_IN)}
 
 
 def _measure(url: str, page: str) -> dict[str, float]:

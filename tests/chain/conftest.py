@@ -72,10 +72,14 @@ def rpc_url(tmp_path_factory, anvil_binary):
 
 @pytest.fixture
 def chain(rpc_url, tmp_path) -> Chain:
+    return deployed(rpc_url, tmp_path)
+
+
+def deployed(rpc_url: str, folder: Path) -> Chain:
     """Deploy a new contract with a new owner, at round 0."""
     raw = {
-        "chain": {"rpc_url": rpc_url, "deployment_file": str(tmp_path / "keeper/deployment.json")},
-        "keeper": {"state_dir": str(tmp_path / "keeper")},
+        "chain": {"rpc_url": rpc_url, "deployment_file": str(folder / "keeper/deployment.json")},
+        "keeper": {"state_dir": str(folder / "keeper")},
         "audit": {"every_rounds": 0},
     }
     parsed = settings.parse(raw, "test")
