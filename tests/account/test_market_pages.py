@@ -52,7 +52,7 @@ def test_own_nodes_bets_results_and_balances_are_shown(service, hall) -> None:
     answer = signed_in(service, HOST).get("/market")
     assert answer.status_code == 200
     text = texts(answer)
-    assert "my node 130.00 1 1 0 20.00 50.00" in text
+    assert "my node 106.32 1 1 0 20.00 26.32" in text
     assert "Game 0 settled" in text
     assert "my node 0 choice 1 20.00" in text
     assert answer.text.count("<polyline") == 2

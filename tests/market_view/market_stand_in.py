@@ -22,6 +22,7 @@ class Chain:
     states: dict[int, Game] = field(default_factory=dict)
     balances: dict[str, int] = field(default_factory=dict)
     shares: dict[str, int] = field(default_factory=dict)
+    payouts: dict[str, int] = field(default_factory=dict)
     num_blocks: int = 1
     name: str = "first"
     fail_at: str | None = None
@@ -101,6 +102,10 @@ class Chain:
     def game(self, number: int) -> Game:
         self._ask("game")
         return self.states[number]
+
+    def payout(self, number: int, peer: str) -> tuple[int, bool]:
+        self._ask(f"payout of {peer}")
+        return self.payouts.get(peer, 0), False
 
     def balance(self, peer: str) -> int:
         self._ask(f"balance of {peer}")

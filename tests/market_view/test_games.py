@@ -41,6 +41,8 @@ def test_prices_are_unknown_without_all_shares() -> None:
         ({}, ["open", "open"]),
         ({"state": "closed"}, ["open", "open"]),
         ({"state": "settled", "right_choice": 0}, ["won", "lost"]),
+        ({"state": "settled", "right_choice": 0, "returned": 0.0}, ["won", "lost"]),
+        ({"state": "settled", "right_choice": 0, "returned": 0.657}, ["won", "lost 34 %"]),
         ({"state": "cancelled"}, ["refund due", "refund due"]),
         ({"state": "cancelled", "paid": {"bert": 50.0}}, ["refund due", "refunded"]),
     ],

@@ -45,6 +45,7 @@ def test_game_is_read_from_its_events(chain):
     chain.happens("AnswerRevealed", 0, correctChoiceIdx=1)
     chain.happens("RewardClaimed", 0, peerId="bert", betTokensOut=70 * TOKEN)
     chain.balances = {"bert": 90 * TOKEN}
+    chain.payouts = {"anna": 5 * TOKEN}
     view = seen(history_of(chain))
     (game,) = view.games
     assert (game.state, game.right_choice, game.opened_at, game.ended_at) == (
@@ -58,6 +59,7 @@ def test_game_is_read_from_its_events(chain):
         ("anna", 0.0, 0.0),
     ]
     assert (view.contract, view.error) == (CONTRACT, None)
+    assert [game.result_of(bet) for bet in game.bets] == ["lost 75 %", "won"]
 
 
 def test_each_event_counts_once_however_often_it_is_looked_at(chain):

@@ -25,9 +25,10 @@ class Bet:
 class Game:
     """A game. `round_ends` and `ended_at` are Unix times; None: it has not ended, as far as known.
 
-    `paid`: tokens claimed, by peer. `family`, `question` and `choices` are the judge's words; empty
-    if it does not tell. `is_whole`: whether `question` has all clues. `num_omitted`: bets beyond
-    the limit on those kept.
+    `paid`: tokens claimed, by peer. `returned`: the share of a wrong bet that comes back when the
+    game is settled; None: not known, or none was wrong. `family`, `question` and `choices` are the
+    judge's words; empty if it does not tell. `is_whole`: whether `question` has all clues.
+    `num_omitted`: bets beyond the limit on those kept.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Game:
     bets: list[Bet] = field(default_factory=list)
     num_omitted: int = 0
     paid: dict[str, float] = field(default_factory=dict)
+    returned: float | None = None
     family: str = ""
     question: str = ""
     is_whole: bool = False
@@ -85,7 +87,17 @@ class Game:
             return "won"
         # If nobody bet on the right choice, everybody gets the stake back.
         is_refunded = all(other.choice != self.right_choice for other in self.bets)
-        return refund if is_refunded and not self.num_omitted else "lost"
+        if is_refunded and not self.num_omitted:
+            return refund
+        return f"lost {100 * (1 - self.returned):.0f} %" if self.returned else "lost"
+
+    def wrong_stakes(self) -> dict[str, float]:
+        """Return the tokens bet by the peers that bet on wrong choices only."""
+        stakes: defaultdict[str, float] = defaultdict(float)
+        for bet in self.bets:
+            stakes[bet.peer_id] += bet.amount
+        right = {bet.peer_id for bet in self.bets if bet.choice == self.right_choice}
+        return {peer_id: stake for peer_id, stake in stakes.items() if peer_id not in right}
 
 
 @dataclass(slots=True)

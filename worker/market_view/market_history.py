@@ -178,6 +178,7 @@ class History:
             found.newest = newest, block_hash
         if market.version is not None:
             self._read_states(market)
+            self._read_returned(market)
         self._read_balances(market, newest)
 
     def _is_another_chain(self, market: Market, newest: int) -> bool:
@@ -231,6 +232,16 @@ class History:
                 game.state = _STATES.get(now.status, game.state)
                 if game.state == "cancelled":
                     game.ended_at = float(now.deadline)
+
+    def _read_returned(self, market: Market) -> None:
+        """Read what wrong bets get back in settled games, once: games differ in their rule."""
+        for game in self._log.games.values():
+            if game.right_choice is None or game.returned is not None or game.num_omitted:
+                continue
+            for peer_id, stake in game.wrong_stakes().items():
+                payout, _ = market.payout(game.number, peer_id)
+                game.returned = payout / TOKEN / stake
+                break
 
     def _read_balances(self, market: Market, newest: int) -> None:
         """Read the balances of peers that bet, when they may have changed."""
