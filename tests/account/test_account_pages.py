@@ -12,7 +12,7 @@ from tests.account.hosting import HOST
 from tests.account.people import ADA, BOB, signed_in
 from tests.account.visitor import Visitor, texts
 from worker.account import account_pages, invitations, sessions
-from worker.account.accounts import digest
+from worker.account.accounts import TOKEN_SECONDS, digest
 from worker.chain.account_client import AccountClient
 from worker.chain.registration import enrol
 from worker.commands import account_admin
@@ -85,6 +85,20 @@ def test_reward_that_waits_is_shown_as_pending_and_listed(chain, service, ada, m
         assert service.service.accounts.nodes_of(ada.account)[0].last_round == 0
     eventually(lambda: "submitReward confirmed 0x" in texts(ada.get("/transactions")))
     assert "1.250 0.000" in texts(ada.get("/"))
+
+
+def test_node_that_only_reads_is_seen_and_keeps_its_token(service, ada) -> None:
+    accounts = service.service.accounts
+    token = accounts.link(ada.account, "QmAda1", "gpu-0")
+    soon = time.time() + 100
+    accounts.database.execute("UPDATE nodes SET token_expires_at = ?", (soon,))
+    body = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = requests.post(f"{service.url}/rpc", json=body, headers=headers, timeout=20)
+    assert answer.json()["result"] == hex(31337)
+    node = accounts.node("QmAda1")
+    assert node.seen_at > soon - 101
+    assert node.token_expires_at > soon + TOKEN_SECONDS - 200
 
 
 def test_node_is_renamed_revoked_and_unlinked(service, ada) -> None:

@@ -418,6 +418,7 @@ class Service:
                 return visitor.account.address
         peer_id, account = self._caller(request)
         require_active(account)
+        await self._in_thread(lambda: self.accounts.note_use(peer_id))
         return peer_id
 
     async def _answers(
