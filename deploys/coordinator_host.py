@@ -1,6 +1,6 @@
 """The coordinator host: chain, contract, bootnode, keeper, account service, dashboard and judge."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pyinfra import host
 from pyinfra.api import deploy, operation
@@ -22,10 +22,10 @@ from deploys.paths import (
 )
 from deploys.services import (
     COORDINATOR_ROLES,
-    COORDINATOR_SERVICES,
     COORDINATOR_UNITS,
     DASHBOARD_UNIT,
     Service,
+    services_of,
 )
 
 
@@ -40,9 +40,9 @@ def configure_coordinator(plan: Planned) -> None:
         content=scrape_targets.render(plan.targets, plan.host.name).encode(),
     )
     settings = {}
-    for role, service in host.loop(COORDINATOR_ROLES.items()):
-        settings[role] = units.install_settings(service.file, plan.host.services[role])
-    for service in host.loop(COORDINATOR_SERVICES):
+    for role, own_settings in host.loop(plan.host.services.items()):
+        settings[role] = units.install_settings(COORDINATOR_ROLES[role].file, own_settings)
+    for service in host.loop(services_of(plan.host.services)):
         own = units.install_unit(service.unit, plan.host.deployment.watchdog_seconds)
         read = settings[service.role]
         given = _given(plan, service)
@@ -55,6 +55,23 @@ def configure_coordinator(plan: Planned) -> None:
             ),
             has_new_files=own.is_new or read.is_new or given.is_new,
             _timeout=units.RESTART_SECONDS,
+        )
+    stop_unused(name="Stop services without a task", roles=list(plan.host.services))
+
+
+@operation()
+def stop_unused(roles: Collection[str]) -> Iterator[str]:
+    """Remove the coordinator's services of all other roles; their state stays."""
+    configured = host.get_fact(ConfiguredServices)
+    unused = [role for role in configured if role in COORDINATOR_ROLES and role not in roles]
+    if not unused:
+        host.noop("every service has a task")
+    for service in services_of(unused):
+        unit = f"{paths.UNITS}/{service.unit}"
+        # The settings last: as long as they are there, a run that was cut off is completed.
+        yield (
+            f"{{ [ ! -e {unit} ] || systemctl disable --now --quiet {service.unit}; }} && rm -f"
+            f" {unit} {DEPLOYED}/{service.unit} && systemctl daemon-reload && rm -f {service.file}"
         )
 
 

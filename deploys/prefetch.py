@@ -39,10 +39,10 @@ from deploys.pyinfra_ext import fact_cache
 from deploys.pyinfra_ext.fact_cache import Question
 from deploys.services import (
     ACCOUNT_UNIT,
-    COORDINATOR_UNITS,
     DASHBOARD_UNIT,
     GPU_UNIT,
     enrol_unit,
+    services_of,
     units_of,
 )
 from deploys.tailscale.join import TailnetOfHost
@@ -90,15 +90,14 @@ def _questions(plan: Planned) -> Iterator[Question]:
     for key in plan.host.account_secrets:
         yield FileContent, {"path": str(account_secrets.file_of(key))}
     for unit in (
-        *(COORDINATOR_UNITS if plan.host.services else ()),
+        *(service.unit for service in services_of(plan.host.services)),
         *(slot.unit for slot in plan.host.slots),
     ):
         yield Service, {"unit": unit}
 
 
 def _unit_files(plan: Planned) -> Iterator[Path]:
-    is_coordinator, is_worker = bool(plan.host.services), bool(plan.host.slots)
-    for name in units_of(is_coordinator=is_coordinator, is_worker=is_worker):
+    for name in units_of(plan.host.services, is_worker=bool(plan.host.slots)):
         yield UNITS / name
     if any(slot.needs_device_files for slot in plan.host.slots):
         yield UNITS / GPU_UNIT

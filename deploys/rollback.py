@@ -35,8 +35,7 @@ from worker.log import discreet, printable
 def digest(plan: Planned) -> str:
     """Return the digest of everything that the plan determines and a rollback restores."""
     version, watchdog = host.get_fact(SystemdVersion), plan.host.deployment.watchdog_seconds
-    is_coordinator, is_worker = bool(plan.host.services), bool(plan.host.slots)
-    names = units_of(is_coordinator=is_coordinator, is_worker=is_worker)
+    names = units_of(plan.host.services, is_worker=bool(plan.host.slots))
     files: dict[str, str] = {}
     for file, settings in plan.host.settings_files().items():
         files[str(file)] = units.settings_text(settings)

@@ -5,7 +5,7 @@ backup follow from the records. Also used on hosts (backup_pack.py), so it impor
 paths.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,12 +216,16 @@ def enrol_unit(slot: int) -> str:
     return f"hivewright-enrol@{slot}.service"
 
 
+def services_of(roles: Collection[str]) -> list[Service]:
+    """Return the services of a coordinator with these roles."""
+    return [service for service in COORDINATOR_SERVICES if service.role in roles]
+
+
 def units_of(
+    roles: Collection[str],
     *,
-    is_coordinator: bool,
     is_worker: bool,
 ) -> list[str]:
-    """Return the unit files that every host of its kind gets."""
-    coordinator = COORDINATOR_UNITS if is_coordinator else ()
+    """Return the unit files of a host: `roles` are those of a coordinator, on others none."""
     worker = (WORKER_UNIT, ENROL_UNIT) if is_worker else ()
-    return [*coordinator, *worker]
+    return [*(service.unit for service in services_of(roles)), *worker]

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from deploys import fleet_facts, progress
 from deploys.fleet import commands, pyinfra_process, queries
+from deploys.inventory.derived_settings import roles_of
 from deploys.inventory.host_plan import COORDINATORS, WORKERS
 from deploys.inventory.schema import parse_slots
-from deploys.services import COORDINATOR_UNITS, worker_unit
+from deploys.services import units_of, worker_unit
 from deploys.tailscale import tailnet
 from worker.errors import WorkerError
 from worker.log import printable
@@ -93,7 +94,7 @@ def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     for host in hosts:
         own = units.setdefault(host["name"], [])
         if COORDINATORS in host["groups"]:
-            own += COORDINATOR_UNITS
+            own += units_of(roles_of(host["data"]), is_worker=False)
         if WORKERS in host["groups"]:
             own += _worker_units(host["data"].get("slots"))
     return units

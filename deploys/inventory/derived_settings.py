@@ -69,6 +69,8 @@ def slot_settings(
     flat.setdefault("chain_poll_seconds", WORKER_POLL_SECONDS)
     if account_url:
         flat.setdefault("chain_account_url", account_url)
+    if COORDINATORS in entry.groups:
+        flat = _own_judge_url(entry) | flat
     if "chain_account_url" in flat:
         flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
     for key, name in SLOT_SECRETS.items():
@@ -119,7 +121,10 @@ def service_settings(
         "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
         "bootnode": dict(bootnode_announce(entry.data)),
         "judge": {"judge_host": _judge_host(entry)},
-        "dashboard": {**_judge_url(entry), **_link(entry, "dashboard_accounts_url", accounts_url)},
+        "dashboard": {
+            **_own_judge_url(entry),
+            **_link(entry, "dashboard_accounts_url", accounts_url),
+        },
         "account": {
             **_proxy_settings(entry, deployment),
             **_link(entry, "account_dashboard_url", dashboard_url),
@@ -128,7 +133,8 @@ def service_settings(
         },
     }
     services = {}
-    for role, service in COORDINATOR_ROLES.items():
+    for role in roles_of(entry.data):
+        service = COORDINATOR_ROLES[role]
         flat = own_settings(entry, service.sections)
         # The account service is for nodes without a route to the chain, which is on this host.
         flat.pop("chain_account_url", None)
@@ -138,6 +144,11 @@ def service_settings(
             flat["metrics_port"] = metrics_port - 1 - list(COORDINATOR_ROLES).index(role)
         services[role] = settings.from_flat(flat | extra.get(role, {}), entry.name)
     return services
+
+
+def roles_of(data: Mapping[str, Any]) -> list[str]:
+    """Return the roles of a coordinator with this data: without a market it has no judge."""
+    return [role for role in COORDINATOR_ROLES if role != "judge" or _has_market(data)]
 
 
 def wrong_metrics_port(entry: HostEntry) -> Iterator[str]:
@@ -192,7 +203,7 @@ def _link(
     key: str,
     url: str | None,
 ) -> dict[str, str]:
-    """Return the setting of a page's link to the other, unless the inventory sets it."""
+    """Return a setting with a URL, unless that is None or the inventory sets it."""
     return {} if url is None or key in entry.data else {key: url}
 
 
@@ -202,10 +213,30 @@ def _judge_host(entry: HostEntry) -> str:
     return str(entry.data.get("judge_host", default))
 
 
+def _has_market(data: Mapping[str, Any]) -> bool:
+    return data.get("market_enabled") is not False
+
+
 def _judge_url(entry: HostEntry) -> dict[str, str]:
-    """Return the judge's URL, which nodes learn from the account service."""
-    host, port = _judge_host(entry), entry.data.get("judge_port", settings.Judge().port)
-    return {"market_judge_url": entry.data.get("market_judge_url", _http_url(host, port))}
+    """Return the judge's URL, which nodes on any host learn from the account service.
+
+    Empty if they can't reach the judge's address, or there is none.
+    """
+    host = _judge_host(entry)
+    return _url_at(entry, host) if is_reachable(host) else {}
+
+
+def _own_judge_url(entry: HostEntry) -> dict[str, str]:
+    """Return the judge's URL for processes on its own host, where it always has this address."""
+    return _url_at(entry, "127.0.0.1")
+
+
+def _url_at(entry: HostEntry, host: str) -> dict[str, str]:
+    """Return the judge's URL; empty if there is no judge, or the inventory names its URL."""
+    if not _has_market(entry.data):
+        return {}
+    port = entry.data.get("judge_port", settings.Judge().port)
+    return _link(entry, "market_judge_url", _http_url(host, port))
 
 
 def account_secrets(entry: HostEntry) -> dict[str, Path]:

@@ -335,10 +335,12 @@ def test_key_that_was_set_aside_is_no_hindrance_where_its_slot_is_gone_or_has_an
 
 
 def test_roles_that_the_inventory_no_longer_names_are_stopped(write_inventory: Any) -> None:
-    """A coordinator that became a worker, and a worker that became the coordinator only."""
+    """A coordinator that became a worker, a worker that became a coordinator, without a judge."""
     was_hub = {ConfiguredServices().command(): "keeper\nchain"}
     was_worker = {ConfiguredSlots().command(): "0"}
-    hub = {"account_host": "192.0.2.10", "fake_responses": FAKE_ANSWERS | was_worker}
+    was_judge = {ConfiguredServices().command(): "judge\nkeeper"}
+    hub = {"account_host": "192.0.2.10", "market_enabled": False}
+    hub["fake_responses"] = FAKE_ANSWERS | was_worker | was_judge
     inventory = write_inventory(
         hub, {"slots": 1, "fake_responses": FAKE_ANSWERS | was_hub}, {"slots": 1}
     )
@@ -353,6 +355,9 @@ def test_roles_that_the_inventory_no_longer_names_are_stopped(write_inventory: A
         ["@fake/gpu-0"],
         ["@fake/gpu-1"],
     )
+    assert outcomes["Coordinator | Stop services without a task"]["success"] == ["@fake/hub"]
+    assert "Coordinator | Run the keeper" in outcomes
+    assert "Coordinator | Run the judge" not in outcomes
     assert outcomes[slots]["success"] == ["@fake/hub"]
     assert sorted(outcomes[slots]["no_change"]) == ["@fake/gpu-0", "@fake/gpu-1"]
 

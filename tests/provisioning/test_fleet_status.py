@@ -337,6 +337,7 @@ def test_last_words_of_a_service_that_has_ended_are_shown() -> None:
 def test_what_the_inventory_says_should_run() -> None:
     hosts = [
         {"name": "hub", "groups": ["coordinators"], "data": {}},
+        {"name": "plain", "groups": ["coordinators"], "data": {"market_enabled": False}},
         {"name": "two", "groups": ["workers"], "data": {"slots": [{}, {"gpu": 1}]}},
         {"name": "auto", "groups": ["workers"], "data": {"slots": "auto"}},
         {"name": "wrong", "groups": ["workers"], "data": {"slots": -1}},
@@ -344,11 +345,12 @@ def test_what_the_inventory_says_should_run() -> None:
     worker = "hivewright-worker@{}.service"
     assert status.expected(hosts) == {
         "hub": HUB,
+        "plain": [unit for unit in HUB if unit != "hivewright-judge.service"],
         "two": [worker.format(0), worker.format(1)],
         "auto": [status.AUTO_SLOTS],
         "wrong": [worker.format(0)],
     }
-    auto = status.expected(hosts[2:3])
+    auto = status.expected(hosts[3:4])
     text, is_well = rendered(
         ["auto"], {"auto": [report(), report(worker.format(1))]}, expected=auto
     )

@@ -394,6 +394,28 @@ def test_host_that_is_no_coordinator_any_more_runs_nothing_of_it_and_keeps_its_s
     assert log == [*(f"disable --now --quiet {unit}" for unit in reversed(UNITS)), "daemon-reload"]
 
 
+def test_service_without_a_task_is_stopped_and_its_state_kept(coordinating: Path) -> None:
+    others = [role for role in COORDINATOR_ROLES if role != "judge"]
+    before = files_below(coordinating)
+    run_below(coordinating, coordinator_host.stop_unused._inner(roles=others))
+    unit = "hivewright-judge.service"
+    gone = (paths.UNITS / unit, DEPLOYED / unit, settings_file("judge"))
+    assert before - files_below(coordinating) == {str(file.relative_to("/")) for file in gone}
+    log = (coordinating / "log").read_text().splitlines()
+    assert log == [f"disable --now --quiet {unit}", "daemon-reload"]
+
+
+def test_service_with_a_task_is_left_alone(coordinating: Path) -> None:
+    assert not [*coordinator_host.stop_unused._inner(roles=list(COORDINATOR_ROLES))]
+
+
+def test_service_that_does_not_stop_is_tried_again_by_the_next_run(coordinating: Path) -> None:
+    before = files_below(coordinating)
+    with pytest.raises(subprocess.CalledProcessError):
+        run_below(coordinating, coordinator_host.stop_unused._inner(roles=[]), fails="disable")
+    assert set(before) <= set(files_below(coordinating))
+
+
 def test_coordinator_that_does_not_stop_loses_nothing(coordinating: Path) -> None:
     before = files_below(coordinating)
     with pytest.raises(subprocess.CalledProcessError):

@@ -66,10 +66,10 @@ def test_service_reads_own_settings_or_those_of_another_that_has_some() -> None:
 
 
 def test_unit_files_follow_the_kind_of_the_host() -> None:
-    assert services.units_of(is_coordinator=False, is_worker=False) == []
-    assert services.units_of(is_coordinator=False, is_worker=True) == [
+    assert services.units_of((), is_worker=False) == []
+    assert services.units_of((), is_worker=True) == [
         services.WORKER_UNIT,
         services.ENROL_UNIT,
     ]
-    both = services.units_of(is_coordinator=True, is_worker=True)
+    both = services.units_of(services.COORDINATOR_ROLES, is_worker=True)
     assert set(both) == {services.WORKER_UNIT, services.ENROL_UNIT, *services.COORDINATOR_UNITS}

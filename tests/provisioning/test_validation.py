@@ -676,6 +676,51 @@ def test_account_service_knows_that_tailscale_shows_its_port(
     assert plan_of("hub", hub(**data)).services["account"].account.behind_proxy is expected
 
 
+@pytest.mark.parametrize(
+    ("data", "told", "own"),
+    [
+        ({}, "http://192.0.2.10:3002", "http://127.0.0.1:3002"),
+        ({"account_host": "hub.lan"}, "http://hub.lan:3002", "http://127.0.0.1:3002"),
+        (
+            {"judge_host": "2001:db8::1", "judge_port": 81},
+            "http://[2001:db8::1]:81",
+            "http://127.0.0.1:81",
+        ),
+        ({"account_host": "0.0.0.0"}, None, "http://127.0.0.1:3002"),
+        ({"judge_host": "::"}, None, "http://127.0.0.1:3002"),
+        (
+            {"account_host": "127.0.0.1", "tailscale": True, "tailscale_serve": {443: 3000}},
+            None,
+            "http://127.0.0.1:3002",
+        ),
+        ({"account_host": "0.0.0.0", "market_judge_url": "http://j"}, "http://j", "http://j"),
+        ({"market_enabled": False}, None, None),
+    ],
+)
+def test_nodes_are_told_of_a_judge_that_they_can_reach(
+    data: dict[str, Any], told: str | None, own: str | None
+) -> None:
+    services = plan_of("hub", hub(**data)).services
+    assert services["account"].market.judge_url == told
+    assert services["dashboard"].market.judge_url == own
+
+
+def test_slots_of_the_coordinator_reach_its_judge_whatever_others_are_told() -> None:
+    groups = ("workers", "coordinators")
+    local = plan_of("@local", entry("@local", groups, slots=1, judge_port=81))
+    assert local.slots[0].settings.market.judge_url == "http://127.0.0.1:81"
+    own = entry("@local", groups, slots=[{"market_judge_url": "http://j"}])
+    assert plan_of("@local", own).slots[0].settings.market.judge_url == "http://j"
+    assert plan_of("gpu-3", hub(), worker()).slots[0].settings.market.judge_url is None
+
+
+@pytest.mark.parametrize("enabled", [None, True, False])
+def test_swarm_without_a_market_has_no_judge(enabled: bool | None) -> None:
+    services = plan_of("hub", hub(market_enabled=enabled)).services
+    assert ("judge" in services) == (enabled is not False)
+    assert [*COORDINATOR_ROLES][: len(services)] == [*services]
+
+
 _PEOPLE = {"account_passphrase_file": "pass", "dashboard_host": "192.0.2.10"}
 _SERVED = {"tailscale": True, "tailscale_serve": {443: 3000, 8443: 3001}}
 _NAMED = {"account_public_url": "https://hub.tail0.ts.net"}
