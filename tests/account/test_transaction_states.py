@@ -97,6 +97,15 @@ def test_transaction_without_a_receipt_is_not_said_to_be_on_the_chain(
     assert shown(accounts, ada, chain) == [("confirmed", "0x1")]
 
 
+def test_chain_that_is_away_is_asked_once_for_all_rows(accounts: Accounts, ada: Account) -> None:
+    chain = Chain()
+    chain.is_away = True
+    for number in range(9):
+        accounts.note_sent(ada, "QmAda1", "submitReward", f"0x{number}", 1)
+    assert {state for state, _ in shown(accounts, ada, chain)} == {"not known"}
+    assert len(chain.asked) == 1
+
+
 def test_same_transaction_is_listed_once(accounts: Accounts, ada: Account) -> None:
     """A node sends again what was answered 503, and it is the same transaction."""
     for round in (4, 5):

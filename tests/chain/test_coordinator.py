@@ -13,7 +13,7 @@ from eth_account import Account
 from worker import settings
 from worker.chain import contract, deployment
 from worker.chain.client import Call, NonceUsed, ReceiptTimeout
-from worker.chain.coordinator import Coordinator
+from worker.chain.coordinator import Coordinator, submitted
 from worker.chain.embedded import anvil
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, SecretError
 
@@ -362,3 +362,11 @@ def test_owner_key_that_is_no_key_is_named(tmp_path):
         SecretError, match=r"owner.key: not 64 hexadecimal digits; expected the key"
     ):
         anvil.load_owner(settings.Keeper(state_dir=tmp_path))
+
+
+@pytest.mark.parametrize("digest", [None, "ab" * 32])
+def test_reward_is_read_from_its_call(chain, digest) -> None:
+    """No chain is needed for that, and the digest behind the arguments changes nothing."""
+    call = chain.coordinator.submit_reward(3, 0, -1250, "me", digest)
+    assert submitted(call) == ("me", -1250)
+    assert submitted(chain.coordinator.register_peer("me")) is None

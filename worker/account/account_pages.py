@@ -16,6 +16,7 @@ from worker.account.releases import releases_by, releases_to
 from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see, text_of
 from worker.account.transaction_states import Row, rows_of
+from worker.chain.coordinator import submitted
 from worker.errors import ChainError
 from worker.swarm import identity
 
@@ -177,9 +178,9 @@ class AccountPages:
             if each.hash in waiting:
                 numbers[each.peer_id] += 1
         for entry in waiting.values():
-            submitted = self._site.coordinator.submitted(entry.call)
-            if submitted is not None:
-                peer_id, reward = submitted
+            submission = submitted(entry.call)
+            if submission is not None:
+                peer_id, reward = submission
                 sums[peer_id] += reward
         return numbers, sums
 

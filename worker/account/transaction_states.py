@@ -37,30 +37,30 @@ def rows_of(
 ) -> list[Row]:
     """Return the rows of an account's transactions; what is final is looked up once."""
     pending = queues.pending(account)
+    has_answer = True
     rows = []
     for each in transactions:
-        if each.state is not None:
-            rows.append(Row(each, each.state, each.hash))
-        elif each.hash in pending:
-            rows.append(Row(each, WAITING, pending[each.hash].hash))
-        else:
-            row = _mined(each, queues.hashes(account, each.hash), coordinator)
-            if row.state in (CONFIRMED, FAILED):
-                accounts.note_mined(replace(each, state=row.state, hash=row.hash))
-            rows.append(row)
+        state, tx_hash = each.state, each.hash
+        if state is None and tx_hash in pending:
+            state, tx_hash = WAITING, pending[tx_hash].hash
+        elif state is None:
+            hashes = queues.hashes(account, tx_hash)
+            state, tx_hash = UNKNOWN, hashes[-1]
+            if has_answer:  # else each row would wait for it
+                try:
+                    state, tx_hash = _find(hashes, coordinator)
+                except ChainError:
+                    has_answer = False
+            if state in (CONFIRMED, FAILED):
+                accounts.note_mined(replace(each, state=state, hash=tx_hash))
+        rows.append(Row(each, state, tx_hash))
     return rows
 
 
-def _mined(
-    transaction: Transaction,
-    hashes: Sequence[str],
-    coordinator: Coordinator,
-) -> Row:
-    try:
-        for tx_hash in reversed(hashes):
-            receipt = coordinator.receipt(tx_hash)
-            if receipt is not None:
-                return Row(transaction, CONFIRMED if receipt.succeeded else FAILED, tx_hash)
-    except ChainError:
-        return Row(transaction, UNKNOWN, hashes[-1])
-    return Row(transaction, NOT_FOUND, hashes[-1])
+def _find(hashes: Sequence[str], coordinator: Coordinator) -> tuple[str, str]:
+    """Return the state of the transaction with these hashes, and the one that was mined."""
+    for tx_hash in reversed(hashes):
+        receipt = coordinator.receipt(tx_hash)
+        if receipt is not None:
+            return CONFIRMED if receipt.succeeded else FAILED, tx_hash
+    return NOT_FOUND, hashes[-1]

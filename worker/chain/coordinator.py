@@ -416,13 +416,6 @@ class Coordinator(ChainClient):
             return call
         return replace(call, data=call.data + bytes.fromhex(digest))
 
-    def submitted(self, call: Call) -> tuple[str, int] | None:
-        """Return peer and reward of a call of `submit_reward`; None: it is another call."""
-        if call.to != self.deployment.contract or call.data[:4] != selector(_SUBMIT_REWARD):
-            return None
-        _, _, reward, peer_id = decode(["uint256", "uint256", "int256", "string"], call.data[4:])
-        return str(peer_id), int(reward)
-
     def reward_digest(self, tx_hash: str) -> str | None:
         """Return the digest that was sent with a reward.
 
@@ -615,6 +608,15 @@ class Coordinator(ChainClient):
     ) -> dict[str, str]:
         call = self.call(signature, *arguments)
         return {"to": self._address, "data": "0x" + call.data.hex()}
+
+
+def submitted(call: Call) -> tuple[str, int] | None:
+    """Return peer and reward of a call of `submit_reward`; None: it is another call."""
+    if call.data[:4] != selector(_SUBMIT_REWARD):
+        return None
+    _, _, types = _SUBMIT_REWARD.removesuffix(")").partition("(")
+    _, _, reward, peer_id = decode(types.split(","), call.data[4:])
+    return str(peer_id), int(reward)
 
 
 @functools.cache
