@@ -8,14 +8,17 @@ average too, and makes the model folder that this side downloads.
 import argparse
 import json
 import shlex
+import statistics
 import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from deploys import harvest_part, progress
 from deploys.fleet import commands, queries
@@ -25,6 +28,7 @@ from worker.log import printable
 from worker.runtime.archives import unpack
 
 _OFFER, _WEIGHTS, _MODEL, _RESULT = "offer.json", "weights", "model", "result.json"
+_MAX_HEADER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,35 @@ class Offer:
     rounds_trained: int
     origin: Mapping[str, Any]
     shapes: Mapping[str, Sequence[int]]
+
+    @property
+    def num_answered(self) -> int:
+        return sum(map(len, self.rewards.values()))
+
+
+_Reward = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@dataclass
+class _Said:
+    """The statement in an offer; untrusted."""
+
+    tasks: str
+    rewards: list[tuple[str, int | None, list[_Reward]]]
+    round: int | None
+    rounds_trained: int
+    origin: dict[str, str | int]
+
+
+@dataclass
+class _Tensor:
+    """An entry in the header of a safetensors file; the one of its metadata has no shape."""
+
+    shape: list[int] = field(default_factory=list)
+
+
+_SAID, _HEADER = TypeAdapter(_Said), TypeAdapter(dict[str, _Tensor])
+T = TypeVar("T")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -173,7 +206,7 @@ class Harvesting:
             return short(ran.reason)
         try:
             return read_offer(slot, file)
-        except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
+        except (tarfile.TarError, OSError, ValueError, KeyError) as error:
             return f"unusable answer: {type(error).__name__}: {error}"
 
     def _run(
@@ -210,33 +243,49 @@ class Harvesting:
 
 
 def read_offer(slot: Slot, file: Path) -> Offer:
-    """Read what a host has sent. Raises ValueError, KeyError, TypeError or TarError if invalid."""
-    with tarfile.open(file) as tar:
-        said = json.loads(_member(tar, _OFFER))
+    """Read what a host has sent. Raises ValueError, KeyError or TarError if it is invalid."""
+    with tarfile.open(file, "r:") as tar:  # never compressed
+        said = _decode(_SAID, _OFFER, _member(tar, _OFFER))
         weights = tar.extractfile(f"{_WEIGHTS}/model.safetensors")
         if weights is None:
             raise ValueError("no weights")
         size = int.from_bytes(weights.read(8), "little")
-        header = json.loads(weights.read(size))
+        if size > _MAX_HEADER_BYTES:
+            raise ValueError(f"header of the weights: {size} bytes; at most {_MAX_HEADER_BYTES}")
+        header = _decode(_HEADER, "header of the weights", weights.read(size))
     return Offer(
         slot=slot,
         file=file,
-        tasks=str(said["tasks"]),
-        rewards={(family, level): rewards for family, level, rewards in said["rewards"]},
-        round=said["round"],
-        rounds_trained=int(said["rounds_trained"]),
-        origin=dict(said["origin"]),
-        shapes={k: v["shape"] for k, v in header.items() if k != "__metadata__"},
+        tasks=said.tasks,
+        rewards={(family, level): rewards for family, level, rewards in said.rewards},
+        round=said.round,
+        rounds_trained=said.rounds_trained,
+        origin=said.origin,
+        shapes={name: tensor.shape for name, tensor in header.items() if name != "__metadata__"},
     )
+
+
+def _decode(adapter: TypeAdapter[T], what: str, content: bytes) -> T:
+    """Return JSON of a host, checked. Raises ValueError, in one line, for any other content."""
+    try:
+        return adapter.validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{what}: {where or 'content'}: {first['msg']}") from None
 
 
 def rank(offers: Sequence[Offer]) -> list[Offer]:
     """Print each offer's reward; return the best, followed by those whose weights fit its model.
 
-    Rewards compare only over the same tasks, so offers with rarer tasks than most are left out.
+    Rewards compare only over the same tasks, so offers with rarer tasks than most are left out, and
+    those of workers that answered less than half as many as the median one.
     """
     tasks = Counter(offer.tasks for offer in offers).most_common(1)[0][0]
     compared = [offer for offer in offers if offer.tasks == tasks]
+    enough = statistics.median(offer.num_answered for offer in compared) / 2
+    slow = [offer for offer in compared if offer.num_answered < enough]
+    compared = [offer for offer in compared if offer.num_answered >= enough]
     means = dict(zip(map(id, compared), common_means(compared), strict=True))
     compared.sort(key=lambda offer: means[id(offer)], reverse=True)
     best = compared[0]
@@ -253,6 +302,11 @@ def rank(offers: Sequence[Offer]) -> list[Offer]:
                 f"{offer.slot}: not in the average: its weights are of {_model(offer)}, and the"
                 f" best are of {_model(best)}"
             )
+    for offer in slow:
+        print(
+            f"{offer.slot}: left out: it answered only {offer.num_answered} held-out tasks in time,"
+            f" {best.slot} answered {best.num_answered}; raise --seconds to compare it"
+        )
     for offer in offers:
         if offer.tasks != tasks:
             print(
