@@ -170,9 +170,9 @@ class Collected:
     seconds_waiting: float = field(default=0.0, compare=False)
 
     def plus(self, later: "Collected") -> "Collected":
-        """Return this and what came later in the same step."""
+        """Return this and what came later in the same step, in an order of its own."""
         return Collected(
-            (*self.groups, *later.groups),
+            tuple(sorted((*self.groups, *later.groups), key=sender_and_index)),
             tuple(sorted({*self.heard, *later.heard})),
             dict(Counter(self.rejected) + Counter(later.rejected)),
             dict(Counter(self.behind) + Counter(later.behind)),
@@ -236,6 +236,11 @@ class StepMetrics:
         """The share of peers' groups among those trained on; 0 without any."""
         num_groups = self.num_groups_local + self.num_groups_external
         return self.num_groups_external / max(1, num_groups)
+
+
+def sender_and_index(group: ScoredGroup) -> tuple[str, int]:
+    """Return the key of an order that does not depend on which peer was faster."""
+    return group.peer_id or "", group.task.index
 
 
 def milli_reward(means: Sequence[float]) -> int:

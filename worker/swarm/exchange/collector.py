@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from worker.errors import BadRecord
-from worker.records import Collected, Place, ScoredGroup
+from worker.records import Collected, Place, ScoredGroup, sender_and_index
 from worker.swarm.context import SwarmContext
 from worker.swarm.exchange.server import Serving
 from worker.swarm.exchange.verify import INNOCENT, Verifier
@@ -238,8 +238,8 @@ class Collecting:
 
         `heard` has all peers that answered, among them those that said that we shall wait.
         """
-        # Sorted: the training data must not depend on which peer was faster.
-        groups = sorted(self.groups, key=lambda g: (g.peer_id or "", g.task.index))
+        # The training data must not depend on which peer was faster.
+        groups = sorted(self.groups, key=sender_and_index)
         heard = tuple(sorted(self.heard))
         rejected, behind = dict(self.rejected), dict(self.behind)
         self.groups, self.heard = [], self.heard.intersection(self._asked())
