@@ -72,7 +72,7 @@ def test_contract_computes_as_the_model(hall):
                 assert shares == model.shares_for(choice, bet)
                 hall.bet(game, peer, round, choice, bet)
                 model.bet(peer, choice, bet)
-                assert hall.market.price(game, round, choice) == model.highest[choice]
+                assert hall.market.read("price", game, round, choice) == model.highest[choice]
                 put[peer] += bet
             hall.send("incrementRound", game)
         hall.send("revealAnswer", game, right, salt)

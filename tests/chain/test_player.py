@@ -129,6 +129,56 @@ def test_part_of_a_wrong_bet_is_claimed_back(hall, desk, tmp_path):
         assert 100 * TOKEN - staked < hall.market.balance("anna") < 100 * TOKEN
 
 
+@pytest.mark.parametrize(("others", "bets"), [(0, False), (1, True)])
+def test_kelly_bets_only_where_there_is_something_to_win(hall, desk, tmp_path, others, bets):
+    """Nodes that agree get at most their stakes back."""
+    game, _ = hall.open(1, 2, 0)
+    for peer in ("bert", "cleo"):
+        hall.bet(game, peer, 0, others, 50 * TOKEN)
+    with playing(hall, desk, tmp_path, policy="kelly") as player:
+        desk.say(game, 0, 1, "yes", "no")
+        turn(player, Fixed(-0.1, -3.0))
+        assert player.status() == ({"sent": 1} if bets else {"skipped": 1})
+    found = hall.market.guess_of(game, "anna", 0, 0)
+    assert found is None or 0 < found.bet <= 25 * TOKEN
+
+
+def test_odds_are_what_the_contract_pays(hall, desk, tmp_path):
+    game, salt = hall.open(2, 3, 1)
+    for round, (choice, bet) in enumerate(((1, 20 * TOKEN), (2, 30 * TOKEN))):
+        hall.bet(game, "anna", round, choice, bet)
+        hall.bet(game, "bert", round, round, 50 * TOKEN)
+        hall.send("incrementRound", game)
+    with playing(hall, desk, tmp_path) as player:
+        rows = [
+            Row(
+                hall.market.address, game, round, 0, 0, amount * TOKEN, (0.3,) * 3, "confirmed", 1.0
+            )
+            for round, amount in enumerate((20, 30))
+        ]
+        for row in rows:
+            player.journal.add(row)
+        odds = player._odds(hall.market, rows[0])
+    hall.send("revealAnswer", game, 1, salt)
+    payout, _ = hall.market.payout(game, "anna")
+    assert odds.payment(1, 0, 0, 0) == pytest.approx(payout, rel=1e-12)
+
+
+def test_clue_of_a_market_that_does_not_tell_its_odds_is_skipped(hall, desk, tmp_path, monkeypatch):
+    game, _ = hall.open(1, 2, 0)
+    desk.say(game, 0, 1, "yes", "no")
+
+    def refuse(*_: object) -> int:
+        raise ContractRefused("", "reverted")
+
+    monkeypatch.setattr(Market, "balance", refuse)
+    with playing(hall, desk, tmp_path) as player:
+        turn(player, Fixed(-1.0, -2.0))
+        assert player.status() == {"skipped": 1}
+    record = (tmp_path / "logs/prg_record.txt").read_text()
+    assert "no bet: the contract does not tell what a bet would pay: reverted" in record
+
+
 @pytest.mark.parametrize("dies", ["before it is sent", "after it is sent"])
 def test_killed_player_bets_exactly_once(hall, desk, tmp_path, dies):
     game, _ = hall.open(1, 2, 0)

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.market.policies import Bet, brier, even, kelly, probabilities
+from worker.chain.market import TOKEN
+from worker.market.policies import (
+    Bet,
+    Odds,
+    amounts,
+    brier,
+    even,
+    kelly,
+    likeliest,
+    probabilities,
+)
 
 
 def test_probabilities_add_up_and_survive_odd_values():
@@ -21,13 +31,74 @@ def test_even_bets_the_balance_by_the_rounds_left():
     assert even([0.9, 0.1], 100, 0) == even([0.9, 0.1], 100, -1) == Bet(0, 100)
 
 
-@pytest.mark.parametrize(
-    ("belief", "price", "expected"),
-    [(0.75, 0.5, 25), (0.5, 0.5, 0), (0.6, 0.7, 0), (1.0, 0.5, 50), (0.9, 1.0, 0)],
-)
-def test_kelly_bets_a_fraction_and_only_with_an_edge(belief, price, expected):
-    beliefs, prices = [belief, 1 - belief], [price, 1 - price]
-    assert kelly(beliefs, prices, 100, 0.5) == Bet(0, expected)
+OPENING = 100 * TOKEN
+NO_BETS = Odds(0, 0, (0, 0), (0, 0), OPENING)
+
+
+def bought_at(price: float, balance: int = 100 * TOKEN) -> list[tuple[int, int]]:
+    """Return what a market offers in which a share costs `price` tokens, whatever is bought."""
+    return [(amount, int(amount / price)) for amount in amounts(balance)]
+
+
+def kelly_bet(belief: float, odds: Odds, fraction: float = 1.0, price: float = 0.8) -> float:
+    """Return the bet on choice 0 of a balance of 100 tokens, in tokens."""
+    bet = kelly([belief, 1 - belief], odds, bought_at(price), 100 * TOKEN, fraction)
+    return bet.amount / TOKEN
+
+
+@pytest.mark.parametrize("belief", [0.51, 0.9, 1.0])
+def test_kelly_does_not_bet_where_others_have_nothing_to_lose(belief):
+    """The first bet of a game gets itself back, whatever is right."""
+    assert kelly_bet(belief, NO_BETS) == 0
+
+
+@pytest.mark.parametrize("num_others", [1, 2, 10])
+def test_kelly_does_not_bet_with_all_others_on_the_same_choice(num_others):
+    """They get at most their stakes back, and the last one pays the highest price."""
+    odds = Odds(num_others * 50 * TOKEN, 0, (num_others * 60 * TOKEN, 0), (0, 0), OPENING)
+    assert kelly_bet(1.0, odds, price=0.9) == 0
+
+
+def test_kelly_bets_against_others_the_more_the_surer_it_is():
+    against = Odds(200 * TOKEN, 0, (0, 260 * TOKEN), (0, 0), OPENING)
+    found = [kelly_bet(belief, against) for belief in (0.51, 0.6, 0.8, 0.95)]
+    assert found == sorted(found)
+    assert 0 < found[0] < found[-1] <= 100
+    assert kelly_bet(0.8, against, 0.25) == pytest.approx(found[2] / 4)
+
+
+def test_kelly_knows_what_it_has_bet_before():
+    """All that others bet on the wrong choice is ours already."""
+    mine = Odds(101 * TOKEN, 100 * TOKEN, (10**6 * TOKEN, TOKEN), (10**6 * TOKEN, 0), OPENING)
+    assert kelly_bet(0.9, mine) == 0
+
+
+@pytest.mark.parametrize(("belief", "bets"), [(0.4, False), (0.6, True)])
+def test_kelly_bets_in_a_plain_pari_mutuel_with_an_edge(belief, bets):
+    """A share costs a token, and half of the pot is on each choice: the probability is a half."""
+    plain = Odds(2000 * TOKEN, 0, (1000 * TOKEN, 1000 * TOKEN), (0, 0), 0)
+    choices = [belief, 0.35, 0.65 - belief] if belief < 0.5 else [belief, 1 - belief]
+    if belief < 0.5:
+        plain = Odds(2000 * TOKEN, 0, (1000 * TOKEN, 500 * TOKEN, 500 * TOKEN), (0, 0, 0), 0)
+    bet = kelly(choices, plain, bought_at(1.0), 100 * TOKEN, 1.0)
+    assert (bet.amount > 0) == bets
+    # Kelly's own rule, at odds that the bet itself hardly changes: 0.6 - 0.4 of the balance.
+    assert not bets or bet.amount / TOKEN == pytest.approx(20, abs=5)
+
+
+def test_payment_is_that_of_the_contract():
+    """The example in docs/prediction-market.md, before and after Cleo's bet."""
+    shares = [int(each * TOKEN) for each in (26.7166, 69.2388, 25.4766)]
+    before = Odds(70 * TOKEN, 0, (shares[0], shares[1]), (0, 0), OPENING)
+    assert before.payment(0, 0, 20 * TOKEN, shares[2]) / TOKEN == pytest.approx(28.21, abs=0.01)
+    anna = Odds(90 * TOKEN, 20 * TOKEN, (shares[0] + shares[2], 0), (shares[0], 0), OPENING)
+    assert anna.payment(0, 0, 0, 0) / TOKEN == pytest.approx(28.94, abs=0.01)
+    bert = Odds(90 * TOKEN, 50 * TOKEN, (shares[0] + shares[2], shares[1]), (0, shares[1]), OPENING)
+    assert bert.payment(0, 0, 0, 0) / TOKEN == pytest.approx(32.85, abs=0.01)
+
+
+def test_choice_without_any_shares_pays_nothing():
+    assert Odds(9, 9, (0, 3), (0, 3), 0).payment(0, 1, 5, 5) == 0.0
 
 
 def test_brier_is_zero_for_the_sure_and_right_and_two_for_the_sure_and_wrong():
@@ -51,23 +122,41 @@ def test_probabilities_of_anything_are_probabilities(logprobs):
         assert logprobs[found.index(max(found))] == pytest.approx(max(finite), rel=1e-12)
 
 
+UNITS = st.integers(0, 2**90)
+
+
 @given(
     st.lists(FINITE, min_size=2, max_size=8),
-    st.lists(st.floats(0, 1), min_size=8, max_size=8),
+    st.lists(st.tuples(UNITS, UNITS), min_size=8, max_size=8),
     BALANCES,
     st.floats(0, 1, exclude_min=True),
+    st.sampled_from([0, OPENING]),
 )
-def test_bet_is_never_more_than_the_balance(logprobs, prices, balance, fraction):
+def test_bet_is_never_more_than_the_balance(logprobs, shares, balance, fraction, opening):
     beliefs = probabilities(logprobs)
-    bet = kelly(beliefs, prices, balance, fraction)
+    own = tuple(mine for mine, _ in shares)
+    odds = Odds(2**91, 2**80, tuple(sum(each) for each in shares), own, opening)
+    offers = [(amount, 2 * amount) for amount in amounts(balance)]
+    bet = kelly(beliefs, odds, offers, balance, fraction)
     assert 0 <= bet.amount <= balance
     assert beliefs[bet.choice] == max(beliefs)
-    assert bet.amount == 0 or beliefs[bet.choice] > prices[bet.choice]
+
+
+@given(BALANCES)
+def test_bets_to_compare_are_up_to_the_balance(balance):
+    found = amounts(balance)
+    assert found == sorted(found)
+    assert len(found) <= 16
+    assert not found or (found[0] > 0 and found[-1] == balance)
+    assert found or balance == 0
 
 
 @pytest.mark.parametrize("balance", [2**60 + 2**7 + 1, 10**18 + 65, 10**30 + 1])
-def test_certain_model_bets_everything_and_not_a_unit_more(balance):
-    assert balance >= kelly([1.0, 0.0], [0.0, 1.0], balance, 1.0).amount > balance * 0.999
+def test_bet_of_everything_is_not_a_unit_more(balance):
+    """A balance has more digits than a float."""
+    against = Odds(100 * balance, 0, (100 * balance, 100 * balance), (0, 0), 0)
+    bet = kelly([1.0, 0.0], against, [(balance, 10 * balance)], balance, 1.0)
+    assert balance >= bet.amount > balance * 0.999
 
 
 @given(BALANCES, st.integers(-5, 200))
@@ -87,4 +176,4 @@ def test_brier_score_is_between_perfect_and_sure_and_wrong(logprobs, data):
 
 def test_of_equal_choices_the_first_is_bet_on():
     assert even([0.25] * 4, 100, 1) == Bet(0, 100)
-    assert kelly([0.4, 0.4, 0.2], [0.5, 0.1, 0.1], 100, 1.0).amount == 0
+    assert likeliest([0.4, 0.4, 0.2]) == 0

@@ -23,6 +23,7 @@ from worker.errors import ContractRefused
 
 TOKEN = 10**18
 """Units of a bet token, and of a share."""
+_WITHOUT_PAID_OPENING = "hivewright/1"
 _CREATION_BLOCKS = 100_000
 """Blocks in which the creation of a game is looked for."""
 
@@ -123,14 +124,32 @@ class Market:
     ) -> int:
         return int(self.read("choiceTokenBalance", game, choice, peer_id))
 
-    def price(
+    def supply(self, game: int, choice: int) -> int:
+        """Return the shares of a choice that peers own."""
+        return int(self.read("choiceSupply", game, choice))
+
+    def total_bets(self, game: int) -> int:
+        return int(self.read("totalBets", game))
+
+    def shares_for(
         self,
         game: int,
         round: int,
         choice: int,
+        bet: int,
     ) -> int:
-        """Return the price of a share in units of a token."""
-        return int(self.read("price", game, round, choice))
+        """Return the shares that a bet buys now, in the current round."""
+        return int(self.read("choiceTokensOut", game, round, choice, bet))
+
+    def paid_opening(self) -> int:
+        """Return the opening shares of each choice, if they are paid to all who bet; else 0.
+
+        Our contract pays them since version 2. A foreign one is taken to pay its holders alone.
+        """
+        # Read now, since an upgrade may have come after the start.
+        if self.version is None or self.read("version") == _WITHOUT_PAID_OPENING:
+            return 0
+        return int(self.read("OPENING"))
 
     def right_choice(
         self,

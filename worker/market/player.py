@@ -7,21 +7,22 @@ rounds (`think`), and decides on a bet. Whatever judge and chain do costs at mos
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from worker.chain.account_client import Account, AccountClient
+from worker.chain.client import Unanswered
 from worker.chain.coordinator import Coordinator
-from worker.chain.market import TOKEN, Market
+from worker.chain.market import Market
 from worker.errors import ContractRefused, NotScored, WorkerError
 from worker.log import printable
 from worker.market import policies
 from worker.market.bets import REPLACED, Bets, is_replaced, line_of
 from worker.market.journal import Journal, Row
 from worker.market.judge_client import Clue, JudgeClient
-from worker.market.policies import Bet
+from worker.market.policies import Bet, Odds
 from worker.market.record import Record
 from worker.runtime.outage import Outage
 from worker.settings import Market as MarketSettings
@@ -241,8 +242,11 @@ class Player:
         if reason is None and is_replaced(market, row):
             reason = REPLACED
         if reason is None:
-            bet = self._bet(market, clue, row.beliefs)
-            reason = None if bet.amount else "the policy makes no bet"
+            try:
+                bet = self._bet(market, clue, row)
+                reason = None if bet.amount else "the policy makes no bet"
+            except (ContractRefused, Unanswered) as error:
+                reason = f"the contract does not tell what a bet would pay: {error}"
         return replace(
             row,
             choice=bet.choice,
@@ -266,12 +270,29 @@ class Player:
             return f"the contract is in round {round}"
         return None
 
-    def _bet(self, market: Market, clue: Clue, beliefs: Sequence[float]) -> Bet:
+    def _bet(self, market: Market, clue: Clue, row: Row) -> Bet:
         balance = market.balance(self._peer_id)
         if self._settings.policy == "even":
-            return policies.even(beliefs, balance, clue.rounds_remaining)
-        prices = [
-            (market.price(clue.game_id, clue.clue_id, choice) / TOKEN) ** 2
-            for choice in range(len(beliefs))
+            return policies.even(row.beliefs, balance, clue.rounds_remaining)
+        choice = policies.likeliest(row.beliefs)
+        offers = [
+            (amount, market.shares_for(row.game, row.round, choice, amount))
+            for amount in policies.amounts(balance)
         ]
-        return policies.kelly(beliefs, prices, balance, self._settings.kelly_fraction)
+        fraction = self._settings.kelly_fraction
+        return policies.kelly(row.beliefs, self._odds(market, row), offers, balance, fraction)
+
+    def _odds(self, market: Market, row: Row) -> Odds:
+        choices = range(len(row.beliefs))
+        earlier = [
+            other.amount
+            for other in self.journal.open_rows(market.address)
+            if (other.game, other.creation) == (row.game, row.creation)
+        ]
+        return Odds(
+            pot=market.total_bets(row.game),
+            stake=sum(earlier),
+            supplies=tuple(market.supply(row.game, choice) for choice in choices),
+            own=tuple(market.shares_of(row.game, choice, self._peer_id) for choice in choices),
+            opening=market.paid_opening(),
+        )

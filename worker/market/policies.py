@@ -1,8 +1,13 @@
 """How much to bet on which choice, from the model's probabilities. Pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+_STEPS = 16
+"""Number of amounts that are compared, closer to each other where they are small."""
+_LEAST_GROWTH = 1e-6
+"""Growth of the balance, as a share of it, that is worth a bet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +16,31 @@ class Bet:
 
     choice: int
     amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """The facts that decide what a game pays, in units of tokens and shares.
+
+    `pot`: all bets; `stake`: ours. `supplies` and `own`: by choice, the shares of all peers, and
+    ours. `opening`: the shares with which each choice opened, if they belong to all who bet, by
+    their bets; 0 if nobody is paid for them.
+    """
+
+    pot: int
+    stake: int
+    supplies: tuple[int, ...]
+    own: tuple[int, ...]
+    opening: int
+
+    def payment(self, right: int, choice: int, amount: int, shares: int) -> float:
+        """Return what we are paid if `right` is, after we bought `shares` of `choice`."""
+        bought = shares if right == choice else 0
+        supply = self.supplies[right] + self.opening + bought
+        if supply == 0:
+            return 0.0
+        by_shares = (self.own[right] + bought) * (self.pot + amount)
+        return (by_shares + (self.stake + amount) * self.opening) / supply
 
 
 def probabilities(logprobs: Sequence[float]) -> list[float]:
@@ -33,28 +63,47 @@ def even(
     rounds_remaining: int,
 ) -> Bet:
     """Return an even share of the balance on the likeliest choice, as existing nodes do."""
-    return Bet(_likeliest(beliefs), balance // max(1, rounds_remaining))
+    return Bet(likeliest(beliefs), balance // max(1, rounds_remaining))
 
 
 def kelly(
     beliefs: Sequence[float],
-    prices: Sequence[float],
+    odds: Odds,
+    offers: Iterable[tuple[int, int]],
     balance: int,
     fraction: float,
 ) -> Bet:
     """Return `fraction` of Kelly's bet on the likeliest choice.
 
-    `prices`: the market's probability of each choice. A share that pays 1/price if it wins lets the
-    balance grow fastest with (belief - price) / (1 - price) of it. There is no bet on a choice that
-    costs more than the model believes it is worth.
+    That is the one of `offers`, amounts with the shares that they buy, by which the balance grows
+    fastest if the beliefs are right and nobody bets later. There is no bet by which it does not
+    grow: those of others on the same choice give nothing to win.
     """
-    choice = _likeliest(beliefs)
-    belief, price = beliefs[choice], prices[choice]
-    if belief <= price or price >= 1:
-        return Bet(choice, 0)
-    amount = int(balance * fraction * (belief - price) / (1 - price))
+    choice = likeliest(beliefs)
+
+    def growth(amount: int, shares: int) -> float:
+        left = balance - amount
+        found = 0.0
+        for right, belief in enumerate(beliefs):
+            wealth = left + odds.payment(right, choice, amount, shares)
+            if belief > 0:
+                found += belief * (math.log(wealth) if wealth > 0 else -math.inf)
+        return found
+
+    best = 0
+    most = growth(0, 0) + _LEAST_GROWTH
+    for amount, shares in offers:
+        found = growth(amount, shares)
+        if found > most:
+            best, most = amount, found
     # A balance has more digits than a float, which may be rounded up.
-    return Bet(choice, min(balance, amount))
+    return Bet(choice, min(balance, int(best * fraction)))
+
+
+def amounts(balance: int) -> list[int]:
+    """Return the bets to compare, from small ones to the whole balance."""
+    found = [balance * step * step // _STEPS**2 for step in range(1, _STEPS + 1)]
+    return [amount for amount in found if amount > 0]
 
 
 def brier(
@@ -65,5 +114,5 @@ def brier(
     return sum((belief - (i == right)) ** 2 for i, belief in enumerate(beliefs))
 
 
-def _likeliest(beliefs: Sequence[float]) -> int:
+def likeliest(beliefs: Sequence[float]) -> int:
     return max(range(len(beliefs)), key=lambda i: beliefs[i])

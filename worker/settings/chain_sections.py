@@ -290,7 +290,7 @@ class Market(Section):
     policy: Literal["even", "kelly"] = "even"
     """Amount of a bet. even: the balance, divided by the game's remaining rounds, on the choice
     that the model finds most likely; kelly: `kelly_fraction` of the bet that lets the balance grow
-    fastest if the model's probabilities are right, and none on a choice that costs more."""
+    fastest if the model's probabilities are right and nobody bets later, and none without that."""
     kelly_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of Kelly's bet to make: models are too sure of themselves."""
     seconds_per_round: Seconds = 10.0
