@@ -45,7 +45,7 @@ def test_account_of_the_version_before_becomes_the_operators(tmp_path) -> None:
     accounts = opened(tmp_path)
     assert accounts.operator.address == key.address
     assert accounts.caller(token) == (PEERS[0], accounts.operator)
-    accounts.note_use(PEERS[0])
+    accounts.note_use(accounts.operator, PEERS[0])
     assert [node.peer_id for node in accounts.nodes_of(accounts.operator)] == [PEERS[0]]
     assert accounts.link(accounts.operator, PEERS[0]) == token
     assert accounts.caller(token) == (PEERS[0], accounts.operator)
@@ -108,11 +108,22 @@ def test_token_expires_when_it_is_not_used(accounts, ada, monkeypatch) -> None:
     now = time.time()
     monkeypatch.setattr(module.time, "time", lambda: now + module.TOKEN_SECONDS - 1)
     assert accounts.caller(token) is not None
-    accounts.note_use(PEERS[0])
+    accounts.note_use(ada, PEERS[0])
     monkeypatch.setattr(module.time, "time", lambda: now + 2 * module.TOKEN_SECONDS - 2)
     assert accounts.caller(token) is not None
     monkeypatch.setattr(module.time, "time", lambda: now + 2 * module.TOKEN_SECONDS)
     assert accounts.caller(token) is None
+
+
+def test_node_that_is_unlinked_while_its_call_waits_stays_so(accounts, ada, bob) -> None:
+    for account in (ada, accounts.operator):
+        accounts.link(account, PEERS[0])
+        accounts.unlink(account, PEERS[0])
+        accounts.note_use(account, PEERS[0])
+        assert accounts.node(PEERS[0]) is None
+    accounts.link(bob, PEERS[0])
+    accounts.note_use(ada, PEERS[0])
+    assert accounts.nodes_of(bob)[0].seen_at is None
 
 
 def test_operators_token_can_be_revoked_too(accounts) -> None:

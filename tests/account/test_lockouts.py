@@ -89,9 +89,9 @@ def test_sign_out_everywhere_forgets_the_browsers(service) -> None:
     known = owner.cookies["__Host-hivewright_known"]
     account = service.service.accounts.by_email(ADA)
     kept = Sessions(service.service.accounts.database)
-    assert kept.is_known(known, account.id)
+    assert kept.known_account(known) == account.id
     owner.submit("/sign-out", everywhere="yes")
-    assert not kept.is_known(known, account.id)
+    assert kept.known_account(known) is None
 
 
 def test_mails_that_others_ask_for_do_not_keep_the_owner_out(chain, tmp_path, mailbox) -> None:  # noqa: F811
@@ -115,15 +115,45 @@ def test_mails_that_others_ask_for_do_not_keep_the_owner_out(chain, tmp_path, ma
         assert owner.is_signed_in
 
 
-def test_invitations_are_locked_for_the_person_who_guesses(service) -> None:
+def test_wrong_invitations_are_limited_for_their_address_and_keep_nobody_else_out(service) -> None:
+    """They are too long to guess from many addresses."""
     secret = invitations.create(service.service.accounts.database, 2, time.time() + 60)
-    statuses = [
-        from_address(service, number).begin(ADA, invitation="hwi_wrong").status_code
-        for number in range(32)
-    ]
-    assert statuses == [403] * 30 + [429] * 2
-    assert from_address(service, 400).begin(ADA, invitation=secret).status_code == 429
-    assert from_address(service, 400).begin("bob@example.org", invitation=secret).status_code == 200
+    thief = from_address(service, 0)
+    statuses = [thief.begin(ADA, invitation="hwi_wrong").status_code for _ in range(12)]
+    assert statuses == [403] * 10 + [429] * 2
+    assert thief.begin(ADA, invitation=secret).status_code == 429
+    assert from_address(service, 1).begin(ADA, invitation=secret).status_code == 200
+
+
+def test_guesser_behind_the_same_address_does_not_keep_the_owner_out(
+    service, tmp_path_factory
+) -> None:
+    """Of codes, passkeys, sign-ins, terminals' codes and enrolment tokens."""
+    owner, thief = from_address(service, 400), from_address(service, 400)
+    owner.begin(ADA)
+    owner.answer(code_of(service, ADA))
+    csrf = owner.csrf("/device")
+    thief.begin("eve@example.org")
+    thief.answer(code_of(service, "eve@example.org"))
+    own_csrf = thief.csrf("/device")
+    statuses = [thief.post("/device", csrf=own_csrf, code="BBBB-BBBB") for _ in range(11)]
+    assert [each.status_code for each in statuses] == [400] * 10 + [429]
+    assert owner.post("/device", csrf=csrf, code="BBBB-BBBB").status_code == 400
+    thief = from_address(service, 400)
+    for _ in range(3):
+        thief.begin(ADA)
+        statuses = [thief.answer(WRONG).status_code for _ in range(4)]
+    assert statuses == [403, 403, 429, 429]
+    while thief.begin(ADA).status_code == 200:
+        pass
+    assert owner.begin(ADA).status_code == 200
+    owner.answer(code_of(service, ADA))
+    assert owner.is_signed_in
+    ours, thiefs = (some_identity(tmp_path_factory.getbasetemp(), i) for i in range(2))
+    assert enrol(service, ours, ENROLMENT_TOKEN, 400) == 200
+    statuses = [enrol(service, thiefs, "guess", 400) for _ in range(21)]
+    assert statuses == [403] * 20 + [429]
+    assert enrol(service, ours, ENROLMENT_TOKEN, 400) == 200
 
 
 def test_terminals_codes_are_locked_for_the_account_that_guesses(service) -> None:
@@ -134,7 +164,7 @@ def test_terminals_codes_are_locked_for_the_account_that_guesses(service) -> Non
     for number in range(32):
         thief.headers["X-Forwarded-For"] = f"203.0.9.{number}"
         statuses.append(thief.post("/device", csrf=csrf, code="BBBB-BBBB").status_code)
-    assert statuses == [400] * 30 + [429] * 2
+    assert statuses == [400] * 10 + [429] * 22
 
 
 def test_wrong_passkeys_are_locked_and_codes_are_not(service) -> None:
@@ -204,3 +234,17 @@ def test_enrolment_is_locked_for_new_nodes_and_not_for_those_that_are_linked(
     accounts = service.service.accounts
     secret = invitations.create(accounts.database, 1, time.time() + 60)
     assert enrol(service, new, secret, 202) == 200
+
+
+def test_node_of_a_person_has_no_more_guesses_of_the_fleets_token_than_others(
+    service, tmp_path_factory
+) -> None:
+    node = some_identity(tmp_path_factory.getbasetemp())
+    accounts = service.service.accounts
+    eve = accounts.create("eve@example.org", 2)
+    accounts.link(eve, node.peer_id)
+    statuses = [enrol(service, node, f"guess {number}", number) for number in range(102)]
+    assert statuses == [403] * 100 + [429] * 2
+    # Her own invitation is another thing.
+    secret = invitations.create(accounts.database, 1, time.time() + 60, eve)
+    assert enrol(service, node, secret, 0) == 200

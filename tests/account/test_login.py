@@ -97,6 +97,32 @@ def test_asking_too_often_is_slowed_down(service, node, monkeypatch) -> None:
     assert ask(service, waiting.device_code)[1]["error"] == "slow_down"
 
 
+def test_question_that_comes_too_early_writes_nothing(service, node, monkeypatch) -> None:
+    monkeypatch.setattr(device_flow, "_POLL_SECONDS", 60)
+    waiting = begun(service, node)
+    ask(service, waiting.device_code)
+    database = service.service.accounts.database
+    before = database.execute("SELECT asked_at FROM devices")
+    assert ask(service, waiting.device_code)[1]["error"] == "slow_down"
+    assert database.execute("SELECT asked_at FROM devices") == before
+
+
+def test_wrong_codes_of_one_address_are_limited_and_right_ones_are_not(service, node) -> None:
+    waiting = begun(service, node)
+    answers = [ask(service, f"wrong {number}") for number in range(22)]
+    assert [status for status, _ in answers] == [400] * 20 + [429] * 2
+    assert answers[-1][1]["error"] == "slow_down"
+    assert ask(service, waiting.device_code)[1]["error"] == "authorization_pending"
+
+
+def test_node_that_asks_again_has_one_code(service, node, monkeypatch) -> None:
+    """So one key can't use up the room for others."""
+    monkeypatch.setattr(device_flow, "_MOST_OPEN", 1)
+    first, second = begun(service, node), begun(service, node)
+    assert ask(service, first.device_code)[1]["error"] == "expired_token"
+    assert ask(service, second.device_code)[1]["error"] == "authorization_pending"
+
+
 def test_token_is_given_once(service, node, ada) -> None:
     waiting = begun(service, node)
     ada.submit("/device/allow", on="/device", code=waiting.user_code, answer="allow")

@@ -373,6 +373,18 @@ def test_tailscale_signs_in_the_person_that_it_names(chain, tmp_path) -> None:
         assert running.service.accounts.by_email(ADA) is not None
 
 
+def test_sign_ins_by_tailscale_are_limited(chain, tmp_path) -> None:
+    """Each writes a session."""
+    with serving(behind_tailscale(chain, tmp_path)) as running:
+        statuses = [
+            Visitor(running.url, **PROXY, **{"Tailscale-User-Login": ADA})
+            .post("/sign-in/tailscale", follow=False)
+            .status_code
+            for _ in range(22)
+        ]
+    assert statuses == [303] * 20 + [429] * 2
+
+
 @pytest.mark.parametrize("who", ["not root", "not set", "no name", "a machine"])
 def test_tailscale_header_of_somebody_else_is_not_believed(
     chain, tmp_path, monkeypatch, who

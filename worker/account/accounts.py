@@ -439,21 +439,28 @@ class Accounts:
         is_operators = node is None or (node.account_id == OPERATOR_ID and node.revoked_at is None)
         return is_operators and not _is_ended(self.database.execute, peer_id)
 
-    def note_use(self, peer_id: str) -> None:
-        """Write down that the node's token was used now, which also keeps it valid.
+    def note_use(
+        self,
+        account: Account,
+        peer_id: str,
+    ) -> None:
+        """Write down that the token of the account's node was used now, which also keeps it valid.
 
-        A node of the operator's from before this database gets its row here.
+        A node of the operator's from before this database gets its row here. One that has been
+        unlinked, or moved to another account, since the call came stays so.
         """
         now = time.time()
         node = self.node(peer_id)
         if node is None:
-            self.link(self.operator, peer_id)
+            if not account.is_operator or _is_ended(self.database.execute, peer_id):
+                return
+            self.link(account, peer_id)
         elif node.seen_at is not None and now - node.seen_at < _TOUCH_SECONDS:
             return
         self._history.execute(
             "UPDATE nodes SET seen_at = ?, token_expires_at = iif(token_hash IS NULL, NULL, ?)"
-            " WHERE peer_id = ?",
-            (now, now + TOKEN_SECONDS, peer_id),
+            " WHERE peer_id = ? AND account_id = ?",
+            (now, now + TOKEN_SECONDS, peer_id, account.id),
         )
 
     # ---- transactions

@@ -18,6 +18,7 @@ from worker.account.sessions import LETTERS
 from worker.account.site import Form, Site, Visitor, text_of
 from worker.chain.account_client import DEVICE_GRANT
 from worker.chain.enrolment_proof import purpose_of_login
+from worker.chain.quotas import Quota
 from worker.errors import ChainError
 from worker.swarm import identity
 
@@ -25,6 +26,9 @@ _SECONDS = 900
 _POLL_SECONDS = 5
 _MOST_OPEN = 1000
 _FIELD_BYTES = 8192
+_OVER = "expired_token"
+_WRONG_PER_SECOND, _WRONG_BURST = 1 / 6, 20.0
+"""Codes of one address that no node waits with."""
 
 
 class DeviceFlow:
@@ -33,6 +37,7 @@ class DeviceFlow:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._database = site.accounts.database
+        self._wrong_codes = Quota(_WRONG_PER_SECOND, _WRONG_BURST)
 
     def add_to(self, application: web.Application) -> None:
         site, router = self._site, application.router
@@ -66,7 +71,7 @@ class DeviceFlow:
         form: Form,
     ) -> dict[str, object]:
         """Begin: the node gets a code for itself, and one for its person."""
-        self._site.count_begun(request)
+        await self._site.count_begun(request)
         peer_id = _field(form, "peer_id")
         if not PEER_ID.fullmatch(peer_id):
             raise Refused(400, "invalid_request", "peer_id: expected a peer id")
@@ -109,18 +114,24 @@ class DeviceFlow:
         name: str,
         is_move: bool,
     ) -> tuple[str, str]:
+        """Keep a new sign-in of the node, in the place of an earlier one."""
         self._site.sessions.forget_old()
-        ((count,),) = self._database.execute("SELECT count(*) FROM devices")
-        if count >= _MOST_OPEN:
-            raise Refused(429, "slow_down", f"{_MOST_OPEN} sign-ins of nodes wait; try again later")
         device_code = secrets.token_urlsafe(32)
         letters = "".join(secrets.choice(LETTERS) for _ in range(8))
         user_code = f"{letters[:4]}-{letters[4:]}"
-        self._database.execute(
-            "INSERT INTO devices (hash, user_code, peer_id, name, is_move, asked_at, expires_at)"
-            " VALUES (?, ?, ?, ?, ?, 0, ?)",
-            (digest(device_code), user_code, peer_id, name, int(is_move), time.time() + _SECONDS),
-        )
+        row = (digest(device_code), user_code, peer_id, name, int(is_move), time.time() + _SECONDS)
+        with self._database.transaction() as run:
+            run("DELETE FROM devices WHERE peer_id = ?", (peer_id,))
+            ((count,),) = run("SELECT count(*) FROM devices")
+            if count >= _MOST_OPEN:
+                raise Refused(
+                    429, "slow_down", f"{_MOST_OPEN} sign-ins of nodes wait; try again later"
+                )
+            run(
+                "INSERT INTO devices (hash, user_code, peer_id, name, is_move, asked_at,"
+                " expires_at) VALUES (?, ?, ?, ?, ?, 0, ?)",
+                row,
+            )
         return device_code, user_code
 
     async def token(
@@ -131,7 +142,13 @@ class DeviceFlow:
         """Answer a node that asks whether its person has allowed it."""
         if _field(form, "grant_type") != DEVICE_GRANT:
             raise Refused(400, "unsupported_grant_type", f"expected {DEVICE_GRANT}")
-        return await self._site.in_thread(self._token, digest(_field(form, "device_code")))
+        try:
+            return await self._site.in_thread(self._token, digest(_field(form, "device_code")))
+        except Refused as refused:
+            is_wrong = refused.error == _OVER
+            if is_wrong and not self._wrong_codes.take(self._site.source(request)):
+                raise Refused(429, "slow_down", "wrong codes came from this address") from None
+            raise
 
     def _token(self, key: bytes) -> dict[str, object]:
         now = time.time()
@@ -141,19 +158,20 @@ class DeviceFlow:
             (key, now),
         )
         if not rows:
-            raise Refused(400, "expired_token", "this sign-in is over; begin it again")
+            raise Refused(400, _OVER, "this sign-in is over; begin it again")
         peer_id, name, account_id, is_denied, asked_at = rows[0]
-        self._database.execute("UPDATE devices SET asked_at = ? WHERE hash = ?", (now, key))
         if is_denied:
             raise Refused(400, "access_denied", "the person refused")
         if now - asked_at < _POLL_SECONDS - 1:
             raise Refused(400, "slow_down", f"ask every {_POLL_SECONDS} s")
+        # Only now: it waits for the disk.
+        self._database.execute("UPDATE devices SET asked_at = ? WHERE hash = ?", (now, key))
         if account_id is None:
             raise Refused(400, "authorization_pending", "nobody has typed the code yet")
         accounts = self._site.accounts
         with self._database.transaction() as run:
             if not run("DELETE FROM devices WHERE hash = ? RETURNING 1", (key,)):
-                raise Refused(400, "expired_token", "this sign-in is over; begin it again")
+                raise Refused(400, _OVER, "this sign-in is over; begin it again")
             account = accounts.by_id(account_id, run)
             token = accounts.link_in(run, account, peer_id, name)
         return {"access_token": token, "token_type": "Bearer", "account": account.address}
@@ -221,7 +239,8 @@ class DeviceFlow:
     ) -> tuple[str, tuple[str, str, int]]:
         """Return the code and the node that waits with it. Raises Refused; guesses are counted."""
         site = self._site
-        guess = site.lockouts.count(site.source(request), f"device {visitor.account.id}")
+        # Of the person, from wherever: others behind the same address have their own.
+        guess = site.lockouts.count(f"person {visitor.account.id}", None)
         letters = text_of(form, "code", 20).upper().replace("-", "").replace(" ", "")
         user_code = f"{letters[:4]}-{letters[4:]}"
         rows = await site.in_thread(

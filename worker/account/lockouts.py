@@ -1,8 +1,9 @@
 """Wrong codes, invitations and tokens, counted by their sender and by the account they are for.
 
 The limit of a sender's address stops a guesser with one address. The limit of an account stops one
-with many, without keeping its owner out: it does not apply to a known caller, which is a browser
-that has signed in to the account before, or a node that is linked to it and has proved its key.
+with many. Neither keeps its owner out: a known caller has an allowance of its own. That is a
+browser that has signed in to the account before, or a node that is linked to it and has proved its
+key.
 """
 
 from dataclasses import dataclass
@@ -39,20 +40,20 @@ class Lockouts:
     def count(
         self,
         source: str,
-        account: str,
-        is_known: bool = False,
+        account: str | None,
+        known: str | None = None,
     ) -> Guess:
         """Count a guess before anything is compared, so that guesses at once have no advantage.
 
-        `account` names the way in, too, such as "code ada@example.org": the others stay open.
-        Raises Refused after too many wrong guesses from `source`, or for `account`.
+        `account` names the way in, too, such as "code ada@example.org": the others stay open. None:
+        the secret is too long to guess, so that nobody needs to be kept out. `known` names a known
+        caller. Raises Refused after too many wrong guesses from `known` or `source`, or for
+        `account`.
         """
-        if self._of_address.left(source) < 1:
-            raise Refused(
-                429, "TooManyGuesses", "wrong guesses came from this address; wait half a minute"
-            )
-        counted = [(self._of_address, source)]
-        if not is_known:
+        counted = [(self._of_address, known or source)]
+        if self._of_address.left(known or source) < 1:
+            raise Refused(429, "TooManyGuesses", "wrong guesses came from here; wait half a minute")
+        if known is None and account is not None:
             if self._of_account.left(account) < 1:
                 raise Refused(
                     429,

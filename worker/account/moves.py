@@ -74,13 +74,13 @@ class Moves:
     # ---- with signatures of exported keys
 
     async def release_signed(self, request: web.Request) -> web.Response:
-        self._site.count_begun(request)
+        await self._site.count_begun(request)
         body = request_bodies.parse(request_bodies.SignedMove, await request.read())
         await self._site.in_thread(self._release_signed, body)
         return web.json_response({"released": True})
 
     async def take_signed(self, request: web.Request) -> web.Response:
-        self._site.count_begun(request)
+        await self._site.count_begun(request)
         body = request_bodies.parse(request_bodies.SignedMove, await request.read())
         await self._site.in_thread(self._take_signed, body)
         return web.json_response({"moved": True})

@@ -69,8 +69,8 @@ class OpenId:
         site = self._site
         site.require_private(request)
         form = await site.form(request)
-        data = await site.asked(request, form, None)
-        site.count_begun(request)
+        data = await site.asked(request, form)
+        await site.count_begun(request)
         place, kept = await site.in_thread(
             self._provider.authorization, site.address(request) + _CALLBACK
         )

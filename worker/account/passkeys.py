@@ -180,7 +180,7 @@ class Passkeys:
     ) -> web.Response:
         site = self._site
         site.require_private(request)
-        site.count_begun(request)
+        await site.count_begun(request)
         options = generate_authentication_options(
             rp_id=self._party(request), user_verification=_VERIFIED
         )
@@ -205,8 +205,10 @@ class Passkeys:
         challenge, data = await self._challenge(request, _SIGNING_IN)
         account_id, public_key, sign_count, email = rows[0] if rows else (0, b"", 0, None)
         account = await site.in_thread(site.accounts.by_id, account_id) if rows else None
-        is_known = account is None or await site.is_known(request, account)
-        guess = site.lockouts.count(site.source(request), f"passkey {account_id}", is_known)
+        known = await site.known_browser(request, account)
+        guess = site.lockouts.count(
+            site.source(request), f"passkey {account_id}" if account else None, known
+        )
         if account is None or (account.is_operator and not site.is_operator(email)):
             raise Refused(403, "PasskeyUnknown", "this passkey belongs to no account here")
         verified = verify_authentication_response(

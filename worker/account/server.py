@@ -24,7 +24,7 @@ from aiohttp.typedefs import Handler
 
 from worker.account import request_bodies
 from worker.account.account_pages import AccountPages
-from worker.account.accounts import Account, Accounts, digest, require_active
+from worker.account.accounts import OPERATOR_ID, Account, Accounts, digest, require_active
 from worker.account.device_flow import DeviceFlow
 from worker.account.host_pages import HostPages
 from worker.account.invitations import PREFIX as INVITATION
@@ -322,12 +322,16 @@ class Service:
     ) -> None:
         """Raise Refused for a wrong enrolment token or invitation, which is counted.
 
-        Wrong tokens from many addresses keep out new nodes, but none that is linked: the caller has
-        verified the node's signature.
+        Wrong tokens from many addresses keep out new nodes, but none of the fleet's: the caller has
+        verified the node's signature. Invitations are too long to guess.
         """
-        asked_for = f"invitation {body.peer_id}" if is_invited else "fleet"
-        is_known = await self._in_thread(lambda: self.accounts.node(body.peer_id)) is not None
-        guess = self._lockouts.count(self._source(request), asked_for, is_known)
+        node = await self._in_thread(lambda: self.accounts.node(body.peer_id))
+        is_known = node is not None and (is_invited or node.account_id == OPERATOR_ID)
+        guess = self._lockouts.count(
+            self._source(request),
+            None if is_invited else "fleet",
+            f"node {body.peer_id}" if is_known else None,
+        )
         expected = (self._enrolment_token or "").encode()
         if is_invited:
             await self._in_thread(lambda: self._site.invitations.find(digest(body.token)))
@@ -349,10 +353,10 @@ class Service:
 
     async def swarm(self, request: web.Request) -> web.Response:
         """Describe the chain, and the account of the caller's token, else the operator's."""
-        account = self.accounts.operator
+        account = await self._in_thread(lambda: self.accounts.operator)
         if "Authorization" in request.headers:
             with suppress(Refused):
-                _, account = self._caller(request)
+                _, account = await self._caller(request)
         deployment = await self._in_thread(lambda: self._coordinator.deployment)
         return web.json_response(
             {
@@ -416,9 +420,9 @@ class Service:
                 self._site.require_private(request)
                 require_active(visitor.account)
                 return visitor.account.address
-        peer_id, account = self._caller(request)
+        peer_id, account = await self._caller(request)
         require_active(account)
-        await self._in_thread(lambda: self.accounts.note_use(peer_id))
+        await self._in_thread(lambda: self.accounts.note_use(account, peer_id))
         return peer_id
 
     async def _answers(
@@ -551,7 +555,7 @@ class Service:
         body = request_bodies.parse(model, await _read(request))
         if await self._in_thread(lambda: self.accounts.by_org(body.org_id)) is None:
             raise Refused(404, "User not found")
-        peer_id, account = self._caller(request)
+        peer_id, account = await self._caller(request)
         if account.org_id != body.org_id:
             raise Refused(404, "User not found", f"the token is of account {account.org_id}")
         if peer_id != body.peer_id:
@@ -572,7 +576,7 @@ class Service:
             return f"forwarded {webguard.source_of(client.strip())}"
         return webguard.source_of(remote)
 
-    def _caller(self, request: web.Request) -> tuple[str, Account]:
+    async def _caller(self, request: web.Request) -> tuple[str, Account]:
         """Return peer and account of the token: Bearer, or the URL's password (Basic)."""
         token = _token_in(request.headers.get("Authorization", ""))
         if token is None:
@@ -581,7 +585,7 @@ class Service:
                 "TokenMissing",
                 "expected the header Authorization: Bearer TOKEN, or http://peer:TOKEN@...",
             )
-        caller = self.accounts.caller(token)
+        caller = await self._in_thread(lambda: self.accounts.caller(token))
         if caller is None:
             if not self._wrong_tokens.take(self._source(request)):
                 raise Refused(
@@ -603,7 +607,7 @@ class Service:
     ) -> web.Response:
         def send() -> str:
             call = build()
-            self.accounts.note_use(peer_id)
+            self.accounts.note_use(account, peer_id)
             tx_hash = self.queues.send(
                 account,
                 call,

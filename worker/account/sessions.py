@@ -120,18 +120,13 @@ class Sessions:
             )
         return cookie
 
-    def is_known(
-        self,
-        cookie: str,
-        account_id: int,
-    ) -> bool:
-        """Return whether the browser with this cookie has signed in to the account before."""
-        return bool(
-            self._database.execute(
-                "SELECT 1 FROM known_browsers WHERE hash = ? AND account_id = ? AND expires_at > ?",
-                (digest(cookie), account_id, time.time()),
-            )
+    def known_account(self, cookie: str) -> int | None:
+        """Return the account that the browser with this cookie has signed in to before."""
+        rows = self._database.execute(
+            "SELECT account_id FROM known_browsers WHERE hash = ? AND expires_at > ?",
+            (digest(cookie), time.time()),
         )
+        return int(rows[0][0]) if rows else None
 
     # ---- sign-ins
 

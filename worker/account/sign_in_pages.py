@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from worker.account.lockouts import Guess
 from worker.account.mail import Mailer, MailRefused, normalized
 from worker.account.request_bodies import Refused
 from worker.account.sessions import HOST_CODE_LETTERS, new_code, plain
@@ -65,8 +66,8 @@ class SignInPages:
         site.require_private(request)
         form = await site.form(request)
         email = normalized(text_of(form, "email"))
-        data = await site.asked(request, form, email)
-        site.count_begun(request)
+        data = await site.asked(request, form)
+        await site.count_begun(request)
         code = None
         if self._mailer is not None:
             code = new_code()
@@ -91,9 +92,7 @@ class SignInPages:
         code = text_of(form, "code", 40)
         if sign_in.email is None:
             raise Refused(400, "SignInOver", "this sign-in has no code; begin it again")
-        is_hosts = len(plain(code)) == HOST_CODE_LETTERS
-        is_known = is_hosts or await self._is_known(request, sign_in.email)
-        guess = site.lockouts.count(site.source(request), f"code {sign_in.email}", is_known)
+        guess = await self._count_code(request, sign_in.email, code)
         try:
             is_right = await site.in_thread(site.sessions.guess, sign_in, code)
         except Refused:
@@ -122,7 +121,8 @@ class SignInPages:
         login = self._tailscale_login(request)
         if login is None:
             raise Refused(403, "TailscaleMissing", "this request did not come by `tailscale serve`")
-        data = await site.asked(request, form, login)
+        await site.count_begun(request)
+        data = await site.asked(request, form)
         account = await site.in_thread(site.account_for, login, data.get("invitation"))
         return await site.let_in(request, account, data, "tailscale", login)
 
@@ -138,14 +138,20 @@ class SignInPages:
             await self._site.in_thread(self._site.sessions.end, visitor.session)
         return self._site.sign_out(request)
 
-    async def _is_known(
+    async def _count_code(
         self,
         request: web.Request,
         email: str,
-    ) -> bool:
-        """Return whether this browser has signed in with the e-mail address before."""
-        account = await self._site.in_thread(self._site.find_account, email)
-        return await self._site.is_known(request, account)
+        code: str,
+    ) -> Guess:
+        """Count a code as a guess; one of the host is too long to guess."""
+        site = self._site
+        account = await site.in_thread(site.find_account, email)
+        known = await site.known_browser(request, account)
+        is_hosts = len(plain(code)) == HOST_CODE_LETTERS
+        return site.lockouts.count(
+            site.source(request), None if is_hosts else f"code {email}", known
+        )
 
     async def _send(
         self,
@@ -154,9 +160,10 @@ class SignInPages:
         email: str,
         code: str,
     ) -> None:
-        source = f"{email} {self._site.source(request)}"
-        is_known = await self._is_known(request, email)
-        if not self._mails.take(source) or not (is_known or self._mails_of_all.take(email)):
+        site = self._site
+        known = await site.known_browser(request, await site.in_thread(site.find_account, email))
+        is_allowed = self._mails.take(f"{email} {known or site.source(request)}")
+        if not is_allowed or not (known or self._mails_of_all.take(email)):
             raise Refused(
                 429,
                 "TooManyMails",
@@ -164,7 +171,7 @@ class SignInPages:
                 " code",
             )
         try:
-            await self._site.in_thread(mailer.send_code, email, code)
+            await site.in_thread(mailer.send_code, email, code)
         except MailRefused as error:
             raise WorkerError(f"the code could not be sent: {error}") from None
 

@@ -253,46 +253,49 @@ class Site:
             return self.settings.public_url.rstrip("/")
         return f"{'https' if self.is_https(request) else 'http'}://{request.host}"
 
-    def count_begun(self, request: web.Request) -> None:
-        """Count a sign-in, or another thing that is stored for anybody who asks."""
-        if not self._begun.take(self.source(request)):
-            raise Refused(
-                429, "TooManySignIns", "too many sign-ins from this address; wait half a minute"
-            )
+    async def count_begun(self, request: web.Request) -> None:
+        """Count a sign-in, or another thing that is stored for anybody who asks.
+
+        Browsers that have signed in before do not share the allowance of their address.
+        """
+        browser = await self._browser(request)
+        if not self._begun.take(self.source(request) if browser is None else browser[0]):
+            raise Refused(429, "TooManySignIns", "too many sign-ins from here; wait half a minute")
 
     async def asked(
         self,
         request: web.Request,
         form: Form,
-        email: str | None,
     ) -> dict[str, str]:
-        """Return what the sign-in keeps: where it leads, and its invitation if that is valid.
-
-        `email` None: the way in tells it later. An invitation is too long to guess, so that a limit
-        of its sender's address does without it.
-        """
+        """Return what the sign-in keeps: where it leads, and its invitation if that is valid."""
         data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
         secret = text_of(form, "invitation")
         if secret:
-            is_known = email is None or await self.is_known(
-                request, await self.in_thread(self.find_account, email)
-            )
-            guess = self.lockouts.count(self.source(request), f"invitation {email}", is_known)
+            browser = await self._browser(request)
+            guess = self.lockouts.count(self.source(request), None, browser and browser[0])
             await self.in_thread(self.invitations.find, digest(secret))
             guess.take_back()
             data["invitation"] = digest(secret).hex()
         return data
 
-    async def is_known(
+    async def known_browser(
         self,
         request: web.Request,
         account: Account | None,
-    ) -> bool:
-        """Return whether this browser has signed in to the account before."""
+    ) -> str | None:
+        """Return a name of this browser if it has signed in to the account before."""
+        browser = await self._browser(request)
+        if account is None or browser is None or browser[1] != account.id:
+            return None
+        return browser[0]
+
+    async def _browser(self, request: web.Request) -> tuple[str, int] | None:
+        """Return a name of this browser and the account that it has signed in to before."""
         cookie = request.cookies.get(self._cookie(request, _KNOWN))
-        if account is None or cookie is None:
-            return False
-        return await self.in_thread(self.sessions.is_known, cookie, account.id)
+        if cookie is None:
+            return None
+        account_id = await self.in_thread(self.sessions.known_account, cookie)
+        return None if account_id is None else (f"browser {digest(cookie).hex()}", account_id)
 
     def find_account(self, email: str) -> Account | None:
         """Return the account of an e-mail address; None: it has none yet."""
@@ -362,7 +365,7 @@ class Site:
             place += f"?code={quote(str(data['code']), safe='')}"
         response = web.Response(status=303, headers={"Location": place})
         self.set_cookie(request, response, _SESSION, cookie, SESSION_SECONDS)
-        if not await self.is_known(request, account):
+        if await self.known_browser(request, account) is None:
             known = await self.in_thread(self.sessions.know, account.id)
             self.set_cookie(request, response, _KNOWN, known, KNOWN_SECONDS)
         response.del_cookie(self._cookie(request, _SIGN_IN), path="/")
