@@ -2,6 +2,7 @@ import argparse
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -13,10 +14,11 @@ from tests.account.people import ADA, BOB, signed_in
 from tests.account.visitor import Visitor, texts
 from worker.account import account_pages, invitations, sessions
 from worker.account.accounts import TOKEN_SECONDS, digest
+from worker.account.request_bodies import Refused
 from worker.chain.account_client import AccountClient
 from worker.chain.registration import enrol
 from worker.commands import account_admin
-from worker.errors import ChainUnreachable, IdentityError, SettingsError
+from worker.errors import ChainUnreachable, IdentityError, ResourceError, SettingsError
 
 
 @pytest.fixture
@@ -151,6 +153,66 @@ def test_account_is_deleted_when_nothing_is_pending(service, chain, ada) -> None
     assert not ada.is_signed_in
     assert accounts.by_email(ADA) is None
     assert chain.peers_of(address) == ["QmAda1"]
+
+
+def test_refused_deletion_leaves_a_suspension_as_it_was(service, chain, ada) -> None:
+    accounts, address = service.service.accounts, ada.account.address
+    queue = service.service.queues.of(ada.account)
+    queue._sign_all([(chain.coordinator.register_peer("QmAda1"), 500_000)])
+    for is_suspended in (True, False):
+        accounts.set_suspended(ada.account.id, is_suspended)
+        refused = ada.submit("/settings/delete", on="/settings", address=address)
+        assert refused.status_code == 409
+        assert (accounts.by_email(ADA).suspended_at is not None) == is_suspended
+    assert service.service.queues.of(ada.account) is queue
+
+
+def test_deletion_that_fails_leaves_the_account_as_it_was(chain, service, ada, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise ResourceError("the disk is full")
+
+    accounts, queues = service.service.accounts, service.service.queues
+    monkeypatch.setattr(accounts, "delete", fail)
+    answer = ada.submit("/settings/delete", on="/settings", address=ada.account.address)
+    assert answer.status_code == 503
+    assert accounts.by_email(ADA).suspended_at is None
+    queues.of(ada.account).send(chain.coordinator.register_peer("QmAda1"))
+    eventually(lambda: chain.peers_of(ada.account.address) == ["QmAda1"])
+
+
+def test_nothing_is_sent_for_an_account_that_is_deleted(service, chain, ada) -> None:
+    """Neither by a queue that a call holds already."""
+    queues = service.service.queues
+    queue = queues.of(ada.account)
+    with queues.ended(ada.account) as is_idle:
+        assert is_idle
+        with pytest.raises(Refused, match="being deleted"):
+            queues.of(ada.account)
+        with pytest.raises(ResourceError, match="closed database"):
+            queue.send(chain.coordinator.register_peer("QmAda1"))
+
+
+def test_keys_are_exported_one_at_a_time_and_seldom(service, ada, monkeypatch) -> None:
+    """Each takes 256 MiB."""
+    running, most = [], []
+
+    def keystore(*_: object) -> bytes:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return b"{}"
+
+    monkeypatch.setattr(account_pages.AccountPages, "_keystore", keystore)
+    csrf = ada.csrf("/settings")
+
+    def export(_: int) -> int:
+        return ada.post("/settings/export", csrf=csrf, password="long enough").status_code
+
+    with ThreadPoolExecutor(7) as pool:
+        statuses = sorted(pool.map(export, range(7)))
+    assert statuses == [200] * 5 + [429] * 2
+    assert set(most) == {1}
 
 
 def test_host_sees_who_joined_and_changes_quotas(service, ada) -> None:

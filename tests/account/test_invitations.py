@@ -168,6 +168,16 @@ def test_person_takes_the_account_of_the_invitation_with_its_nodes(
     assert invitations.accept(digest(secret), "cy@example.org") == person
 
 
+def test_invitation_ends_no_suspension_of_a_person_who_left(
+    accounts: Accounts, invitations: Invitations, ada: Account
+) -> None:
+    accounts.set_suspended(ada.id, True)
+    accounts.delete(ada, 10)
+    again = invitations.accept(digest(invite(accounts, 5)), "ada@example.org")
+    assert again.suspended_at is not None
+    assert again.max_nodes == 5
+
+
 def test_invitation_is_for_one_person(accounts: Accounts, invitations: Invitations) -> None:
     secret = invite(accounts, 2)
     invitations.accept(digest(secret), "cy@example.org")

@@ -199,7 +199,7 @@ def passkey(visitor: Visitor, credential: dict) -> int:
     """Answer a new challenge; return the status."""
     headers = {
         **visitor.headers,
-        "Origin": visitor.url,
+        "Origin": visitor.origin,
         "Sec-Fetch-Site": "same-origin",
     }
     begun = requests.post(f"{visitor.url}/passkeys/begin", json={}, headers=headers, timeout=20)

@@ -16,7 +16,7 @@ from tests.account.hosting import hosted
 from tests.account.npm_tools import openid_provider
 from tests.account.people import ADA, code_of
 from tests.account.visitor import Visitor, texts
-from worker.account import invitations, openid
+from worker.account import invitations, mail, openid
 from worker.account.request_bodies import Refused
 from worker.account.sessions import SignIn
 from worker.settings import Account as Section
@@ -245,6 +245,52 @@ def test_answer_of_another_sign_in_is_refused_and_none_works_twice(signing) -> N
     assert visitor.get(place).status_code == 200
     assert visitor.is_signed_in
     assert visitor.get(place).status_code == 400
+
+
+def test_provider_that_failed_is_left_alone_for_ten_seconds(monkeypatch) -> None:
+    """So that those who come meanwhile do not wait for it one after the other."""
+    asked: list[str] = []
+
+    def fail(url: str) -> None:
+        asked.append(url)
+        raise requests.ConnectTimeout
+
+    clock = [0.0]
+    monkeypatch.setattr(openid, "_read", fail)
+    monkeypatch.setattr(openid.time, "monotonic", lambda: clock[0])
+    section = Section(oidc_issuer="http://localhost:1", oidc_client_id="hivewright")
+    provider = openid.Provider(section)
+    for now, num_asked in ((0.0, 1), (9.0, 1), (10.0, 2)):
+        clock[0] = now
+        with pytest.raises(openid.ProviderFailed, match="ConnectTimeout"):
+            provider.authorization("http://localhost/callback")
+        assert len(asked) == num_asked
+
+
+def test_provider_and_mail_server_are_asked_in_threads_of_their_own(
+    chain, tmp_path, monkeypatch
+) -> None:
+    """Nodes' calls go on while one of them does not answer."""
+    threads: list[str] = []
+
+    def note(*_: object) -> None:
+        threads.append(threading.current_thread().name)
+        raise requests.ConnectTimeout if len(threads) == 1 else mail.MailRefused
+
+    monkeypatch.setattr(openid, "_read", note)
+    monkeypatch.setattr(mail.Mailer, "send_code", note)
+    parsed = hosted(
+        chain.settings,
+        tmp_path / "account",
+        oidc_issuer="http://localhost:1",
+        oidc_client_id="hivewright",
+        smtp_host="127.0.0.1",
+    )
+    with serving(parsed) as running:
+        visitor = Visitor(running.url)
+        assert visitor.post("/sign-in/openid").status_code == 503
+        assert visitor.begin(ADA).status_code == 503
+    assert [name.rpartition("_")[0] for name in threads] == ["outgoing", "outgoing"]
 
 
 def test_provider_that_is_down_is_said(chain, tmp_path) -> None:

@@ -301,6 +301,49 @@ def test_form_of_another_site_or_session_is_refused(service) -> None:
     assert visitor.is_signed_in
 
 
+def test_page_that_came_without_https_sends_nothing_to_one_with(chain, tmp_path) -> None:
+    """Somebody on the way could have changed it."""
+    with serving(hosted(chain.settings, tmp_path / "account", behind_proxy=True)) as running:
+        visitor = Visitor(running.url, **PROXY)
+        assert visitor.begin(ADA).status_code == 200
+        plain = {"Origin": running.url, "Content-Type": FORM}
+        for path in ("/sign-in/email", "/passkeys/begin"):
+            assert visitor.send("POST", path, fields={"email": ADA}, **plain).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "scheme", "is_told"),
+    [
+        (None, "https", True),
+        (None, "http", False),
+        ("https://127.0.0.1:8443", "https", True),
+        ("http://dashboard.example:3001", "https", True),
+        ("http://127.0.0.1:3001", "https", False),
+    ],
+)
+def test_browsers_that_came_by_https_are_told_to_use_it(
+    chain, tmp_path, dashboard, scheme, is_told
+) -> None:
+    """But not if they could no longer open the dashboard."""
+    changes = {"behind_proxy": True, "dashboard_url": dashboard}
+    with serving(hosted(chain.settings, tmp_path / "account", **changes)) as running:
+        visitor = Visitor(running.url, **PROXY | {"X-Forwarded-Proto": scheme})
+        for path in ("/sign-in", "/nothing", "/page.css", "/api/swarm"):
+            headers = visitor.get(path).headers
+            assert ("Strict-Transport-Security" in headers) == is_told, path
+
+
+def test_cookies_end_as_they_were_set(chain, tmp_path) -> None:
+    """Browsers ignore what would end a `__Host-` cookie without `Secure`."""
+    with serving(hosted(chain.settings, tmp_path / "account", behind_proxy=True)) as running:
+        visitor = signed_in(running, **PROXY)
+        answer = visitor.submit("/sign-out", follow=False)
+        header = answer.headers["Set-Cookie"]
+        assert header.startswith("__Host-hivewright_session=")
+        for part in ("Max-Age=0", "HttpOnly", "Secure", "SameSite=Lax", "Path=/"):
+            assert part in header
+
+
 def test_page_under_a_foreign_name_is_refused(service) -> None:
     """A name that somebody points to us, to use the visitor's browser."""
     answer = requests.get(

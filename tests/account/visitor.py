@@ -49,11 +49,17 @@ class Visitor:
             assert urlsplit(place).netloc == urlsplit(self.url).netloc, place
         raise AssertionError(f"{place}: redirected without end")
 
+    @property
+    def origin(self) -> str:
+        """Return the Origin of pages that this browser shows."""
+        scheme = self.headers.get("X-Forwarded-Proto", "http")
+        return f"{scheme}://{urlsplit(self.url).netloc}"
+
     def get(self, path: str, follow: bool = True, **headers: str) -> requests.Response:
         return self.send("GET", path, follow, **headers)
 
     def post(self, path: str, follow: bool = True, **fields: str) -> requests.Response:
-        own = {"Origin": self.url, "Sec-Fetch-Site": "same-origin", "Content-Type": FORM}
+        own = {"Origin": self.origin, "Sec-Fetch-Site": "same-origin", "Content-Type": FORM}
         return self.send("POST", path, follow, fields, **own)
 
     def submit(

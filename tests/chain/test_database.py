@@ -104,3 +104,32 @@ def test_column_that_another_process_adds_at_the_same_time_is_no_error(
 def test_column_of_a_table_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="no such table: letters"):
         opened(tmp_path / "notes.db").ensure_column("letters", "colour", "TEXT")
+
+
+def test_transaction_that_sqlite_undid_by_itself_tells_why(tmp_path: Path) -> None:
+    """As it does when the disk is full."""
+    database = opened(tmp_path / "notes.db")
+    database.execute("INSERT INTO notes VALUES (1, 'a')")
+    with (
+        pytest.raises(ResourceError, match="UNIQUE constraint failed"),
+        database.transaction() as run,
+    ):
+        run("INSERT OR ROLLBACK INTO notes VALUES (1, 'b')")
+    with database.transaction() as run:
+        run("INSERT INTO notes VALUES (2, 'c')")
+    assert database.execute("SELECT text FROM notes") == [("a",), ("c",)]
+
+
+def test_transaction_that_can_t_be_committed_is_undone(tmp_path: Path) -> None:
+    database = opened(tmp_path / "notes.db")
+    database.execute("PRAGMA foreign_keys = ON")
+    reference = "REFERENCES notes DEFERRABLE INITIALLY DEFERRED"
+    database.execute(f"CREATE TABLE answers (note INTEGER {reference})")
+    with (
+        pytest.raises(ResourceError, match="FOREIGN KEY constraint failed"),
+        database.transaction() as run,
+    ):
+        run("INSERT INTO answers VALUES (7)")
+    with database.transaction() as run:
+        run("INSERT INTO notes VALUES (2, 'c')")
+    assert database.execute("SELECT * FROM answers") == []

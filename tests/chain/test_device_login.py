@@ -143,7 +143,7 @@ def test_answer_without_a_code_is_another_service(server, client, node, changed)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"text"', b"[" * 100_000])
-@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("status", [200, 404])
 @pytest.mark.usefixtures("usual_recursion_limit")
 def test_answer_without_json_is_another_service(server, client, node, status, body) -> None:
     server.answers = [(status, body)]
@@ -202,3 +202,17 @@ def test_service_that_is_away_is_an_outage(server, client, node) -> None:
     server.server_close()
     with pytest.raises(ChainUnreachable):
         client.begin(node, "", False, None)
+
+
+def test_node_waits_for_a_service_that_is_upgraded(server, client, slept) -> None:
+    server.answers = [PENDING, (502, b"<html>"), (503, {"error": "ChainUnreachable"}), TOKEN]
+    assert client.wait(begun()) == "the-token"
+    assert len(slept) == 4
+
+
+def test_service_that_stays_away_is_an_outage_when_the_code_ends(server, client, slept) -> None:
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ChainUnreachable):
+        client.wait(begun(expires_in=5.0))
+    assert len(slept) == 3

@@ -1,5 +1,6 @@
 """The pages of a person's account: nodes, transactions, invitations, settings."""
 
+import asyncio
 import json
 import logging
 import secrets
@@ -17,6 +18,7 @@ from worker.account.request_bodies import Refused
 from worker.account.site import Form, Site, Visitor, see, text_of
 from worker.account.transaction_states import Row, rows_of
 from worker.chain.coordinator import submitted
+from worker.chain.quotas import Quota
 from worker.errors import ChainError
 from worker.swarm import identity
 
@@ -26,6 +28,8 @@ _PAGE_ROWS = 50
 _MAX_INVITATIONS = 50
 """Valid invitations of an account at a time."""
 _MIN_PASSWORD = 10
+_EXPORTS_PER_SECOND, _EXPORTS_BURST = 1 / 600, 5.0
+"""Of one account."""
 DAY_SECONDS = 24 * 3600.0
 MAX_INVITATION_DAYS = 90
 
@@ -51,6 +55,9 @@ class AccountPages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._exports = Quota(_EXPORTS_PER_SECOND, _EXPORTS_BURST)
+        self._exporting = asyncio.Semaphore(1)
+        """An export takes a second and 256 MiB."""
 
     def add_to(self, application: web.Application) -> None:
         site, router = self._site, application.router
@@ -286,7 +293,10 @@ class AccountPages:
             raise Refused(
                 400, "PasswordShort", f"expected a password of {_MIN_PASSWORD} characters or more"
             )
-        keystore = await self._site.in_thread(self._keystore, visitor.account, password)
+        if not self._exports.take(visitor.account.address):
+            raise Refused(429, "TooManyExports", "the key was exported often; wait some minutes")
+        async with self._exporting:
+            keystore = await self._site.in_thread(self._keystore, visitor.account, password)
         log.info("key exported account=%s", visitor.account.address)
         return web.Response(
             body=keystore,
@@ -322,16 +332,16 @@ class AccountPages:
         return self._site.sign_out(request)
 
     def _delete(self, account: Account) -> None:
-        self._site.accounts.set_suspended(account.id, True)
-        if self._site.queues.waiting(account):
-            self._site.accounts.set_suspended(account.id, False)
-            raise Refused(
-                409,
-                "TransactionsPending",
-                "transactions of this account are not on the chain yet; try again in a minute",
-            )
-        self._site.accounts.delete(account)
-        self._site.queues.forget(account)
+        site = self._site
+        with site.queues.ended(account) as is_idle:
+            if not is_idle:
+                raise Refused(
+                    409,
+                    "TransactionsPending",
+                    "transactions of this account are not on the chain yet; try again in a minute",
+                )
+            site.accounts.delete(account, site.settings.max_nodes)
+        site.queues.remove_journals([account.address])
 
 
 def bytes_of(form: Form, name: str) -> bytes:

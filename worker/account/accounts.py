@@ -9,6 +9,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,15 +208,42 @@ class Accounts:
             max_nodes,
             time.time(),
         )
-        execute = run or self.database.execute
-        execute(
-            "INSERT INTO accounts (org_id, address, sealed_key, email, max_nodes, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (email) DO NOTHING",
-            values,
-        )
-        # Another sign-in with the same e-mail may have been faster.
-        rows = execute(_SELECT_ACCOUNTS + "address = ? OR email = ?", (address, email))
+        with self.database.transaction() if run is None else nullcontext(run) as execute:
+            execute(
+                "INSERT INTO accounts (org_id, address, sealed_key, email, max_nodes, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (email) DO NOTHING",
+                values,
+            )
+            if email is not None:
+                self.limit_again(execute, email, is_invited=False)
+            # Another sign-in with the same e-mail may have been faster.
+            rows = execute(_SELECT_ACCOUNTS + "address = ? OR email = ?", (address, email))
         return Account(*rows[0])
+
+    def limit_again(
+        self,
+        run: Run,
+        email: str,
+        is_invited: bool,
+    ) -> None:
+        """Apply what the host had decided about a former account of the person to the new one.
+
+        A new invitation of the host decides about the number of nodes again.
+        """
+        for max_nodes, suspended_at in run(
+            "DELETE FROM former_limits WHERE email_name = ? RETURNING max_nodes, suspended_at",
+            (self._name_of(email),),
+        ):
+            run(
+                "UPDATE accounts SET max_nodes = iif(?, max_nodes, min(max_nodes, ?)),"
+                " suspended_at = ? WHERE email = ?",
+                (is_invited, max_nodes, suspended_at, email),
+            )
+
+    def _name_of(self, email: str) -> bytes:
+        if self._seal is None:
+            raise Refused(403, "AccountsClosed", "account.passphrase_file is not set at the host")
+        return self._seal.name_of(email)
 
     def key_of(self, account: Account) -> LocalAccount:
         """Return the account's key. Raises SecretError if it can't be decrypted."""
@@ -252,13 +280,25 @@ class Accounts:
             "UPDATE accounts SET max_nodes = ? WHERE id = ?", (max_nodes, account_id)
         )
 
-    def delete(self, account: Account) -> None:
+    def delete(
+        self,
+        account: Account,
+        usual_nodes: int = 0,
+    ) -> None:
         """Delete a person's account with its key, nodes, sessions and passkeys.
 
         Its address stays in the database without the person, so that its row on the chain has a
-        name. The caller ensures that nothing is pending.
+        name. So do a suspension, and a limit below the usual number of nodes, under a name of the
+        e-mail address that nobody can read. The caller ensures that nothing is pending.
         """
         with self.database.transaction() as run:
+            account = self.by_id(account.id, run)
+            is_limited = account.suspended_at is not None or account.max_nodes < usual_nodes
+            if account.email is not None and is_limited:
+                run(
+                    "INSERT OR REPLACE INTO former_limits VALUES (?, ?, ?)",
+                    (self._name_of(account.email), account.max_nodes, account.suspended_at),
+                )
             run(
                 "UPDATE accounts SET sealed_key = NULL, email = NULL, deleted_at = ? WHERE id = ?",
                 (time.time(), account.id),

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from worker.account.accounts import Account, Accounts, Run, digest, require_active
 from worker.account.releases import release_all
@@ -131,7 +131,8 @@ class Invitations:
                     "InvitationInvalid",
                     "somebody else has used this invitation; ask for another",
                 )
-        return replace(account, email=email)
+            self._accounts.limit_again(run, email, is_invited=True)
+            return self._accounts.by_id(account.id, run)
 
     def _join(
         self,

@@ -91,4 +91,12 @@ _STATES = (
     "ALTER TABLE transactions ADD COLUMN state TEXT",
     "CREATE INDEX transactions_by_hash ON transactions (hash)",
 )
-MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES, _NOBODYS, _STATES)
+_FORMER_LIMITS = (
+    # What the host decided about deleted accounts, for when their people come back.
+    """
+    CREATE TABLE former_limits (
+        email_name BLOB PRIMARY KEY, max_nodes INTEGER NOT NULL, suspended_at REAL
+    ) STRICT
+    """,
+)
+MIGRATIONS = (_ACCOUNTS, _WAYS_IN, _KNOWN_AND_MOVES, _NOBODYS, _STATES, _FORMER_LIMITS)

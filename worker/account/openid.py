@@ -27,6 +27,8 @@ from worker.settings import Account as Section
 
 _SCOPE = "openid email"
 _SECONDS = 10.0
+_FAILURE_SECONDS = 10.0
+"""Time in which a provider that has failed is not asked for its configuration again."""
 _CONFIGURATION_SECONDS = 3600.0
 _NEW_KEYS_SECONDS = 60.0
 """How often a token by an unknown key makes us read the provider's keys again."""
@@ -71,7 +73,7 @@ class OpenId:
         form = await site.form(request)
         data = await site.asked(request, form)
         await site.count_begun(request)
-        place, kept = await site.in_thread(
+        place, kept = await site.outside(
             self._provider.authorization, site.address(request) + _CALLBACK
         )
         cookie = await site.in_thread(site.sessions.begin, {**data, **kept})
@@ -93,7 +95,7 @@ class OpenId:
         await site.in_thread(site.sessions.complete, sign_in)
         if "error" in request.query:
             raise Refused(403, "ProviderRefused", "the provider did not sign you in; try again")
-        email = await site.in_thread(
+        email = await site.outside(
             self._provider.email,
             sign_in,
             request.query.get("code", ""),
@@ -123,6 +125,7 @@ class Provider:
             )
         self._lock = threading.Lock()
         self._configuration: _Configuration | None = None
+        self._failed_at, self._failure = float("-inf"), ""
 
     def authorization(self, callback: str) -> tuple[str, dict[str, str]]:
         """Return where the browser goes, and what the sign-in keeps until it comes back."""
@@ -210,18 +213,27 @@ class Provider:
             known = self._configuration
             if known is not None and time.monotonic() - known.read_at < max_age_seconds:
                 return known
+            if time.monotonic() - self._failed_at < _FAILURE_SECONDS:
+                raise ProviderFailed(self._failure)
             try:
-                found = _read(f"{self._issuer}/.well-known/openid-configuration")
-                if str(found["issuer"]).rstrip("/") != self._issuer:
-                    raise ValueError("another issuer")
-                keys = KeySet.import_key_set(_read(found["jwks_uri"]))
-            except (requests.RequestException, ValueError, KeyError, JoseError) as error:
-                raise ProviderFailed(
-                    f"{self._issuer} (account.oidc_issuer): {type(error).__name__}: no OpenID"
-                    " Connect configuration; expected it at /.well-known/openid-configuration"
-                ) from None
-            self._configuration = _Configuration(found, keys, time.monotonic())
+                self._configuration = self._read_configuration()
+            except ProviderFailed as error:
+                self._failed_at, self._failure = time.monotonic(), str(error)
+                raise
             return self._configuration
+
+    def _read_configuration(self) -> _Configuration:
+        try:
+            found = _read(f"{self._issuer}/.well-known/openid-configuration")
+            if str(found["issuer"]).rstrip("/") != self._issuer:
+                raise ValueError("another issuer")
+            keys = KeySet.import_key_set(_read(found["jwks_uri"]))
+        except (requests.RequestException, ValueError, KeyError, JoseError) as error:
+            raise ProviderFailed(
+                f"{self._issuer} (account.oidc_issuer): {type(error).__name__}: no OpenID Connect"
+                " configuration; expected it at /.well-known/openid-configuration"
+            ) from None
+        return _Configuration(found, keys, time.monotonic())
 
     def _session(self, callback: str) -> OAuth2Session:
         method = "none" if self._secret is None else "client_secret_basic"

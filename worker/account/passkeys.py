@@ -63,8 +63,7 @@ class Passkeys:
 
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
-                if request.headers.get("Origin") is None:
-                    raise Refused(403, "OriginMissing", "expected a request of this page")
+                self._site.require_own_page(request)
                 body = json.loads(await request.text())
                 if not isinstance(body, dict):
                     raise Refused(400, "BodyInvalid", "expected a JSON object")

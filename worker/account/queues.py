@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.account.accounts import Account
 from worker.chain.client import Call
+from worker.account.request_bodies import Refused
 from worker.chain.coordinator import Coordinator
 from worker.chain.transaction_queue import QueueState, Sender, Waiting
 from worker.errors import ChainUnreachable, WorkerError
@@ -61,9 +63,13 @@ class Queues:
         self._key_of = key_of
         self._lock = threading.Lock()
         self._senders: dict[int, Sender] = {}
+        self._ended: set[int] = set()
+        """Accounts that are deleted, or about to be."""
 
     def of(self, account: Account) -> Sender:
         with self._lock:
+            if account.id in self._ended:
+                raise Refused(404, "AccountGone", "the account is being deleted")
             if account.id not in self._senders:
                 key = self._key_of(account)
                 self._senders[account.id] = Sender(self._coordinator, key, self._journal(account))
@@ -111,16 +117,28 @@ class Queues:
         """Return all hashes that the account's transaction had, in order."""
         return self.of(account).hashes(tx_hash) if self._journal(account).exists() else [tx_hash]
 
-    def forget(self, account: Account) -> None:
-        """Remove the queue of a deleted account, which has nothing pending."""
+    @contextmanager
+    def ended(self, account: Account) -> Iterator[bool]:
+        """End the queue of an account that the block deletes; yield False if anything is pending.
+
+        Nothing is sent for the account from then on, unless the block raises an exception.
+        """
         with self._lock:
-            sender = self._senders.pop(account.id, None)
-        if sender is not None:
-            sender.close()
-        self.remove_journals([account.address])
+            self._ended.add(account.id)
+            sender = self._senders.get(account.id)
+        try:
+            is_idle = sender is None or sender.close_if_idle()
+            if is_idle:
+                with self._lock:
+                    self._senders.pop(account.id, None)
+            yield is_idle
+        except BaseException:
+            with self._lock:
+                self._ended.discard(account.id)
+            raise
 
     def remove_journals(self, addresses: Iterable[str]) -> None:
-        """Remove the files of deleted accounts, such as those that an interrupted `forget` left."""
+        """Remove the files of deleted accounts, also those that an interrupted deletion left."""
         for address in addresses:
             journal = self._journal_at(address)
             for suffix in ("", "-wal", "-shm"):

@@ -1,5 +1,6 @@
 """Encryption of people's keys at rest, with a key derived from the service's passphrase."""
 
+import hmac
 import secrets
 
 from cryptography.exceptions import InvalidTag
@@ -12,6 +13,7 @@ from worker.errors import SecretError
 _NONCE_BYTES = 12
 _SCRYPT_COST = 2**15
 """32 MiB and a tenth of a second, once at the start."""
+_NAMES = b"hivewright/names/1/"
 _SAMPLE = b"hivewright/sealing/1"
 
 
@@ -23,8 +25,12 @@ class Seal:
         passphrase: str,
         salt: bytes,
     ) -> None:
-        key = Scrypt(salt, length=32, n=_SCRYPT_COST, r=8, p=1).derive(passphrase.encode())
-        self._cipher = AESGCM(key)
+        self._key = Scrypt(salt, length=32, n=_SCRYPT_COST, r=8, p=1).derive(passphrase.encode())
+        self._cipher = AESGCM(self._key)
+
+    def name_of(self, text: str) -> bytes:
+        """Return a name that is always the same, and tells nothing of the text without the key."""
+        return hmac.digest(self._key, _NAMES + text.encode(), "sha256")
 
     def close(
         self,

@@ -417,6 +417,7 @@ class Service:
         if self._pages and "Authorization" not in request.headers and "Origin" in request.headers:
             visitor = await self._site.visitor(request)
             if visitor is not None:
+                self._site.require_own_page(request)
                 self._site.require_private(request)
                 require_active(visitor.account)
                 return visitor.account.address
@@ -633,6 +634,7 @@ class Service:
         async with AsyncExitStack() as self._open:
             self._sessions: dict[str, aiohttp.ClientSession] = {}
             yield
+        self._site.close()
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self.queues.close()
         self.accounts.close()

@@ -171,7 +171,7 @@ class SignInPages:
                 " code",
             )
         try:
-            await site.in_thread(mailer.send_code, email, code)
+            await site.outside(mailer.send_code, email, code)
         except MailRefused as error:
             raise WorkerError(f"the code could not be sent: {error}") from None
 

@@ -4,15 +4,17 @@ Pages need no JavaScript, and nothing from other servers. Every form has the ses
 must come from a page of ours.
 """
 
+import asyncio
 import functools
 import hmac
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -54,6 +56,10 @@ _SESSION, _SIGN_IN, _KNOWN = "hivewright_session", "hivewright_sign_in", "hivewr
 _BEGUN_PER_SECOND, _BEGUN_BURST = 1 / 30, 20.0
 """Sign-ins that one address may begin."""
 
+_MAX_OUTGOING = 8
+"""Calls to the provider and the mail server at once."""
+_HTTPS_SECONDS = 365 * 24 * 3600
+
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 Form = MultiDictProxy[Any]
@@ -88,6 +94,7 @@ class Site:
         self.key_proofs = KeyProofs(coordinator)
         self.source = source
         self._in_thread = in_thread
+        self._outgoing = ThreadPoolExecutor(_MAX_OUTGOING, "outgoing")
         self._begun = Quota(_BEGUN_PER_SECOND, _BEGUN_BURST)
         self.lockouts = Lockouts()
         self._networks = [ipaddress.ip_network(each) for each in self.settings.trusted_networks]
@@ -101,6 +108,7 @@ class Site:
         headers = {**HEADERS, "Cache-Control": "max-age=300"}
         webpages.add_files(application, _FOLDER, ("page.css", "page.js"), headers)
         webpages.add_file(application, rendering.STYLE, headers)
+        application.on_response_prepare.append(self._require_https)
 
     async def in_thread(
         self,
@@ -110,6 +118,20 @@ class Site:
     ) -> _Result:
         result: _Result = await self._in_thread(functools.partial(function, *arguments, **named))
         return result
+
+    async def outside(
+        self,
+        function: Callable[_P, _Result],
+        *arguments: _P.args,
+        **named: _P.kwargs,
+    ) -> _Result:
+        """Run what waits for a server of others, in few threads that nodes' calls do not use."""
+        call = functools.partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._outgoing, call)
+
+    def close(self) -> None:
+        """End the threads; those that wait for a server end with their limit of time."""
+        self._outgoing.shutdown(wait=False, cancel_futures=True)
 
     # ---- answers
 
@@ -212,11 +234,20 @@ class Site:
 
     async def form(self, request: web.Request) -> Form:
         """Return the fields of a form that a page of ours sent."""
-        if request.headers.get("Origin") is None:
-            raise Refused(403, "OriginMissing", "expected a form of this page: no Origin header")
+        self.require_own_page(request)
         if request.content_type != "application/x-www-form-urlencoded":
             raise Refused(415, "FormExpected", "expected a form of this page")
         return await request.post()
+
+    def require_own_page(self, request: web.Request) -> None:
+        """Refuse what no page of ours sent. The guard has refused pages under other names."""
+        origin = request.headers.get("Origin")
+        if origin is None:
+            raise Refused(403, "OriginMissing", "expected a request of this page: no Origin header")
+        if self.is_https(request) and not origin.lower().startswith("https://"):
+            raise Refused(
+                403, "OriginPlain", "the page that sent this came without HTTPS; open it with https"
+            )
 
     def require_private(self, request: web.Request) -> None:
         """Refuse to sign people in over a connection that others can read."""
@@ -233,6 +264,22 @@ class Site:
         """Return whether the browser uses HTTPS, to a proxy on this machine."""
         is_forwarded = self.settings.behind_proxy and webguard.is_loopback(str(request.remote))
         return is_forwarded and request.headers.get("X-Forwarded-Proto") == "https"
+
+    async def _require_https(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+    ) -> None:
+        """Have browsers that came by HTTPS use it from now on, at all ports of our name.
+
+        Not if the dashboard has the same name without HTTPS: browsers would no longer open it.
+        """
+        dashboard = urlsplit(self.settings.dashboard_url or "")
+        is_plain = dashboard.scheme == "http"
+        if is_plain and dashboard.hostname == urlsplit(self.address(request)).hostname:
+            return
+        if self.is_https(request):
+            response.headers["Strict-Transport-Security"] = f"max-age={_HTTPS_SECONDS}"
 
     def _is_private(self, request: web.Request) -> bool:
         source = self.source(request).removeprefix("forwarded ")
@@ -322,16 +369,34 @@ class Site:
 
         It is not `Secure` only on a VPN without HTTPS, where browsers would not send it back.
         """
-        is_local = webguard.is_loopback(self.source(request).removeprefix("forwarded "))
         response.set_cookie(
             self._cookie(request, name),
             value,
             max_age=int(seconds),
             httponly=True,
-            secure=self.is_https(request) or is_local,
+            secure=self._is_secure(request),
             samesite="Lax",
             path="/",
         )
+
+    def _end_cookie(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        name: str,
+    ) -> None:
+        """Have the browser forget a cookie: it ignores what would not be allowed to set it."""
+        response.del_cookie(
+            self._cookie(request, name),
+            httponly=True,
+            secure=self._is_secure(request),
+            samesite="Lax",
+            path="/",
+        )
+
+    def _is_secure(self, request: web.Request) -> bool:
+        source = self.source(request).removeprefix("forwarded ")
+        return self.is_https(request) or webguard.is_loopback(source)
 
     def sign_in_cookie(self, request: web.Request) -> str:
         return request.cookies.get(self._cookie(request, _SIGN_IN), "")
@@ -368,12 +433,12 @@ class Site:
         if await self.known_browser(request, account) is None:
             known = await self.in_thread(self.sessions.know, account.id)
             self.set_cookie(request, response, _KNOWN, known, KNOWN_SECONDS)
-        response.del_cookie(self._cookie(request, _SIGN_IN), path="/")
+        self._end_cookie(request, response, _SIGN_IN)
         return response
 
     def sign_out(self, request: web.Request) -> web.Response:
         response = web.Response(status=303, headers={"Location": "/sign-in"})
-        response.del_cookie(self._cookie(request, _SESSION), path="/")
+        self._end_cookie(request, response, _SESSION)
         return response
 
     def account_for(

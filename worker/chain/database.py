@@ -59,10 +59,12 @@ class Database:
             self._run("BEGIN IMMEDIATE")
             try:
                 yield self._run
+                self._run("COMMIT")
             except BaseException:
-                self._run("ROLLBACK")
+                # SQLite undoes it by itself when the disk is full, for example.
+                if self._connection.in_transaction:
+                    self._run("ROLLBACK")
                 raise
-            self._run("COMMIT")
 
     def migrate(
         self,

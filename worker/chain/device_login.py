@@ -9,11 +9,13 @@ from worker import settings
 from worker.chain import deployment, http
 from worker.chain.account_client import DEVICE_GRANT
 from worker.chain.enrolment_proof import Challenge, message, purpose_of_login
-from worker.errors import ChainError, IdentityError
+from worker.errors import ChainError, ChainUnreachable, IdentityError
 from worker.log import printable
 from worker.swarm.identity import Identity
 
 _MAX_POLL_SECONDS = 60.0
+_AWAY = (502, 503, 504)
+"""What a proxy answers while the service is away."""
 _SLOWER_SECONDS = 5.0
 """RFC 8628, 3.5."""
 
@@ -89,21 +91,30 @@ class DeviceLogin:
     def wait(self, begun: Begun) -> str:
         """Return the node's token when its person has allowed it.
 
-        Raises IdentityError if the person refuses, the account can't have the node, or nobody comes
-        in time.
+        Goes on asking while the service is away, for an upgrade say. Raises IdentityError if the
+        person refuses, the account can't have the node, or nobody comes in time; ChainUnreachable
+        if the service is away at the end of that time.
         """
         interval = min(begun.interval, _MAX_POLL_SECONDS)
         deadline = time.monotonic() + begun.expires_in
         body = {"grant_type": DEVICE_GRANT, "device_code": begun.device_code}
+        outage: ChainUnreachable | None = None
         while time.monotonic() < deadline:
             time.sleep(interval)
-            status, answer = self._post("/oauth/token", {**body, "client_id": "hivewright"})
+            try:
+                status, answer = self._post("/oauth/token", {**body, "client_id": "hivewright"})
+            except ChainUnreachable as error:
+                outage = error
+                continue
+            outage = None
             if status == 200 and isinstance(answer.get("access_token"), str):
                 return str(answer["access_token"])
             if answer.get("error") == "slow_down":
                 interval += _SLOWER_SECONDS
             elif answer.get("error") != "authorization_pending":
                 raise self._failure(answer)
+        if outage is not None:
+            raise outage
         raise IdentityError(
             f"{self._url}: nobody typed {begun.user_code} within {begun.expires_in:g} s; run"
             " `hivewright login` again"
@@ -125,6 +136,8 @@ class DeviceLogin:
             answer = self._session.post(
                 self._url + path, data=form, timeout=self._timeout_seconds, allow_redirects=False
             )
+        if answer.status_code in _AWAY:
+            raise ChainUnreachable(f"{self._url}{path}: HTTP {answer.status_code}; try again later")
         try:
             content = answer.json()
         except (ValueError, RecursionError):

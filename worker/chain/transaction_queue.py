@@ -228,6 +228,14 @@ class Sender:
     def close(self) -> None:
         self._journal.close()
 
+    def close_if_idle(self) -> bool:
+        """Close the queue if nothing is pending, so that later calls fail; return whether it is."""
+        with self._lock:
+            if self.waiting():
+                return False
+            self._journal.close()
+            return True
+
     def _note_error(self, what: str, error: WorkerError) -> None:
         self._last_error = f"{what}: {error}", time.time()
 
