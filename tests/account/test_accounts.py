@@ -236,7 +236,7 @@ def test_what_the_host_decided_outlives_the_account(tmp_path, accounts, ada, bob
     again = [accounts.create(f"{name}@example.org", 10) for name in ("ada", "bob", "cy")]
     assert [each.suspended_at is not None for each in again] == [True, False, False]
     assert [each.max_nodes for each in again] == [2, 1, 10]
-    # It is said once: later decisions count.
+    # Once: later decisions count.
     accounts.set_suspended(again[0].id, False)
     accounts.set_max_nodes(again[0].id, 10)
     accounts.delete(again[0], 10)

@@ -12,8 +12,8 @@ from eth_account.signers.local import LocalAccount
 from pydantic import TypeAdapter, ValidationError
 
 from worker.account.accounts import Account
-from worker.chain.client import Call
 from worker.account.request_bodies import Refused
+from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.transaction_queue import QueueState, Sender, Waiting
 from worker.errors import ChainUnreachable, WorkerError
