@@ -2,11 +2,13 @@
 
 A node that earns far less than its peers fetches the weights of the best of them, in the background
 of its rounds. Nobody is believed: what arrives must fit our model, and is tried against our own
-weights on held-out tasks that nobody else knows. It is taken only if it earns more beyond the
+weights on held-out tasks that nobody else knows. A trial is spread over rounds, a few tasks in
+each, and ends as soon as the result is clear. Weights are taken only if they earn more beyond the
 noise. Then the optimizer starts afresh, and the next checkpoint has the new weights; a node that
 dies before it goes on with the old ones.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,13 +17,16 @@ import os
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+from cachetools import LRUCache
 
 from worker import evaluation, settings, trial
 from worker.environments import Environment
-from worker.evaluation import Asked, Estimate
+from worker.evaluation import Asked
 from worker.records import ScoredGroup
 from worker.runtime.state_dir import StateDir
 from worker.swarm.exchange import weights as weight_exchange
@@ -33,9 +38,12 @@ from worker.trainer.weight_sets import WeightSet
 
 log = logging.getLogger(__name__)
 
-RECENT_ROUNDS = 8
-MIN_ROUNDS = 3
-"""Rounds of our own, and groups of a peer, before rewards are compared."""
+OWN_GROUPS = 72
+PEER_GROUPS = 36
+"""The newest groups of a peer, and OWN_GROUPS of our own, whose rewards are compared."""
+PEERS_KEPT = 64
+MIN_GROUPS = 9
+"""Groups of our own, and of a peer, before rewards are compared."""
 MARGIN = 0.1
 """A peer must earn this much more, in mean reward, before its weights are fetched."""
 MAX_SOURCES = 3
@@ -43,22 +51,50 @@ MAX_SOURCES = 3
 PAUSE_ROUNDS = 8
 """After a trial; doubled after each that took nothing."""
 LONGEST_PAUSE_ROUNDS = 256
-TRIAL_TASKS = 48
-"""Held-out tasks of one trial, of all families together."""
-TRIAL_SECONDS = 300.0
-"""For our own weights, and for each candidate."""
+BLOCK_TASKS = 8
+"""Held-out tasks that our own weights and one candidate answer in a round."""
+TRIAL_TASKS = 96
+"""After this many tasks, a candidate that is not better beyond the noise is given up."""
 OFFER_SECONDS = 600.0
 """An offer stays for at least this long, so that slow peers can complete it."""
 _HEADER_BYTES = 1 << 16
 
 
+class _Earned(NamedTuple):
+    """The mean reward of a group of `family` at `level`; -1: the family has no levels."""
+
+    family: str
+    level: int
+    reward: float
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Weights to try: those of `peer_id`, or (None) an average."""
+    """Weights to try: those of `peer_id`, or (None) an average.
+
+    `make` returns them; they are not kept in memory while the node trains.
+    """
 
     what: str
     peer_id: str | None
-    weights: WeightSet
+    make: Callable[[], WeightSet]
+
+
+@dataclass
+class _Trial:
+    """A trial in progress: the files that came, and the candidates that are left.
+
+    `gains`: how much more the first candidate earned than our own weights, by task.
+    """
+
+    fetched: Sequence[Fetched]
+    candidates: list[_Candidate]
+    gains: list[float] = field(default_factory=list)
+
+    def drop(self) -> None:
+        """Go on with the next candidate."""
+        del self.candidates[0]
+        self.gains = []
 
 
 @dataclass
@@ -75,15 +111,17 @@ class Adoption:
     state_dir: Path
     progress: Callable[[], None] = lambda: None
     counts: "Counter[str]" = field(default_factory=Counter)
-    _own: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_ROUNDS))
-    _peers: dict[str, deque[float]] = field(default_factory=dict)
+    _own: deque[_Earned] = field(default_factory=lambda: deque(maxlen=OWN_GROUPS))
+    _peers: LRUCache[str, deque[_Earned]] = field(default_factory=lambda: LRUCache(PEERS_KEPT))
     _rounds_until_next: int = 0
     _pause: int = PAUSE_ROUNDS
     _offered_at: float = -math.inf
     _is_fetching: bool = False
+    _trial: _Trial | None = None
 
     def __post_init__(self) -> None:
         self._folder = StateDir(self.state_dir).weights
+        self._rng = random.SystemRandom()
         self.model = model_digest(self.trainer)
         sizes = [parameter.numel() for parameter in self.trainer.parameters.values()]
         self._max_bytes = 4 * sum(sizes) + _HEADER_BYTES + 256 * len(sizes)
@@ -128,12 +166,17 @@ class Adoption:
     ) -> bool:
         """See a round's groups; return whether weights that had arrived were taken."""
         self._see(local, external)
+        if self._is_fetching and not self.swarm.is_fetching_weights:
+            self._is_fetching = False
+            self._begin_trial(self.swarm.fetched_weights())
+        if self._trial is not None:
+            return self._go_on(self._trial)
         if self._is_fetching:
-            return self._try_fetched()
+            return False
         self._rounds_until_next -= 1
         better = self._find_better() if self._rounds_until_next <= 0 else []
         if better:
-            log.info("far behind, fetching weights own=%.3f peers=%s", _mean(self._own), better)
+            log.info("far behind, fetching weights peers=%s", better)
             self.swarm.fetch_weights(better, self.model, self._max_bytes, self._folder)
             self._is_fetching = True
         return False
@@ -143,104 +186,141 @@ class Adoption:
         local: Sequence[ScoredGroup],
         external: Sequence[ScoredGroup],
     ) -> None:
-        if local:
-            self._own.append(_mean([group.mean_reward for group in local]))
+        self._own.extend(map(self._earned, local))
         for group in external:
             if group.peer_id is not None:
-                recent = self._peers.setdefault(group.peer_id, deque(maxlen=RECENT_ROUNDS))
-                recent.append(group.mean_reward)
+                recent = self._peers.setdefault(group.peer_id, deque(maxlen=PEER_GROUPS))
+                recent.append(self._earned(group))
+
+    def _earned(self, group: ScoredGroup) -> _Earned:
+        level = self.environment.level_of(group.task)
+        return _Earned(group.task.family, -1 if level is None else level, group.mean_reward)
 
     def _find_better(self) -> list[str]:
         """Return the peers that earn MARGIN more than we do, the best first."""
-        if len(self._own) < MIN_ROUNDS:
-            return []
-        floor = _mean(self._own) + MARGIN
-        means = {p: _mean(r) for p, r in self._peers.items() if len(r) >= MIN_ROUNDS}
-        better = [peer for peer, mean in means.items() if mean >= floor]
-        return sorted(better, key=lambda peer: means[peer], reverse=True)[:MAX_SOURCES]
+        gains = {peer_id: self._gain_of(groups) for peer_id, groups in self._peers.items()}
+        better = [peer_id for peer_id, gain in gains.items() if gain >= MARGIN]
+        return sorted(better, key=lambda peer_id: gains[peer_id], reverse=True)[:MAX_SOURCES]
 
-    def _try_fetched(self) -> bool:
-        if self.swarm.is_fetching_weights:
-            return False
-        self._is_fetching = False
-        fetched = self.swarm.fetched_weights()
+    def _gain_of(self, groups: Iterable[_Earned]) -> float:
+        """Return how much more a peer earns, minus infinity if too few groups can be compared.
+
+        Each group is compared with ours of the same family at the same or an easier level: to earn
+        more at harder tasks is better, and to earn more at easier ones need not be.
+        """
+        if len(self._own) < MIN_GROUPS:
+            return -math.inf
+        gains = []
+        for theirs in groups:
+            ours = [
+                own.reward
+                for own in self._own
+                if own.family == theirs.family and own.level <= theirs.level
+            ]
+            if ours:
+                gains.append(theirs.reward - _mean(ours))
+        return _mean(gains) if len(gains) >= MIN_GROUPS else -math.inf
+
+    def _begin_trial(self, fetched: Sequence[Fetched]) -> None:
         self.counts["fetched"] += len(fetched)
-        candidates = list(self._candidates(fetched))
-        taken = self._choose(candidates) if candidates else None
-        for each in fetched:
-            each.file.unlink(missing_ok=True)
-        self._pause = PAUSE_ROUNDS if taken else min(2 * self._pause, LONGEST_PAUSE_ROUNDS)
-        self._rounds_until_next = self._pause
-        if taken is None:
-            return False
-        weight_sets.adopt(self.trainer, taken.weights)
-        self.counts["taken"] += 1
-        self._own.clear()  # they were earned by other weights
-        return True
+        self._trial = _Trial(fetched, self._candidates(fetched))
 
-    def _candidates(self, fetched: Sequence[Fetched]) -> Iterator[_Candidate]:
-        """Yield the usable ones of what has arrived, and their averages; count the others."""
+    def _candidates(self, fetched: Sequence[Fetched]) -> list[_Candidate]:
+        """Return the usable ones of what has arrived, and averages; count the others."""
         usable: list[_Candidate] = []
+        make: Callable[[], WeightSet]
         for each in fetched:
             try:
-                weights = weight_sets.read(each.file)
-                misfit = weight_sets.find_misfit(self.trainer, weights)
+                misfit = weight_sets.find_misfit(self.trainer, weight_sets.read(each.file))
             except ValueError as error:
                 misfit = str(error)
             if misfit:
                 self._refuse(each.peer_id, "unusable", misfit)
             else:
-                usable.append(_Candidate(f"{each.peer_id}'s", each.peer_id, weights))
-        yield from usable
-        if not usable:
-            return
-        sets = [each.weights for each in usable]
-        own = weight_sets.current(self.trainer)
-        yield _Candidate("average with ours", None, weight_sets.average([own, *sets]))
-        if len(sets) > 1:
-            yield _Candidate("average of the peers'", None, weight_sets.average(sets))
+                make = functools.partial(weight_sets.read, each.file)
+                usable.append(_Candidate(f"{each.peer_id}'s", each.peer_id, make))
 
-    def _choose(self, candidates: Sequence[_Candidate]) -> _Candidate | None:
-        """Return the best candidate that earns more than our weights beyond the noise, or None."""
-        asked = [(name, self.environment.levels.get(name)) for name in self.environment.names]
-        # Drawn for this trial: a peer can't have trained on them.
-        seed = random.SystemRandom().randrange(1 << 30)
-        ours = self._rewards(asked, seed)
-        best: tuple[float, _Candidate] | None = None
-        for candidate in candidates:
-            found = self._compare(candidate, ours, asked, seed)
-            if found is None:
-                continue
-            log.info(
-                "weights tried which=%s gain=%.3f low=%.3f high=%.3f",
-                candidate.what,
-                found.value,
-                found.low,
-                found.high,
-            )
-            if found.low > 0 and (best is None or found.value > best[0]):
-                best = found.value, candidate
-            elif found.low <= 0 and candidate.peer_id is not None:
-                self._refuse(candidate.peer_id, "worse", "no better than ours beyond noise")
-        if best is not None:
-            log.info("weights taken which=%s gain=%.3f", best[1].what, best[0])
-        return best[1] if best is not None else None
+        def average(with_ours: bool) -> WeightSet:
+            own = [weight_sets.current(self.trainer)] if with_ours else []
+            return weight_sets.average([*own, *(each.make() for each in usable)])
 
-    def _compare(
+        candidates = list(usable)
+        if len(usable) > 1:  # first: it is usually better than each of them
+            make = functools.partial(average, with_ours=False)
+            candidates.insert(0, _Candidate("average of the peers'", None, make))
+        if usable:
+            make = functools.partial(average, with_ours=True)
+            candidates.append(_Candidate("average with ours", None, make))
+        return candidates
+
+    def _go_on(self, running: _Trial) -> bool:
+        """Try a block of tasks with the next candidate; return whether it was taken."""
+        if running.candidates and self._try_block(running):
+            taken = running.candidates[0]
+            weight_sets.adopt(self.trainer, taken.make())
+            self.counts["taken"] += 1
+            self._own.clear()  # they were earned by other weights
+            self._end_trial(running, PAUSE_ROUNDS)
+            log.info("weights taken which=%s gain=%.3f", taken.what, _mean(running.gains))
+            return True
+        if not running.candidates:
+            self._end_trial(running, min(2 * self._pause, LONGEST_PAUSE_ROUNDS))
+        return False
+
+    def _end_trial(
         self,
-        candidate: _Candidate,
-        ours: trial.Rewards,
-        asked: Sequence[Asked],
-        seed: int,
-    ) -> Estimate | None:
-        """Return how much more a candidate earns per task; None if its outputs are not finite."""
-        with weight_sets.tried(self.trainer, candidate.weights):
-            if self.trainer.is_sound():
-                return trial.difference(ours, self._rewards(asked, seed))
-        if candidate.peer_id is not None:
-            reason = "the model's outputs are not finite with them"
-            self._refuse(candidate.peer_id, "unusable", reason)
-        return None
+        ended: _Trial,
+        pause: int,
+    ) -> None:
+        for each in ended.fetched:
+            each.file.unlink(missing_ok=True)
+        self._trial = None
+        self._pause = self._rounds_until_next = pause
+
+    def _try_block(self, running: _Trial) -> bool:
+        """Let our own weights and the first candidate answer more tasks.
+
+        Returns whether it is to be taken: it earns more than our weights beyond the noise. A
+        candidate that is not better on the whole, or not after TRIAL_TASKS, is dropped.
+        """
+        candidate = running.candidates[0]
+        families = self._rng.sample(self.environment.names, k=len(self.environment.names))
+        asked = [(name, self.environment.levels.get(name)) for name in families[:BLOCK_TASKS]]
+        # Drawn for this block: a peer can't have trained on them.
+        seed = self._rng.randrange(1 << 30)
+        ours = self._rewards(asked, seed)
+        with weight_sets.tried(self.trainer, candidate.make()):
+            theirs = self._rewards(asked, seed) if self.trainer.is_sound() else None
+        if theirs is None:
+            self._give_up(running, "unusable", "the model's outputs are not finite with them")
+            return False
+        running.gains += trial.pair_up(ours, theirs)
+        num_tasks, gain = len(running.gains), trial.estimate(running.gains)
+        log.info(
+            "weights tried which=%s tasks=%d gain=%.3f low=%.3f high=%.3f",
+            candidate.what,
+            num_tasks,
+            gain.value,
+            gain.low,
+            gain.high,
+        )
+        if gain.low > 0:
+            return True
+        if num_tasks >= TRIAL_TASKS or (num_tasks >= trial.MIN_TASKS and gain.value <= 0):
+            self._give_up(running, "worse", "no better than ours beyond noise")
+        return False
+
+    def _give_up(
+        self,
+        running: _Trial,
+        kind: str,
+        reason: str,
+    ) -> None:
+        """Go on with the next candidate; count the weights if they are a peer's."""
+        peer_id = running.candidates[0].peer_id
+        running.drop()
+        if peer_id is not None:
+            self._refuse(peer_id, kind, reason)
 
     def _rewards(
         self,
@@ -252,9 +332,8 @@ class Adoption:
             self.environment,
             self.generation,
             asked,
-            math.ceil(TRIAL_TASKS / len(asked)),
+            math.ceil(BLOCK_TASKS / len(asked)),
             seed,
-            until=time.monotonic() + TRIAL_SECONDS,
             progress=self.progress,
         )
         return trial.rewards_of(scores)

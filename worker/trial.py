@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from worker.environments import Environment
 from worker.evaluation import HELD_OUT, Asked, Estimate, Score, fixed_tasks
 
-QUANTILE = 3.0
-"""Of the normal distribution: one in 740 equal candidates looks better than the own weights."""
+QUANTILE = 3.5
+"""Of the normal distribution. A trial looks up to eleven times (worker/adoption.py): one in 250
+equal candidates looks better than the own weights in one of them."""
 MIN_TASKS = 16
 """With fewer paired tasks nothing is beyond noise."""
 
@@ -66,16 +67,20 @@ def common_means(candidates: Sequence[Rewards]) -> list[float]:
     return means
 
 
-def difference(ours: Rewards, theirs: Rewards) -> Estimate:
-    """Return how much more they earn than we do per task, with an interval of QUANTILE.
-
-    Only tasks that both have answered count. With fewer than MIN_TASKS the interval is infinite.
-    """
-    pairs = [
+def pair_up(ours: Rewards, theirs: Rewards) -> list[float]:
+    """Return how much more they earn than we do, for each task that both have answered."""
+    return [
         their - our
         for one in ours
         for our, their in zip(ours[one], theirs.get(one, ()), strict=False)
     ]
+
+
+def estimate(pairs: Sequence[float]) -> Estimate:
+    """Return the mean of differences by task, with an interval of QUANTILE.
+
+    With fewer than MIN_TASKS the interval is infinite.
+    """
     count = len(pairs)
     mean = math.fsum(pairs) / count if count else 0.0
     if count < MIN_TASKS:

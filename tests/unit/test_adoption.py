@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from tests.groups import scored_group
 from tests.swarm.swarm_lab import Lab, wait_until
-from worker import adoption, environments, settings
+from worker import adoption, environments, settings, trial
 from worker.adoption import Adoption
 from worker.environments.presets import DEMO_FAMILIES
+from worker.evaluation import Asked
 from worker.policy.policy import Policy, load
 from worker.records import Task
 from worker.swarm.exchange import weights as weight_exchange
@@ -68,7 +69,9 @@ def name_of(swarm: Swarm) -> str:
 
 def make_node(lab: Lab, name: str, trainer: Trainer, **settings_of_swarm: object) -> Adoption:
     swarm = lab.peer(name, weights="on", **settings_of_swarm)
-    return Adoption(swarm, trainer, GYM, GENERATION, lab.folder(name))
+    node = Adoption(swarm, trainer, GYM, GENERATION, lab.folder(name))
+    node._rng = random.Random(1)  # type: ignore[assignment]  # the same tasks in each run
+    return node
 
 
 def group(reward: float, peer_id: str | None = None):
@@ -85,11 +88,19 @@ def offer(node: Adoption, folder: Path, rounds: int = 10) -> None:
 
 def run_until_tried(node: Adoption, peer_ids: list[str]) -> bool:
     """Let the node see that these peers earn more, until what they have was tried."""
-    for _ in range(adoption.MIN_ROUNDS):
+    for _ in range(adoption.MIN_GROUPS):
         node.after_round([group(0.1)], [group(0.9, peer) for peer in peer_ids])
     assert node._is_fetching
     wait_until(lambda: not node.swarm.is_fetching_weights, 30, "the transfer has ended")
-    return node.after_round([group(0.1)], [])
+    return try_all(node)
+
+
+def try_all(node: Adoption) -> bool:
+    """Go on for as many rounds as the trial takes; return whether weights were taken."""
+    while node._is_fetching or node._trial is not None:
+        if node.after_round([group(0.1)], []):
+            return True
+    return False
 
 
 def digest(trainer: Trainer) -> str:
@@ -135,7 +146,8 @@ def test_worse_and_equal_weights_change_nothing(
     assert node.counts == {"fetched": 2, "worse": 2}
     # They are not asked again at once, although they still seem to earn more.
     for _ in range(adoption.PAUSE_ROUNDS):
-        node.after_round([group(0.1)], [group(0.9, name_of(worse.swarm))])
+        better = [group(0.9, name_of(worse.swarm))] * adoption.MIN_GROUPS
+        node.after_round([group(0.1)], better)
     assert not node._is_fetching
 
 
@@ -220,6 +232,90 @@ def test_weights_that_make_outputs_not_finite_are_unusable(
     assert node.counts["taken"] == 0
     assert node.counts["unusable"] >= 1
     assert digest(node.trainer) == before
+
+
+class Scripted:
+    """A node that tries the weights of two peers, which earn these gains over its own."""
+
+    def __init__(self, folder: Path, trainer: Trainer, gains: Sequence[float]) -> None:
+        self.node = Adoption(_NoSwarm(), trainer, GYM, GENERATION, folder)  # type: ignore[arg-type]
+        self.gains = iter(gains)
+        self.num_answered: list[int] = []
+        self.node._rewards = self.rewards  # type: ignore[method-assign]
+        for number in (1, 2):
+            file = edited(trainer, folder / str(number), lambda weights: None)
+            came = weight_exchange.Fetched(f"Qm{number}", file, 10, 1.0, 1)
+            self.node.swarm.fetched.append(came)  # type: ignore[attr-defined]
+        self.node._is_fetching = True
+
+    def rewards(self, asked: Sequence[Asked], seed: int) -> trial.Rewards:
+        each = math.ceil(adoption.BLOCK_TASKS / len(asked))
+        is_theirs = len(self.num_answered) % 2
+        self.num_answered.append(each * len(asked))
+        # Tasks of one block differ by more than the candidates.
+        noise = [0.2 * (i % 2) for i in range(each)]
+        gain = next(self.gains) if is_theirs else 0.0
+        return {one: [0.3 + gain + n * is_theirs for n in noise] for one in asked}
+
+    def rounds(self) -> list[bool]:
+        """Return for each round of the trial whether weights were taken in it."""
+        taken = []
+        while self.node._is_fetching or self.node._trial is not None:
+            before = len(self.num_answered)
+            taken.append(self.node.after_round([group(0.1)], []))
+            assert len(self.num_answered) - before in (0, 2)
+        return taken
+
+
+def test_trial_takes_a_few_tasks_a_round_and_ends_as_soon_as_it_is_clear(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    script = Scripted(tmp_path, trainers.make(), [0.3] * 99)
+    rounds = script.rounds()
+    block = script.num_answered[0]
+    assert adoption.BLOCK_TASKS <= block < 2 * adoption.BLOCK_TASKS
+    assert set(script.num_answered) == {block}
+    assert rounds == [False] * (math.ceil(trial.MIN_TASKS / block) - 1) + [True]
+    assert script.node.counts == {"fetched": 2, "taken": 1}
+    assert not list(tmp_path.glob("*/*.safetensors"))
+
+
+def test_candidate_that_is_never_clearly_better_is_given_up_for_the_next(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    swinging = [0.5, -0.6] * 99
+    script = Scripted(folder, trainers.make(), swinging)
+    assert not any(script.rounds())
+    assert script.node.counts == {"fetched": 2, "worse": 2}
+    most = 4 * math.ceil(adoption.TRIAL_TASKS / script.num_answered[0])
+    assert len(script.num_answered) / 2 <= most
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "is_better"),
+    [(0, 0, True), (0, 2, True), (2, 0, False), (2, 2, True)],
+)
+def test_rewards_are_compared_at_the_same_or_harder_levels(
+    trainers: Trainers, tmp_path: Path, own: int, theirs: int, is_better: bool
+) -> None:
+    mix = environments.load(settings.Environment())  # with levels
+    node = Adoption(_NoSwarm(), trainers.make(), mix, GENERATION, tmp_path)  # type: ignore[arg-type]
+    family = next(iter(mix.levels))
+    tasks = [mix.tasks_of(family, level, 1, 1)[0] for level in (own, theirs)]
+    ours, better = (
+        scored_group(task, "?", ("a", "b"), (reward, reward), peer_id=peer_id)
+        for task, reward, peer_id in zip(tasks, (0.2, 0.9), (None, "Qm1"), strict=True)
+    )
+    node._see([ours] * adoption.MIN_GROUPS, [better] * (adoption.MIN_GROUPS - 1))
+    assert node._find_better() == []
+    node._see([], [better])
+    assert node._find_better() == (["Qm1"] if is_better else [])
+    # Other families that only the peer has answered say nothing.
+    other = scored_group(Task("other", "x", 1, 1), "?", ("a", "b"), (1, 1), peer_id="Qm2")
+    node._see([], [other] * adoption.PEER_GROUPS)
+    assert "Qm2" not in node._find_better()
 
 
 LIES = ["digest", "too-large", "trickle", "never", "other-kind", "offer"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker import trial
 from worker.evaluation import Estimate, Score
-from worker.trial import MIN_TASKS, QUANTILE, common_means, difference, rewards_of
+from worker.trial import MIN_TASKS, QUANTILE, common_means, estimate, pair_up, rewards_of
 
 REWARDS = st.dictionaries(
     st.tuples(st.sampled_from("abc"), st.none() | st.integers(0, 1)),
@@ -75,7 +75,7 @@ def test_difference_is_that_of_the_pairs(ours, theirs):
         if one in theirs
         for our, their in zip(ours[one], theirs[one], strict=False)
     ]
-    found = difference(ours, theirs)
+    found = estimate(pair_up(ours, theirs))
     assert found.value == pytest.approx(statistics.fmean(pairs) if pairs else 0.0)
     if len(pairs) < MIN_TASKS:
         assert (found.low, found.high) == (-math.inf, math.inf)
@@ -87,14 +87,14 @@ def test_difference_is_that_of_the_pairs(ours, theirs):
 
 @given(REWARDS)
 def test_weights_are_never_better_than_themselves(ours):
-    found = difference(ours, ours)
+    found = estimate(pair_up(ours, ours))
     assert found.value == 0
     assert found.low <= 0
 
 
 @pytest.mark.parametrize(("count", "is_known"), [(MIN_TASKS - 1, False), (MIN_TASKS, True)])
 def test_few_tasks_are_never_beyond_noise(count, is_known):
-    found = difference({("a", 0): (0.0,) * count}, {("a", 0): (1.0,) * count})
+    found = estimate([1.0] * count)
     assert (found.low > 0) == is_known
     assert found.value == 1.0
 
