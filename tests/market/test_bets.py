@@ -131,15 +131,14 @@ def test_results_of_a_while_are_checked_and_of_a_day_after_a_start(
     assert counts == ({"confirmed": 1} if is_reopened else {"paid": 1})
 
 
-def test_results_of_a_day_are_checked_after_the_chain_failed(table):
+def test_results_of_a_day_are_checked_at_once_after_an_outage(table):
     table.follow()
     table.row("paid", changed_at=time.time() - 3600.0)
-    table.market.fails[1] = ChainUnreachable("no answer")
-    table.row("confirmed", 1)
-    with pytest.raises(ChainUnreachable):
-        table.follow()
-    del table.market.fails[1]
-    assert table.follow() == {"confirmed": 2}
+    table.bets.follow()
+    assert table.journal.counts() == {"paid": 1}
+    table.bets.doubt()
+    table.bets.follow()
+    assert table.journal.counts() == {"confirmed": 1}
 
 
 def test_all_results_that_were_forgotten_are_opened_again(table, monkeypatch):

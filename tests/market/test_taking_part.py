@@ -7,6 +7,8 @@ import pytest
 
 from tests.market.small_market import ADDRESS
 from worker import settings
+from worker.errors import ChainUnreachable
+from worker.market.bets import Bets
 from worker.market.journal import Journal
 from worker.market.player import Player
 
@@ -31,6 +33,25 @@ def test_node_that_takes_part_says_where_and_how_to_opt_out(tmp_path, said):
     assert line.startswith("taking part in the prediction market")
     for part in (ADDRESS, "judge=http://127.0.0.1:1", "policy=kelly", "market.enabled: false"):
         assert part in line
+
+
+def test_results_are_doubted_once_after_an_outage(tmp_path, said, monkeypatch):
+    player = make_player(tmp_path, ADDRESS, judge_url="http://127.0.0.1:1")
+    doubts, errors = [], [ChainUnreachable("still none"), ChainUnreachable("no answer")]
+    monkeypatch.setattr(Bets, "doubt", doubts.append)
+
+    def step() -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(player, "step", step)
+    for num_doubts in (0, 0, 1, 1):
+        player._try_step()
+        assert len(doubts) == num_doubts
+    assert [line for line in said.messages if "waits" in line or "again" in line] == [
+        "prediction market waits error=no answer",
+        "prediction market answers again",
+    ]
 
 
 @pytest.mark.parametrize(("contract", "judge_url"), [(None, "http://127.0.0.1:1"), (ADDRESS, None)])

@@ -84,15 +84,12 @@ class Bets:
                 why = f"the contract refused it ({refusal.name or 'no reason'})"
                 self._end(row, "missed", refusal.name or str(refusal), f"no bet: {why}")
 
+    def doubt(self) -> None:
+        """Note that there was an outage: a chain that comes back may have forgotten its end."""
+        self._is_in_doubt, self._recheck_at = True, 0.0
+
     def follow(self) -> None:
         """Move all rows on, as far as the contract has them. Raises ChainUnreachable."""
-        try:
-            self._follow()
-        except ChainError:
-            self._is_in_doubt = True  # a chain that comes back may have forgotten its last seconds
-            raise
-
-    def _follow(self) -> None:
         self._record.write()
         rows = self._journal.open_rows(self._market.address)
         waiting = self._journal.unrated_rows(self._market.address, time.time() - _LONGEST_SECONDS)
@@ -239,7 +236,7 @@ class Bets:
     def _recheck(self) -> None:
         """Open rows again that are not paid or lost any more: the chain forgot it.
 
-        Those that ended lately; after a start, and after the chain failed, those of the last day.
+        Those that ended lately; after a start and after an outage, those of the last day.
         A foreign chain only replaces its last few blocks.
         """
         is_restored = self._is_in_doubt and self._market.version is not None

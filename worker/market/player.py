@@ -148,13 +148,21 @@ class Player:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            try:
-                if self._find():
-                    self.step()
-                    self._outage.end("prediction market answers again")
-            except WorkerError as error:
-                self._outage.begin("prediction market waits error=%s", error)
+            self._try_step()
             self._closing.wait(self._settings.poll_seconds)
+
+    def _try_step(self) -> None:
+        """Locate the market if necessary, and look at it once. An outage is logged."""
+        try:
+            if not self._find():
+                return
+            self.step()
+        except WorkerError as error:
+            self._outage.begin("prediction market waits error=%s", error)
+            return
+        if self._outage.is_on and self._bets is not None:
+            self._bets.doubt()
+        self._outage.end("prediction market answers again")
 
     def _find(self) -> bool:
         """Locate market and judge, once; return False if the swarm has none."""
