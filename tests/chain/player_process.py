@@ -1,6 +1,6 @@
 """A node's bets without the rest of the node, as a process that a test may kill.
 
-usage: player_process.py SETTINGS KEY FOLDER    bets for the peer "anna", in FOLDER
+usage: player_process.py SETTINGS KEY FOLDER    bets for the peer "anna"; FOLDER/up is made then
 """
 
 import sys
@@ -52,6 +52,7 @@ def main() -> None:
         parsed.market, "anna", client, account, journal, folder / "prg_record.txt"
     )
     playing.start()
+    (folder / "up").touch()
     while True:
         playing.think(Second)
         try:
