@@ -38,7 +38,7 @@ def test_node_that_takes_part_says_where_and_how_to_opt_out(tmp_path, said):
 def test_results_are_doubted_once_after_an_outage(tmp_path, said, monkeypatch):
     player = make_player(tmp_path, ADDRESS, judge_url="http://127.0.0.1:1")
     doubts, errors = [], [ChainUnreachable("still none"), ChainUnreachable("no answer")]
-    monkeypatch.setattr(Bets, "doubt", doubts.append)
+    monkeypatch.setattr(Bets, "doubt", lambda bets: doubts.append(bets))
 
     def step() -> None:
         if errors:
