@@ -128,7 +128,7 @@ def test_wrong_invitations_are_limited_for_their_address_and_keep_nobody_else_ou
 def test_guesser_behind_the_same_address_does_not_keep_the_owner_out(
     service, tmp_path_factory
 ) -> None:
-    """Of codes, passkeys, sign-ins, terminals' codes and enrolment tokens."""
+    """By guessing codes, terminals' codes and enrolment tokens, or beginning many sign-ins."""
     owner, thief = from_address(service, 400), from_address(service, 400)
     owner.begin(ADA)
     owner.answer(code_of(service, ADA))
