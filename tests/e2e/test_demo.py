@@ -141,7 +141,8 @@ def test_ledger_and_status_show_what_the_demo_did(finished_demo):
 
 @pytest.mark.parametrize(
     "stop",
-    [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)],
+    [signal.SIGINT]
+    + [pytest.param(s, marks=pytest.mark.nightly) for s in (signal.SIGKILL, signal.SIGTERM)],
     ids=lambda s: s.name,
 )
 def test_interrupted_demo_leaves_no_process(tmp_path, stop):

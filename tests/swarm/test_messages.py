@@ -31,7 +31,7 @@ from worker.swarm.protocol.messages import Kind, Limits, Refused
 LIMITS = Limits(num_groups=8, num_completions=4, completion_bytes=200)
 SIZES = pytest.mark.parametrize(
     "num_inputs",
-    [1700, pytest.param(34_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])],
+    [600, pytest.param(34_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])],
 )
 """Of each kind of fuzzing; of the first three 5,100 and 102,000 in all."""
 GROUPS = (

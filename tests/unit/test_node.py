@@ -94,7 +94,7 @@ node.run(settings.load(Path(sys.argv[1])))
 @pytest.mark.parametrize(
     ("checkpoint_every", "killed_at", "num_lines"),
     [
-        (1, 3, 6),
+        pytest.param(1, 3, 6, marks=pytest.mark.nightly),
         (3, 4, 7),
     ],  # after the checkpoint, before the line; and a round after one, which is made again
 )
