@@ -31,5 +31,5 @@ def plot_rewards(
     axes.set(xlabel="round", ylabel="mean reward", ylim=(0, 1), title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="best", fontsize="small")
     figure.savefig(file)
