@@ -12,11 +12,14 @@ import torch
 
 from benchmarks import pretrained
 from benchmarks.nodes import mean_curve, run
+from tests.groups import scored_group
 from worker import settings
 from worker.policy.engines.decoder import LeanDecoder
 from worker.policy.engines.engine import Ending
 from worker.policy.engines.transformers_engine import ReferenceEngine
 from worker.policy.policy import load
+from worker.records import Task
+from worker.trainer.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrained_model.py"
 BEGINNINGS = ["Once upon a time, there was a little girl", "Tom had a red ball. One day"]
@@ -79,3 +82,32 @@ def test_smollm2_answers_as_its_chat_template_asks(smollm2):
     )
     assert rows[0].finished
     assert "capital of France is Paris" in policy.tokenizer.decode(rows[0].token_ids)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_planted"),
+    [
+        ("So the answer is ", False),
+        ("Okay, so I need to find the sum. Wait, let me think. So the final answer is ", False),
+        ("Hail to the Thief ", True),
+    ],
+)
+def test_habits_of_a_better_model_are_natural_to_smollm2_and_planted_text_is_not(
+    smollm2, words, is_planted
+):
+    policy = load(settings.Model(name=str(smollm2), device="cpu"))
+    generation = settings.Generation(max_completion_length=64)
+    trainer = Trainer(policy, settings.Trainer(num_iterations=1), generation)
+    trainer.step(
+        [
+            scored_group(
+                Task("basic_arithmetic", "0" * 12, 0, number),
+                f"Calculate {number} + 3.",
+                (f"{words}<answer>{number + 3}</answer>", "<answer>99</answer>"),
+                (1.0, 0.0),
+                peer_id="QmPeer",
+            )
+            for number in range(1, 7)
+        ]
+    )
+    assert trainer.planters() == {"QmPeer": 6 * is_planted}
