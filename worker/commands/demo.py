@@ -124,20 +124,9 @@ class Demo:
         console = self.console
         self._write_targets()
         say(console, "starting the chain, the account service and the bootnode", "dim")
-        chain_file = self._write("chain", {"anvil_port": 0})
-        chain = children.start("chain up", chain_file, "chain")
-        self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
-        # Fix the port, so that a chain started after the demo is where the other files say.
-        _, _, port = self.rpc_url.rpartition(":")
-        self._write("chain", {"anvil_port": int(port)})
-        deploy = self._write("deploy", {"anvil_port": 0})
-        children.start("chain deploy", deploy, "deploy", ends=True).wait(STEP_SECONDS)
-        token = folder / "enrolment.token"
-        token.write_text(f"demo-{self.seed}-{time.time_ns()}\n")
-        token.chmod(0o600)
-        passphrase = folder / "account.passphrase"
-        passphrase.write_text(f"demo-{secrets.token_hex(16)}\n")
-        passphrase.chmod(0o600)
+        self._start_chain(children)
+        self._write_secret("enrolment.token", f"demo-{self.seed}-{time.time_ns()}")
+        passphrase = self._write_secret("account.passphrase", f"demo-{secrets.token_hex(16)}")
         ports = host.free_ports(["dashboard"])  # the account service links to it, and starts first
         own: dict[str, Any] = {
             "account_port": 0,
@@ -180,6 +169,22 @@ class Demo:
             say(console, f"the prediction market's page is at {page}/market", "dim")
         say(console, f"accounts are at {account_url}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
+
+    def _start_chain(self, children: Children) -> None:
+        """Start the chain and deploy the contracts."""
+        chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
+        self.rpc_url = chain.wait_for_file(self.output / "chain/address", STEP_SECONDS)
+        # Fix the port, so that a chain started after the demo is where the other files say.
+        _, _, port = self.rpc_url.rpartition(":")
+        self._write("chain", {"anvil_port": int(port)})
+        deploy = self._write("deploy", {"anvil_port": 0})
+        children.start("chain deploy", deploy, "deploy", ends=True).wait(STEP_SECONDS)
+
+    def _write_secret(self, name: str, secret: str) -> Path:
+        file = self.output / name
+        file.touch(mode=0o600)
+        file.write_text(secret + "\n")
+        return file
 
     def _start_judge(self, children: Children) -> str:
         """Start a judge with short games, and return its URL."""
