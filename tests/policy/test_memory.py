@@ -1,5 +1,6 @@
 """Free memory within a process's own limits, errors of allocators, and stored limits."""
 
+import platform
 import resource
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def test_allocation_that_fails_on_this_cpu_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert memory.is_out_of_memory(caught.value)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps it")
+def test_memory_that_small_tensors_leave_goes_back_to_the_system() -> None:
+    size = 100_000  # bytes; larger ones are mapped, and go back at once
+    tensors = [torch.ones(size, dtype=torch.uint8) for _ in range(2000)]
+    last = tensors[-1]  # while it is there, the heap does not end before it
+    tensors.clear()
+    before = memory.used(CPU)
+    memory.release(CPU)
+    assert before - memory.used(CPU) > 1500 * size
+    assert int(last.sum()) == size
 
 
 @pytest.mark.parametrize(

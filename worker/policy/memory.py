@@ -4,6 +4,7 @@ Limits of this machine are in small files of the state folder, each with a key t
 valid for.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -45,9 +46,15 @@ def reason_of(error: BaseException) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Return memory that torch caches to the device."""
+    """Return memory that is kept for reuse to the device, that of a CPU to the system.
+
+    glibc keeps what tensors of many sizes leave: after some steps of a model with 135 million
+    parameters half of the process, 3 GB.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def used(device: torch.device) -> int:

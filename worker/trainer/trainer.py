@@ -188,6 +188,8 @@ class Trainer:
             self._update(rate)
         else:
             self.nonfinite_steps = 0
+        if self.policy.model.device.type == "cpu":  # a GPU's allocator keeps it for the next step
+            memory.release(self.policy.model.device)
         num_tokens = sum(len(s.token_ids) for s in batch)
         self.learned = tuple(_note_learned(*pair) for pair in lessons) if skipped is None else ()
         for peer_id, has_planted in self.planters().items():
