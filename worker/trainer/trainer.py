@@ -188,8 +188,7 @@ class Trainer:
             self._update(rate)
         else:
             self.nonfinite_steps = 0
-        if self.policy.model.device.type == "cpu":  # a GPU's allocator keeps it for the next step
-            memory.release(self.policy.model.device)
+        self._release_memory()
         num_tokens = sum(len(s.token_ids) for s in batch)
         self.learned = tuple(_note_learned(*pair) for pair in lessons) if skipped is None else ()
         for peer_id, has_planted in self.planters().items():
@@ -639,6 +638,12 @@ class Trainer:
         return micro_batch.Budget(
             min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True
         )
+
+    def _release_memory(self) -> None:
+        """Return what a step leaves to the system; a GPU's allocator keeps it for the next step."""
+        device = self.policy.model.device
+        if device.type == "cpu":
+            memory.release(device)
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
