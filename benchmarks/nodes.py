@@ -91,7 +91,8 @@ class Node:
             local += self.answer_part(len(self.rewards) - 1, part)
         groups = give_credit(local, is_closed) if self.has_credit else local
         batch = choose(groups, external, self.settings.trainer, self.rng, self.trainer.find_fault)
-        self.steps.append(self.trainer.step(batch.groups, sampled=local).skipped is None)
+        done = self.trainer.step(batch.groups, sampled=local, collected=external)
+        self.steps.append(done.skipped is None)
         self.environment.learn(local)
 
 
