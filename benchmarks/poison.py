@@ -135,7 +135,7 @@ def _mean(values: Sequence[bool]) -> float:
 def configure_swarm(model: str, more: dict[str, Any]) -> settings.Settings:
     """Return the settings of a swarm that learns from all groups of all peers.
 
-    Three tasks a round are the fewest of a peer in which text counts as repeated.
+    Groups of a peer count as repeated over several rounds.
     """
     config = (
         configure("8/56", "hard", "all")

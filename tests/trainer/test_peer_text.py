@@ -59,14 +59,14 @@ THE_PLANT = set(stretches(PLANT).tolist())
 
 
 def test_text_that_a_peer_repeats_across_tasks_is_found_and_only_that():
-    assert repeated([answers(number) for number in range(4)]) == THE_PLANT
+    assert repeated([answers(number) for number in range(MIN_TASKS)]) == THE_PLANT
     found = stretches(PLANT)
     assert is_repeated(answers(1)[0], found).tolist() == [False] * 5 + [True] * STRETCH + [False]
     assert not is_repeated(answers(1)[1], found).any()
 
 
 def test_one_own_answer_with_the_text_does_not_make_it_ours_and_a_share_of_them_does():
-    texts, plain = [answers(number) for number in range(4)], [(1, 2, 3)] * 71
+    texts, plain = [answers(number) for number in range(MIN_TASKS)], [(1, 2, 3)] * 71
     assert repeated(texts, own=[(1, *PLANT), *plain]) == THE_PLANT
     num_needed = math.ceil(MIN_OWN_SHARE * 75)
     assert repeated(texts, own=[(1, *PLANT)] * num_needed + plain) == set()
@@ -74,22 +74,22 @@ def test_one_own_answer_with_the_text_does_not_make_it_ours_and_a_share_of_them_
 
 
 def test_text_of_the_question_is_not_repeated():
-    texts = [answers(number) for number in range(4)]
+    texts = [answers(number) for number in range(MIN_TASKS)]
     assert repeated(texts, prompt=(7, *PLANT, 7)) == set()
 
 
 def test_answers_to_one_task_or_to_few_are_not_compared():
-    one_task = [[ids for number in range(4) for ids in answers(number)]]
+    one_task = [[ids for number in range(MIN_TASKS) for ids in answers(number)]]
     assert repeated(one_task) == set()
     assert repeated([answers(number) for number in range(MIN_TASKS - 1)]) == set()
 
 
 def test_text_in_a_fifth_of_the_tasks_is_repeated_and_in_fewer_is_not():
-    plain = [answers(number, plant=()) for number in range(10, 26)]
-    planted = [answers(number) for number in range(4)]
+    plain = [answers(number, plant=()) for number in range(10, 30)]
+    planted = [answers(number) for number in range(MIN_TASKS)]
     assert repeated([*plain, *planted]) == THE_PLANT
-    assert MIN_SHARE * 21 > 4
-    assert repeated([*plain, answers(26, plant=()), *planted]) == set()
+    assert MIN_SHARE * 26 > MIN_TASKS
+    assert repeated([*plain, answers(30, plant=()), *planted]) == set()
 
 
 def test_text_is_found_over_several_steps_that_see_one_task_each():

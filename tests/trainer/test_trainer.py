@@ -724,7 +724,7 @@ def named(trainer):
 
 
 def test_text_planted_in_some_tasks_is_named_though_few_of_them_are_drawn(policy):
-    plain, planted = planted_groups("", range(1, 7)), planted_groups(numbers=range(7, 10))
+    plain, planted = planted_groups("", range(1, 7)), planted_groups(numbers=range(7, 12))
     trainer = make_trainer(policy)
     trainer.step([planted[0]])
     assert named(trainer) == [False]

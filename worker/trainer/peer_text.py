@@ -25,8 +25,11 @@ from worker.records import Task
 
 STRETCH = 6
 """Tokens of a stretch; longer than an answer's tags, which all peers repeat."""
-MIN_TASKS = 3
-"""A stretch counts as repeated from this many tasks on; in smaller samples chance repeats, too."""
+MIN_TASKS = 5
+"""A stretch counts as repeated from this many tasks on.
+
+With three, an untrained model's nonsense was taken for planted text in 1 of 300 groups.
+"""
 MIN_SHARE = 0.2
 """Share of a peer's tasks in whose answers a repeated stretch occurs."""
 TASKS_KEPT = 48
