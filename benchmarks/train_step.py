@@ -16,7 +16,9 @@ busy machines); peak memory is that of a separate process above its model, or th
 
 import argparse
 import json
+import math
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -280,7 +282,10 @@ def measure_times(case: Case, repeats: int, clock: str) -> dict[str, list[float]
 
 
 def measure_memory(case: Case, way: str) -> float:
-    """Return the peak MB of two steps above the loaded model, in a separate process."""
+    """Return the peak MB of two steps above the loaded model, in a separate process.
+
+    Infinite: the kernel killed the process, as its memory did not fit into this machine.
+    """
     command = [
         sys.executable,
         "-W",
@@ -291,10 +296,11 @@ def measure_memory(case: Case, way: str) -> float:
         json.dumps(astuple(case)),
         way,
     ]
-    output = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=1200
-    ).stdout
-    return float(output.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    if done.returncode == -signal.SIGKILL and way != "ours":
+        return math.inf
+    done.check_returncode()
+    return float(done.stdout.splitlines()[-1])
 
 
 def print_memory(case: Case, way: str) -> None:
@@ -470,20 +476,29 @@ def print_row(
             {
                 "claim": f"train step, {case}: {unit}, against {way}",
                 "ours": round(values["ours"], 4),
-                "reference": round(values[way], 4),
-                "ratio": round(ratios[way], 2),
+                "reference": finite(values[way], 4),
+                "ratio": finite(ratios[way], 2),
                 "unit": unit,
             }
         )
-    ours, trl, plain = (
-        f"{values[way]:.3f} s" if unit == "seconds" else f"{values[way]:.0f} MB" for way in WAYS
-    )
+    ours, trl, plain = (show(values[way], unit) for way in WAYS)
     print(
         f"{case!s:22}  {ours:>10}  {trl:>10}  {ratios[WAYS[1]]:6.2f}  {plain:>21} "
         f" {ratios[WAYS[2]]:6.2f}",
         flush=True,
     )
     return ratios[WAYS[1]]
+
+
+def finite(value: float, digits: int) -> float | None:
+    """Return a rounded figure for JSON; None: it is infinite, for what did not fit."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def show(value: float, unit: str) -> str:
+    if not math.isfinite(value):
+        return "does not fit"
+    return f"{value:.3f} s" if unit == "seconds" else f"{value:.0f} MB"
 
 
 if __name__ == "__main__":

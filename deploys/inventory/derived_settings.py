@@ -220,7 +220,7 @@ def _has_market(data: Mapping[str, Any]) -> bool:
 def _judge_url(entry: HostEntry) -> dict[str, str]:
     """Return the judge's URL, which nodes on any host learn from the account service.
 
-    Empty if they can't reach the judge's address, or there is none.
+    Returns no setting if there is no judge, or other hosts can't reach its address.
     """
     host = _judge_host(entry)
     return _url_at(entry, host) if is_reachable(host) else {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker import settings
+from worker.account.accounts import Accounts
 
 # As pytest does for the tests next to them, which import each other by their bare names.
 sys.path.insert(0, str(Path(__file__).parents[1] / "chain"))
@@ -14,10 +15,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "chain"))
 from account_service import Running, serving
 
 from tests.account.hosting import hosted
+from tests.account.stores import open_accounts
 from tests.chain.conftest import Chain, anvil_binary, chain, rpc_url
 from tests.pages.conftest import chromium, tab
 
 __all__ = ["anvil_binary", "chain", "chromium", "rpc_url", "tab"]
+
+
+@pytest.fixture
+def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
+    """An account service's database, without a service."""
+    opened = open_accounts(tmp_path, monkeypatch)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

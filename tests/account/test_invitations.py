@@ -2,14 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from tests.account.stores import Clock, open_accounts
+from tests.account.stores import Clock
 from worker.account import invitations as module
 from worker.account.accounts import Account, Accounts, digest
 from worker.account.invitations import Invitations, create
@@ -19,13 +17,6 @@ from worker.account.sessions import Sessions
 
 PEERS = [f"QmPeer{number}" for number in range(9)]
 DAY = 86_400.0
-
-
-@pytest.fixture
-def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
-    opened = open_accounts(tmp_path, monkeypatch)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

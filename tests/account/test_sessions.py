@@ -1,26 +1,18 @@
 """Sessions and sign-ins in the database: how long they last, and how often one may guess."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.account.stores import Clock, open_accounts
+from tests.account.stores import Clock
 from worker.account import sessions as module
 from worker.account.accounts import Account, Accounts
 from worker.account.request_bodies import Refused
 from worker.account.sessions import MAX_GUESSES, MAX_KNOWN, Sessions, plain
 
 ADA = "ada@example.org"
-
-
-@pytest.fixture
-def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
-    opened = open_accounts(tmp_path, monkeypatch)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from account_service import eventually, serving
+from playwright.sync_api import expect
 
 from lab.lab_tailnet import FOLDER, KEY, why_no_tailnet
 from tests.account.hosting import HOST, hosted
@@ -99,7 +100,7 @@ def tailnet(tmp_path) -> Iterator[Tailnet]:
 
 
 def test_person_that_tailscale_serve_names_is_let_in_and_a_forged_name_is_not(
-    chain, tmp_path, tailnet
+    chain, tmp_path, tailnet, chromium
 ) -> None:
     changes = {"behind_proxy": True, "tailscale_login": True}
     parsed = hosted(chain.settings, tmp_path / "account", **changes)
@@ -132,3 +133,9 @@ def test_person_that_tailscale_serve_names_is_let_in_and_a_forged_name_is_not(
         assert "My nodes" in page
         assert named[1] in page
         assert [each.email for each in service.service.accounts.all()] == [None, named[1]]
+        context = chromium.new_context(proxy={"server": f"socks5://127.0.0.1:{proxy}"})
+        with closing(context):
+            tab = context.new_page()
+            tab.goto(f"http://{name}/sign-in")
+            tab.get_by_role("button", name=f"Continue as {named[1]}").click()
+            expect(tab.get_by_role("heading", name="My nodes")).to_be_visible()

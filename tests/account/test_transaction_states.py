@@ -1,11 +1,7 @@
-"""What a page says of transactions: waiting, confirmed, failed, whichever hash was mined."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""States of transactions on a page: waiting, confirmed or failed, whichever hash was mined."""
 
 import pytest
 
-from tests.account.stores import open_accounts
 from worker.account.accounts import Account, Accounts
 from worker.account.transaction_states import rows_of
 from worker.chain.client import Receipt
@@ -39,13 +35,6 @@ class Chain:
             raise ChainUnreachable("no answer")
         succeeded = self.mined.get(tx_hash)
         return None if succeeded is None else Receipt(tx_hash, 1, succeeded, 1, None)
-
-
-@pytest.fixture
-def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
-    opened = open_accounts(tmp_path, monkeypatch)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_existing_deployment_gets_a_market_once(chain):
 
 
 def test_market_of_version_1_is_upgraded_and_its_games_keep_their_rule(chain, monkeypatch):
-    """What was bet before the upgrade is paid as it was when it was bet; later games by the new."""
+    """Games opened before an upgrade are paid by the old rule, later ones by the new rule."""
     carried = contract.artifact
     with monkeypatch.context() as patch:
         (release,) = (

@@ -1,4 +1,4 @@
-"""Whose contract the market is: ours is not taken for a foreign one because of one answer."""
+"""Recognising our own market: one bad answer does not make it a foreign one."""
 
 import pytest
 

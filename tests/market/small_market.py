@@ -25,7 +25,7 @@ class SmallGame:
 
     @property
     def payout(self) -> int:
-        """What was bet on the right choice; all of it if the game was cancelled."""
+        """Return the tokens bet on the right choice; after a cancelled game, on all choices."""
         is_refund = self.status == GameStatus.CANCELLED
         return sum(
             guess.bet for guess in self.bets.values() if is_refund or guess.choice == self.right

@@ -24,6 +24,8 @@ from worker.swarm import identity
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 INVENTORY = "inventory/lab.py"
+BET = {"confirmed", "claiming", "paid", "lost"}
+"""States of bets that are on the chain."""
 DEPLOY_SECONDS = 600
 WORKER = "hivewright-worker@0.service"
 SERVICES = list(COORDINATOR_UNITS)
@@ -251,6 +253,18 @@ def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
     # On a busy machine a round's groups of the peer may come too late.
     wait_until(both_are_connected, 120, "h2 and h3 are connected in the same table")
     assert max(map(len, lines())) <= 80
+
+
+def test_workers_bet_on_the_questions_of_the_deployed_judge(fleet: Lab) -> None:
+    for number in (2, 3):
+        host = fleet.host(number)
+        wait_until(
+            lambda h=host: BET & status(h)["market"].keys(),
+            300,
+            f"{host.name} has a bet in a game",
+        )
+    record = fleet.host(2).ssh("cat /var/log/hivewright/worker-0/prg_record.txt").stdout
+    assert "placed bet of" in record
 
 
 def test_best_model_of_the_fleet_comes_home(fleet: Lab, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a liar changes in the weights of an honest node: not one bit.
+"""A liar changes not one bit of an honest node's weights.
 
 Nodes without a chain wait for the groups of a round (`collect`); others take what has come (`ask`
 and `take`).

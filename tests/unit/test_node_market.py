@@ -74,7 +74,7 @@ def test_node_that_opts_out_says_so_at_its_start(tmp_path, caplog, enabled):
     caplog.set_level(logging.INFO)
     made = make_node(enrolled(tmp_path, market_enabled=enabled))
     made.close()
-    assert made.player is None  # without a chain there is none either, and nothing to opt out of
+    assert made.player is None
     said = "no part in the prediction market: market.enabled is false"
     assert (said in caplog.text) == (enabled is False)
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _MAX_PASSKEYS = 20
 _VERIFIED = UserVerificationRequirement.REQUIRED
 _ADDING, _SIGNING_IN = "adding", "signing in"
-"""What a challenge is for; one for the other is not accepted."""
+"""Purposes of a challenge; one made for the other purpose is refused."""
 
 
 class Passkeys:

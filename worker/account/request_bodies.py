@@ -51,7 +51,7 @@ class Enrol(Message):
     signature: Annotated[str, Field(max_length=4096)]
     token: Annotated[str, Field(max_length=1024)]
     challenge: Annotated[str, Field(max_length=200)] | None = None
-    """What was signed; nodes of the release before send none."""
+    """The challenge that was signed. None: a node of the release before, which signs none."""
 
 
 class RegisterPeer(Message):

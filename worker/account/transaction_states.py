@@ -1,4 +1,4 @@
-"""What became of the transactions on a page: by the account's queue, else by the chain's receipts.
+"""States of the transactions on a page: from the account's queue, else from the chain's receipts.
 
 A transaction that is sent again at another price, or under another nonce, has another hash each
 time, and any of them may be the one that is mined.

@@ -15,7 +15,7 @@ from worker.swarm.identity import Identity
 
 _MAX_POLL_SECONDS = 60.0
 _AWAY = (502, 503, 504)
-"""What a proxy answers while the service is away."""
+"""HTTP statuses of a proxy while the service behind it is away."""
 _SLOWER_SECONDS = 5.0
 """RFC 8628, 3.5."""
 

@@ -210,7 +210,7 @@ class Sender:
         return [each for (each,) in rows] or [tx_hash]
 
     def find(self, call: Call) -> Waiting | None:
-        """Return the pending transaction of a call; None: there is none."""
+        """Return the pending transaction of a call; None: the call is not pending."""
         found = self._journal.execute(
             "SELECT * FROM waiting WHERE data = ? AND address IS ?", (call.data, call.to)
         )

@@ -35,12 +35,12 @@ MIN_SHARE = 0.2
 TASKS_KEPT = 48
 """The last tasks of each peer that are compared: those of several steps."""
 PEERS_KEPT = 64
-"""Those whose groups came last. With long answers their stretches take 50 MB in total."""
+"""Number of peers to remember, the latest ones. With long answers they take 50 MB in total."""
 MIN_OWN_ANSWERS = 2
 MIN_OWN_SHARE = 0.05
 """Share of our answers, and their number, from which on a stretch is one that we say ourselves."""
 OWN_ANSWERS_KEPT = 768
-"""As many as answer TASKS_KEPT tasks and more."""
+"""Number of our own answers to remember: more than TASKS_KEPT tasks have."""
 
 PLANTED_LOGPROB = -3.0
 """Mean log-probability of a token of repeated text below which it counts as planted, in nats.
