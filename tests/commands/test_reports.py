@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from rich.console import Console
 from worker import settings
 from worker.commands import reports
 from worker.commands.reports import print_status, swarm_table
+from worker.errors import SettingsError
 from worker.hub.hub import HubStatus
 from worker.swarm.status import SwarmStatus
 from worker.telemetry.status import NodeStatus
@@ -142,3 +145,35 @@ def test_check_says_what_the_settings_come_to_on_the_wire(flat, line, capsys):
         settings.from_flat({**small, **flat}, "test"), argparse.Namespace(model=None)
     )
     assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "loaded"),
+    [
+        ("account: {port: 3000}", set()),
+        ("judge: {port: 3000}\nenvironment: {families: [{name: gcd}]}", {"reasoning_gym"}),
+        ("keeper: {}\nmodel: {name: hivewright/tiny}", {"reasoning_gym", "torch"}),
+        ("log: {level: INFO}", {"reasoning_gym", "torch"}),
+    ],
+)
+def test_check_loads_what_the_roles_of_the_file_need(text, loaded, tmp_path):
+    """A deploy checks a file for each service."""
+    (tmp_path / "settings.yaml").write_text(text)
+    code = (
+        "import sys\nfrom worker import cli\n"
+        f"try:\n    cli.main(['check', '--settings', '{tmp_path}/settings.yaml'])\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "print(sorted({'torch', 'reasoning_gym'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *resolved, last = done.stdout.splitlines()
+    assert "version: 1" in resolved
+    assert last == str(sorted(loaded))
+
+
+def test_check_of_another_role_refuses_families_that_do_not_exist(tmp_path):
+    named = settings.parse(
+        {"keeper": {}, "environment": {"families": [{"name": "no_such_family"}]}}, "test"
+    )
+    with pytest.raises(SettingsError, match="no_such_family"):
+        reports.print_settings(named, argparse.Namespace(model=None))

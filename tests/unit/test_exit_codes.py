@@ -1,6 +1,7 @@
 """How a command ends: its code, and a last line on standard error that says why."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -207,6 +208,21 @@ def test_import_of_a_command_leaves_the_recursion_limit(monkeypatch):
     monkeypatch.setattr(cli.importlib, "import_module", imports)
     assert cli._load("os:getpid") is os.getpid
     assert sys.getrecursionlimit() == before
+
+
+def test_collector_looks_through_no_import(monkeypatch):
+    made = []
+
+    def imports(_):
+        assert not gc.isenabled()
+        made.append([])
+        return os
+
+    monkeypatch.setattr(cli.importlib, "import_module", imports)
+    assert cli._load("os:getpid") is os.getpid
+    assert gc.isenabled()
+    assert not any(each is made[0] for each in gc.get_objects())
+    gc.unfreeze()
 
 
 def test_commands_have_different_names_and_targets():

@@ -191,9 +191,16 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
         Console().print(_ledger_table(rows))
 
 
+_OTHER_ROLES = {"anvil", "bootnode", "keeper", "account", "dashboard", "judge"}
+"""Sections of the roles that have no model."""
+_OF_A_WORKER = {"node", "model", "generation", "trainer"}
+
+
 def print_settings(settings: Settings, options: argparse.Namespace) -> None:
     """Print the resolved settings, defaults included, and as comments the models that fit.
 
+    A file for other roles alone has no such comments, and its task families are looked at only if
+    it names some: a deploy checks a file for each service, and torch takes seconds to import.
     Raises SettingsError for unknown families, ModelError for a missing GPU or model folder, or a
     model with a smaller context than the settings need.
     """
@@ -203,11 +210,18 @@ def print_settings(settings: Settings, options: argparse.Namespace) -> None:
         model = settings.model.model_copy(update={"name": options.model})
         print("\n".join(engine_forecast.read(model).lines()))
         return
+    named = settings.model_fields_set
+    is_for_a_worker = named & _OF_A_WORKER or not named & _OTHER_ROLES
+    if is_for_a_worker or "environment" in named:
+        environments.load(settings.environment)
+    resolved = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    if not is_for_a_worker:
+        print(resolved, end="")
+        return
     from worker.policy import model_sizing
 
-    environments.load(settings.environment)
     model_sizing.require_context(settings.model, settings.generation)
-    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+    print(resolved, end="")
     print(f"# {_explain_exchange(settings)}")
     for line in model_sizing.explain(settings.model, settings.trainer, settings.node.state_dir):
         print(f"# {line}")
