@@ -1,5 +1,6 @@
 """Fixtures shared by all tests, and the order of the tests."""
 
+import gc
 import sys
 from collections.abc import Iterator
 
@@ -7,6 +8,9 @@ import hypothesis
 import pytest
 
 from tests import scheduling
+
+# What is imported stays: the garbage collector does not look through it, now or later.
+gc.disable()
 
 # No test is timed, and a run says the same as the one before it.
 hypothesis.settings.register_profile(
@@ -21,6 +25,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> schedulin
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.sort(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
