@@ -96,8 +96,8 @@ def run_node(file: Path, number: int, kind: Kind, chain: SharedChain) -> None:
         def _has_chain(self) -> bool:
             return kind.has_chain and not kind.waits
 
-        def _book(self, record: RoundRecord) -> None:
-            super()._book(record)
+        def _save_part(self, record: RoundRecord) -> None:
+            super()._save_part(record)
             if record.part == 0:
                 chain.reported[number].value = record.round
             line = {"at": time.monotonic(), "tokens": self.num_tokens, "part": record.part}

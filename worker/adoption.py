@@ -1,11 +1,11 @@
 """Take a peer's weights when they are better than ours, and offer ours to peers.
 
-A node that earns far less than its peers fetches the weights of the best of them, in the background
-of its rounds. Nobody is believed: what arrives must fit our model, and is tried against our own
-weights on held-out tasks that nobody else knows. A trial is spread over rounds, a few tasks in
-each, and ends as soon as the result is clear. Weights are taken only if they earn more beyond the
-noise. Then the optimizer starts afresh, and the next checkpoint has the new weights; a node that
-dies before it goes on with the old ones.
+A node that earns far less than its peers fetches the weights of the best of them in the background
+while it trains. No peer is trusted: the fetched weights must fit our model, and are compared with
+our own weights on held-out tasks that no peer knows. Such a trial is spread over rounds, with a few
+tasks in each, and ends as soon as the result is clear. Weights are taken only if they earn more by
+a statistically significant margin. The optimizer's moments are then reset, and the next checkpoint
+contains the new weights; a node that dies before that checkpoint resumes with its old weights.
 """
 
 import functools
@@ -39,29 +39,30 @@ from worker.trainer.weight_sets import WeightSet
 log = logging.getLogger(__name__)
 
 OWN_GROUPS = 72
+"""Number of our own newest groups whose rewards are compared."""
 PEER_GROUPS = 36
-"""The newest groups of a peer, and OWN_GROUPS of our own, whose rewards are compared."""
+"""Number of a peer's newest groups whose rewards are compared."""
 PEERS_KEPT = 64
 MIN_GROUPS = 9
-"""Groups of our own, and of a peer, before rewards are compared."""
+"""Smallest number of our own groups, and of a peer's, whose rewards are compared."""
 MARGIN = 0.1
 """A peer must earn this much more, in mean reward, before its weights are fetched."""
 MAX_SOURCES = 3
 """Peers whose weights are fetched for one trial."""
 PAUSE_ROUNDS = 8
-"""After a trial; doubled after each that took nothing."""
+"""Rounds between two trials; doubled after each trial in which no weights were taken."""
 LONGEST_PAUSE_ROUNDS = 256
 BLOCK_TASKS = 8
-"""Held-out tasks that our own weights and one candidate answer in a round."""
+"""Number of held-out tasks that our own weights and one candidate answer in a round."""
 TRIAL_TASKS = 96
-"""After this many tasks, a candidate that is not better beyond the noise is given up."""
+"""A candidate that is not significantly better after this many tasks is dropped."""
 OFFER_SECONDS = 600.0
-"""An offer stays for at least this long, so that slow peers can complete it."""
+"""Shortest time before an offer is replaced, so that slow peers can complete their transfer."""
 _HEADER_BYTES = 1 << 16
 
 
 class _Earned(NamedTuple):
-    """The mean reward of a group of `family` at `level`; -1: the family has no levels."""
+    """The mean reward of a group. `level` is -1 if `family` has no levels."""
 
     family: str
     level: int
@@ -70,9 +71,9 @@ class _Earned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Weights to try: those of `peer_id`, or (None) an average.
+    """Weights to try. `what` names them in the log; `peer_id` is their owner, None: an average.
 
-    `make` returns them; they are not kept in memory while the node trains.
+    `make` loads or computes them, because they are not kept in memory while the node trains.
     """
 
     what: str
@@ -82,9 +83,9 @@ class _Candidate:
 
 @dataclass
 class _Trial:
-    """A trial in progress: the files that came, and the candidates that are left.
+    """A trial in progress: the fetched files, and the candidates that are left.
 
-    `gains`: how much more the first candidate earned than our own weights, by task.
+    `gains`: the first candidate's reward minus that of our own weights, one value per task.
     """
 
     fetched: Sequence[Fetched]
@@ -99,9 +100,10 @@ class _Trial:
 
 @dataclass
 class Adoption:
-    """The weights that one node offers and takes. Used from the node's thread only.
+    """The exchange of weights of one node. Used from the node's thread only.
 
-    `counts`: offered, fetched, unusable, worse, and taken sets of weights since the start.
+    `counts`: the numbers of sets of weights since the start that were offered, fetched, unusable,
+    worse and taken.
     """
 
     swarm: Swarm
@@ -131,7 +133,7 @@ class Adoption:
         weights: Path,
         rounds_trained: int,
     ) -> None:
-        """Offer a checkpoint's file of weights, unless the last offer is young or being sent."""
+        """Offer a checkpoint's weights, unless the last offer is recent or is being sent now."""
         now = time.monotonic()
         if now - self._offered_at < OFFER_SECONDS or self.swarm.is_sending_weights:
             return
@@ -150,7 +152,7 @@ class Adoption:
         weights: Path,
         rounds_trained: int,
     ) -> weight_exchange.Offered | None:
-        """Return the offer of a file that outlives its checkpoint. Raises OSError."""
+        """Return an offer of the weights in a file that outlives the checkpoint. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for old in self._folder.glob("own-*.safetensors"):
             old.unlink()
@@ -164,7 +166,7 @@ class Adoption:
         local: Sequence[ScoredGroup],
         external: Sequence[ScoredGroup],
     ) -> bool:
-        """See a round's groups; return whether weights that had arrived were taken."""
+        """Note the rewards of a round and continue a trial; return whether weights were taken."""
         self._see(local, external)
         if self._is_fetching and not self.swarm.is_fetching_weights:
             self._is_fetching = False
@@ -176,7 +178,7 @@ class Adoption:
         self._rounds_until_next -= 1
         better = self._find_better() if self._rounds_until_next <= 0 else []
         if better:
-            log.info("far behind, fetching weights peers=%s", better)
+            log.info("peers earn much more, fetching their weights peers=%s", better)
             self.swarm.fetch_weights(better, self.model, self._max_bytes, self._folder)
             self._is_fetching = True
         return False
@@ -203,10 +205,10 @@ class Adoption:
         return sorted(better, key=lambda peer_id: gains[peer_id], reverse=True)[:MAX_SOURCES]
 
     def _gain_of(self, groups: Iterable[_Earned]) -> float:
-        """Return how much more a peer earns, minus infinity if too few groups can be compared.
+        """Return how much more a peer earns than we do; -inf if too few groups can be compared.
 
-        Each group is compared with ours of the same family at the same or an easier level: to earn
-        more at harder tasks is better, and to earn more at easier ones need not be.
+        Each of its groups is compared with our groups of the same family at the same or an easier
+        level: earning more on harder tasks shows a better model, on easier tasks it need not.
         """
         if len(self._own) < MIN_GROUPS:
             return -math.inf
@@ -226,7 +228,7 @@ class Adoption:
         self._trial = _Trial(fetched, self._candidates(fetched))
 
     def _candidates(self, fetched: Sequence[Fetched]) -> list[_Candidate]:
-        """Return the usable ones of what has arrived, and averages; count the others."""
+        """Return the usable sets of weights and their averages; count the unusable ones."""
         usable: list[_Candidate] = []
         make: Callable[[], WeightSet]
         for each in fetched:
@@ -245,7 +247,7 @@ class Adoption:
             return weight_sets.average([*own, *(each.make() for each in usable)])
 
         candidates = list(usable)
-        if len(usable) > 1:  # first: it is usually better than each of them
+        if len(usable) > 1:  # tried first: the average is usually better than each of them
             make = functools.partial(average, with_ours=False)
             candidates.insert(0, _Candidate("average of the peers'", None, make))
         if usable:
@@ -254,7 +256,7 @@ class Adoption:
         return candidates
 
     def _go_on(self, running: _Trial) -> bool:
-        """Try a block of tasks with the next candidate; return whether it was taken."""
+        """Try a block of tasks with the first candidate; return whether it was taken."""
         if running.candidates and self._try_block(running):
             taken = running.candidates[0]
             weight_sets.adopt(self.trainer, taken.make())
@@ -280,13 +282,14 @@ class Adoption:
     def _try_block(self, running: _Trial) -> bool:
         """Let our own weights and the first candidate answer more tasks.
 
-        Returns whether it is to be taken: it earns more than our weights beyond the noise. A
-        candidate that is not better on the whole, or not after TRIAL_TASKS, is dropped.
+        Returns whether to take it: it earns significantly more than our weights. A candidate is
+        dropped if it earns no more than ours on average, or if the result is unclear after
+        TRIAL_TASKS.
         """
         candidate = running.candidates[0]
         families = self._rng.sample(self.environment.names, k=len(self.environment.names))
         asked = [(name, self.environment.levels.get(name)) for name in families[:BLOCK_TASKS]]
-        # Drawn for this block: a peer can't have trained on them.
+        # The tasks are drawn for this block, so a peer can't have trained on them.
         seed = self._rng.randrange(1 << 30)
         ours = self._rewards(asked, seed)
         with weight_sets.tried(self.trainer, candidate.make()):
@@ -316,7 +319,7 @@ class Adoption:
         kind: str,
         reason: str,
     ) -> None:
-        """Go on with the next candidate; count the weights if they are a peer's."""
+        """Drop the first candidate; count it by `kind` if it is a peer's."""
         peer_id = running.candidates[0].peer_id
         running.drop()
         if peer_id is not None:
@@ -344,7 +347,7 @@ class Adoption:
         kind: str,
         reason: str,
     ) -> None:
-        """Count weights that are not taken; forget the rewards of their peer."""
+        """Count a peer's weights that were not taken, and forget its rewards."""
         self.counts[kind] += 1
         self._peers.pop(peer_id, None)
         if kind == "unusable":
@@ -353,7 +356,7 @@ class Adoption:
 
 
 def model_digest(trainer: Trainer) -> bytes:
-    """Return what identifies the weights that a trainer can take: origin, names and shapes."""
+    """Return a digest of origin, names and shapes of the weights that a trainer can take."""
     shapes = [(name, list(p.shape)) for name, p in trainer.parameters.items()]
     return hashlib.sha256(json.dumps([trainer.origin, shapes]).encode()).digest()
 

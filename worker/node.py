@@ -97,10 +97,11 @@ EXTERNAL_MARGIN = 3
 
 @dataclass(frozen=True, slots=True)
 class _Further:
-    """The further parts of rounds in a checkpoint.
+    """The state of further parts in a checkpoint.
 
-    `part`: the last one of its round; `steps` and `groups`: of all since the first start; `used`:
-    by peer, round and part of the newest groups that were used.
+    `part`: the number of the last trained part of the round. `steps` and `groups`: how many steps
+    and own groups further parts have had since the first start. `used`: for each peer id, round and
+    part of its newest groups that were used.
     """
 
     part: int = 0
@@ -131,7 +132,7 @@ def run(settings: Settings) -> None:
         try:
             node.train()
         except RuntimeError:
-            # torch raises it for a card that is gone, too; then that is the reason.
+            # torch also raises RuntimeError if the GPU is gone: report that instead, if so.
             node.gpu_watch.look()
             node.gpu_watch.require_healthy()
             raise
@@ -139,7 +140,7 @@ def run(settings: Settings) -> None:
 
 @contextmanager
 def _report_failure(folder: Path) -> Iterator[None]:
-    """Write an error that ends the node to its status, in addition to the log."""
+    """Write the error that ends the node to status.json too; the log gets it from the caller."""
     try:
         yield
     except WorkerError as error:
@@ -175,7 +176,7 @@ class Node:
         self.recent: deque[dict[str, Any]] = deque(maxlen=health.KEPT_ROUNDS)
         self.stopwatch = Stopwatch()
         self.rounds_unsaved = 0
-        self.used: dict[str, Place] = {}  # by peer, the newest place whose groups were used
+        self.used: dict[str, Place] = {}  # for each peer, the newest place whose groups were used
         self.last = self._resume()
         # Prepare generation first: it stays in memory, and training measures what is left.
         questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
@@ -265,11 +266,11 @@ class Node:
         return trainer
 
     def _part_of(self, tick: Tick) -> int:
-        """Return the part of a round that is next."""
+        """Return the number of the part of the tick's round that is trained next."""
         return self.last.part + 1 if tick.round == self.last.round else 0
 
     def _train_part(self, tick: Tick) -> None:
-        """Run one part of a round of the chain's clock, or a round of the local one.
+        """Run one part of a round; without a chain a round has only one.
 
         Share our own groups, then learn from them and from the groups of peers.
         """
@@ -279,7 +280,7 @@ class Node:
         self._ask(tick.round)
         first, tokens_per_second = self._answer_place(place)
         if place.part:
-            self._look_whether_open()
+            self._check_still_open()
         published = self._publish(place, first)
         collected = self._collect(place)
         local, collected, num_parts = self._answer_until_enough(place, first, collected)
@@ -319,7 +320,7 @@ class Node:
         if self.adoption is not None and place.part == 0:
             self.adoption.after_round(local, collected.groups)
             self.status.weights = dict(self.adoption.counts)
-        self._book(record)
+        self._save_part(record)
         self.pace.finish(place.part, record.seconds)
 
     def _record_of(
@@ -332,7 +333,7 @@ class Node:
     ) -> RoundRecord:
         """Return the history line of a step, without the figures that only the loop knows.
 
-        `first` are our groups of `place`, and `local` all of the step.
+        `first` are our groups of `place`; `local` are all our groups of the step.
         """
         return RoundRecord(
             round=place.round,
@@ -380,9 +381,10 @@ class Node:
     ) -> None:
         """Record the round's reward and our vote in the ledger, from the first part of the round.
 
-        The reward is for the answers, so it does not depend on a step: a node that has solved all
-        tasks, or none, learns nothing from them, and the others would wait for its report until the
-        round's time is over. Only groups that we published earn, since auditors can check those.
+        The reward is for the answers, so it is recorded even if no training step was taken (a node
+        that solved all tasks, or none, learns nothing from them). Otherwise the other nodes would
+        wait for this node's report until the end of the round. Only groups that we published earn a
+        reward, because auditors can check only those.
         """
         if self.settlement is None:
             return
@@ -392,7 +394,9 @@ class Node:
             ]
             if not local:
                 logger.warning(
-                    "no reward for round=%d: none of its groups fits into a message", tick.round
+                    "no reward round=%d reason=none of our groups fits into a message; lower"
+                    " generation.num_generations or generation.max_completion_length",
+                    tick.round,
                 )
                 return
         reward = milli_reward([group.mean_reward for group in local])
@@ -405,8 +409,8 @@ class Node:
             )
         self.settlement.wake()
 
-    def _book(self, record: RoundRecord) -> None:
-        """Save the part: checkpoint, then history. The ledger was first (see the module)."""
+    def _save_part(self, record: RoundRecord) -> None:
+        """Save the part: the checkpoint, then the history; the ledger is written before both."""
         last_part = record.part + record.parts - 1
         self.last, self.last_record = Place(record.round, last_part), asdict(record)
         self.rounds_unsaved += 1
@@ -449,7 +453,7 @@ class Node:
         )
 
     def _see_round(self, record: dict[str, Any]) -> None:
-        """Copy the figures of the last round to the status, also after a restart."""
+        """Copy the figures of the last round, possibly from before a restart, to the status."""
         for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
             setattr(self.status, name, record[name])
         self.status.last_round = status.as_record(record)
@@ -517,7 +521,12 @@ class Node:
         answered = rollouts.score(self.environment, tasks, questions, answers)
         if answered.num_too_long:
             limit = self.settings.generation.max_prompt_length
-            logger.warning("prompts too long num=%d limit=%d", answered.num_too_long, limit)
+            logger.warning(
+                "tasks left out, their prompts are too long num=%d limit=%d"
+                " (generation.max_prompt_length)",
+                answered.num_too_long,
+                limit,
+            )
             if not answered.groups:
                 raise TrainingError(
                     f"all {len(tasks)} prompts are longer than {limit} tokens"
@@ -536,9 +545,10 @@ class Node:
     ) -> tuple[list[ScoredGroup], Collected, int]:
         """Answer and publish further parts until the step has enough groups that teach.
 
-        Groups of peers count, too, those that come meanwhile as well, but for peers that planted
-        text last time: most of it is not learned from. Returns our groups, which begin with
-        `first`, those of `place`; all groups of peers; and the number of parts.
+        Groups of peers count too, including those that arrive meanwhile. Groups of peers that
+        planted text last time do not count, because most of their text is not learned from.
+        Returns our groups (beginning with `first`, those of `place`), all groups of peers, and the
+        number of parts.
         """
         groups = list(first)
         node = self.settings.node
@@ -552,7 +562,7 @@ class Node:
             answered, _ = self._answer_place(further)
             self._publish(further, answered)
             groups += answered
-            if self._has_chain:  # else nobody was asked for more
+            if self._has_chain:  # otherwise peers were not asked for more
                 collected = collected.plus(self._collect(further))
         return groups, collected, max(1, most)
 
@@ -580,12 +590,12 @@ class Node:
         return EXTERNAL_MARGIN * self.settings.trainer.external_groups
 
     def _ask(self, round: int) -> None:
-        """Ask peers for groups, which come while we answer our own tasks."""
+        """Ask peers for groups, which arrive while we answer our own tasks."""
         if self.swarm is not None and self._has_chain:
             self.swarm.ask(round, self._num_wanted)
 
     def _collect(self, place: Place) -> Collected:
-        """Return the groups that have come, or without a chain those that peers have this round."""
+        """Return the groups that have arrived; without a chain, wait for this round's first."""
         if self.swarm is None:
             self.status.state = "training-alone"
             return Collected()
@@ -605,9 +615,10 @@ class Node:
         return collected
 
     def _next_round(self) -> Tick | None:
-        """Return the round to train now, which is the last one again if it may have a further part.
+        """Wait for the round to train now and return it.
 
-        None: the round is not known.
+        It is the last round again if that is still open and may have a further part. None: the
+        round is unknown, because the chain is unreachable.
         """
         self._show("waiting for the next round")
         self.stopwatch.begin("waiting")
@@ -638,8 +649,8 @@ class Node:
                 "chain unreachable, using the bootnodes and peers known before error=%s", error
             )
 
-    def _look_whether_open(self) -> None:
-        """Read the chain in the middle of a further part, to know better how long rounds last."""
+    def _check_still_open(self) -> None:
+        """Read the chain in the middle of a further part, to measure how long rounds stay open."""
         self.clock.next(self.last.round, waiting=self.pace.see_open, deadline=0.0)
 
     def _wait(self) -> None:
@@ -741,8 +752,8 @@ class Node:
                 status.complete_rounds(self.folder, self.last_record)
         except ValueError as error:
             raise TrainingError(
-                f"checkpoint in {self.folder / 'checkpoints'}: its state is {state}: {error}; "
-                "move it away to resume from the one before"
+                f"checkpoint in {self.folder / 'checkpoints'}: invalid state {state}: {error}; "
+                "move this checkpoint away to resume from the one before"
             ) from None
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
         self.status.extra_steps, self.status.extra_groups = further.steps, further.groups
@@ -794,7 +805,7 @@ class Node:
     def _checkpoint(self) -> Path | None:
         """Save a checkpoint and return its path; return None if the model's outputs are not finite.
 
-        Broken weights must not displace earlier, sound checkpoints.
+        Broken weights must not displace earlier checkpoints that are intact.
         """
         if not self.trainer.is_sound():
             logger.warning(
@@ -820,7 +831,7 @@ class Node:
         return saved
 
     def _adoption(self, swarm: Swarm | None) -> Adoption | None:
-        """Return what exchanges weights; None without a swarm."""
+        """Return the exchange of weights with peers; None without a swarm."""
         if swarm is None:
             return None
         return Adoption(
@@ -833,10 +844,13 @@ class Node:
         )
 
     def _player(self) -> Player | None:
-        """Return the node's part in the prediction market; None without a chain, or opted out."""
+        """Return the node's player in the prediction market.
+
+        None without a chain or an account, or if `market.enabled` is false.
+        """
         market = self.settings.market
         if market.enabled is False:
-            logger.info("no part in the prediction market: market.enabled is false")
+            logger.info("not taking part in the prediction market: market.enabled is false")
             return None
         if self.coordinator is None or self.account is None:
             return None

@@ -1,6 +1,6 @@
-"""A node's own groups of a round: ask the policy the tasks and score its answers.
+"""Make a node's own groups of a round: put the tasks to the policy and score its answers.
 
-Shared by the node and the learning benchmarks.
+The node and the learning benchmarks use it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -61,10 +61,10 @@ def score(
 
 
 def teach_enough(groups: Iterable[ScoredGroup], settings: Settings) -> bool:
-    """Return whether a step on these groups, own and peers', has enough signal.
+    """Return whether enough of these groups (our own and peers') have a signal for a step.
 
-    A step on one or two groups moves the weights as far as one on many, in a direction that is
-    mostly chance (docs/decisions/0035).
+    A step on one or two groups moves the weights as far as a step on many groups, but its direction
+    is mostly chance (docs/decisions/0035).
     """
     wanted = min(settings.trainer.local_groups, settings.environment.tasks_per_round)
     return sum(group.signal for group in groups) >= wanted

@@ -240,7 +240,7 @@ def test_partial_files_that_are_of_another_revision_or_damaged_are_not_gone_on_f
             False,
             "hf_bad",
             NAME,
-            r"says 401 .*it does not take the token; .*model_token_file",
+            r"says 401 .*it rejects the token; .*model_token_file",
         ),
         (
             {"hf_good"},

@@ -190,7 +190,7 @@ def test_folder_with_weights_that_are_not_finite_is_a_model_error(tmp_path):
     weights = load_file(save_model("llama", tmp_path) / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    expect_model_error(str(tmp_path), r"model\.norm\.weight in .* holds values that are not finite")
+    expect_model_error(str(tmp_path), r"model\.norm\.weight in .* has values that are not finite")
 
 
 def test_folder_without_some_of_its_weights_is_a_model_error(tmp_path):

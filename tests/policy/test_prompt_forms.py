@@ -226,7 +226,7 @@ def test_the_form_with_the_most_accurate_answers_is_found_once_and_remembered(
     expected = [(first, 4), (first, 4), *((name, 8) for name in others)]
     assert policy.asked == [*expected, ("user", 8), ("begun", 8)]
     assert (
-        "form found form=user accuracy=0.59 reward_mean=0.500 closed=0.75 useful_tasks=16 of=16"
+        "form chosen form=user accuracy=0.59 reward_mean=0.500 closed=0.75 useful_tasks=16 of=16"
         in caplog.text
     )
     again = Said(tiny, {})

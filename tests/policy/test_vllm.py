@@ -376,7 +376,7 @@ def test_auto_takes_vllm_on_a_gpu_where_it_is_installed_and_says_why_not(monkeyp
     (setback,) = load_engine(OnGpu(), auto)
     assert (setback.of, setback.reason) == (
         "engine",
-        "vllm is installed and not used: no such kernel",
+        "vllm is installed but not used: no such kernel",
     )
     with pytest.raises(ModelError, match="no such kernel"):
         load_engine(OnGpu(), settings.Generation(engine="vllm"))

@@ -233,7 +233,7 @@ def test_large_value_arrives_and_is_refused(tmp_path: Path, num_bytes: int) -> N
         good, liar = nodes
         request = store_request(liar, dht._key(0, 0), b"", bytes(num_bytes), time.time() + 60)
         with pytest.raises(
-            P2PHandlerError, match=f"{num_bytes} bytes to store; at most 262144 are looked at"
+            P2PHandlerError, match=f"{num_bytes} bytes to store; at most 262144 are accepted"
         ):
             await stub(liar, good).rpc_store(request, timeout=10)
         assert len(good.membership._node.protocol.storage) == 0
@@ -414,7 +414,7 @@ def test_request_for_many_keys_is_refused_before_any_is_looked_up(tmp_path: Path
         keys = [DHTID.generate().to_bytes() for _ in range(1000)] * 150
         request = dht_pb2.FindRequest(keys=keys, peer=liar.membership._node.protocol.node_info)
         with pytest.raises(
-            P2PHandlerError, match="request with 150000 keys; at most 64 are looked at"
+            P2PHandlerError, match="request with 150000 keys; at most 64 are accepted"
         ):
             await stub(liar, good).rpc_find(request, timeout=30)
         assert await good.names() == {liar.me.peer_id}

@@ -74,7 +74,7 @@ def test_busy_loop_is_reported_with_its_place_and_the_work_cancelled(runner: Run
 
     runner.thread.post(keep_busy)
     assert began.wait(10)
-    with pytest.raises(Unanswered, match=r"within 0.05 s; it is at .*threading.py:\d+"):
+    with pytest.raises(Unanswered, match=r"within 0.05 s; it is busy at .*threading.py:\d+"):
         runner.thread.call(late(), 0.05)
     free.set()
     assert runner.thread.call(asyncio.sleep(0.05, "free again"), 10) == "free again"

@@ -14,10 +14,10 @@ from worker.swarm.discovery.peer_cache import Cache
 from worker.swarm.discovery.peer_table import (
     CLOCK_TOLERANCE_SECONDS,
     GOOD_PER_STRIKE,
+    HEARSAY_PLACES,
     LEAST_PREFERENCE,
     LEAST_TRUST,
     MAX_PEERS_KNOWN,
-    PLACES_FOR_TOLD,
     TRUST_DOUBLES_SECONDS,
     Peers,
 )
@@ -176,11 +176,11 @@ def test_new_peers_come_into_a_view_that_is_full_of_peers_that_we_met(
     for i in range(MAX_PEERS_KNOWN):
         clock.now += 0.001
         peers.learn(member(f"met{i}"), from_itself=True)
-    for i in range(2 * PLACES_FOR_TOLD):
+    for i in range(2 * HEARSAY_PLACES):
         clock.now += 0.001
         peers.learn(member(f"told{i}"), from_itself=False)
         assert f"told{i}" in peers.known()
-    assert sum(name.startswith("told") for name in peers.known()) == PLACES_FOR_TOLD
+    assert sum(name.startswith("told") for name in peers.known()) == HEARSAY_PLACES
 
 
 def test_peers_that_spoke_to_us_are_greeted_again_among_many_that_we_were_told_of(

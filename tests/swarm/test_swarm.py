@@ -243,7 +243,7 @@ def test_request_of_a_peer_with_another_version_is_refused_with_the_reason(
     own_record.environments, own_record._newest = ("sums 2",), None
     ours.publish(1, make_groups(ours.status().peer_id, 1))
     assert asker.collect(1, 9).groups == ()
-    assert "reason=environment: this node has sums 1, the asker does not" in caplog.text
+    assert "reason=environment: this node has sums 1, yours does not" in caplog.text
 
 
 def test_a_peer_with_planted_text_is_counted_and_drawn_less(lab: Lab, caplog) -> None:
@@ -255,4 +255,4 @@ def test_a_peer_with_planted_text_is_counted_and_drawn_less(lab: Lab, caplog) ->
     wait_until(lambda: us.status().rejected_by_peer == {name: 2}, 10, "the groups are counted")
     assert us.status().rejected == {"planted": 2}
     assert us._context.peers._weigh(name, time.monotonic()) < 0.3
-    assert f"planted text in groups of peer={name} groups=2" in caplog.text
+    assert f"groups with planted text peer={name} groups=2" in caplog.text

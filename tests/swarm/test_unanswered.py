@@ -35,7 +35,7 @@ def test_round_that_the_event_loop_does_not_answer_is_a_round_alone(
     assert one.collect(1, 9) == Collected()
     status = one.status()
     assert (status.state, status.rounds_unanswered) == ("training-alone", 1)
-    assert "did not answer within 4.2 s; it is at" in str(status.last_error)
+    assert "did not answer within 4.2 s; it is busy at" in str(status.last_error)
     assert "training this round alone round=1" in caplog.text
 
     wait_until(lambda: len(one.collect(1, 9).groups) == 9, 10, "it answers again")

@@ -277,7 +277,7 @@ def test_full_disk_leaves_the_old_checkpoint_and_says_so(pristine, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
         with pytest.raises(
             ResourceError,
-            match=r"checkpoint-00000002: can't be written: .*; the one before stays; free space",
+            match=r"checkpoint-00000002: can't be written: .*; earlier ones are kept; free space",
         ):
             checkpoint.save(tmp_path, trainer, {"round": 2}, keep=1)
     finally:

@@ -75,7 +75,7 @@ def test_node_that_opts_out_says_so_at_its_start(tmp_path, caplog, enabled):
     made = make_node(enrolled(tmp_path, market_enabled=enabled))
     made.close()
     assert made.player is None
-    said = "no part in the prediction market: market.enabled is false"
+    said = "not taking part in the prediction market: market.enabled is false"
     assert (said in caplog.text) == (enabled is False)
 
 

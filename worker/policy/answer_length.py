@@ -1,9 +1,9 @@
 """Limit the length of answers to about twice that of the model's closed answers.
 
-A model that has learned to answer in 20 tokens still runs to the full limit whenever it misses the
-end, and such answers, which earn nothing, are most of a round's time and memory. So answers are cut
-at twice the 95th percentile of those that closed their tag in the last rounds, never above
-`generation.max_completion_length`. A model that answers at greater length raises the limit by that.
+A model that has learned to answer in 20 tokens still runs to the full limit whenever it does not
+close its answer, and such answers, which earn nothing, take most of a round's time and memory. So
+answers are cut at twice the 95th percentile of the lengths of closed answers in the last rounds,
+never above `generation.max_completion_length`. If closed answers become longer, the limit rises.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ from worker.records import ScoredGroup
 ROUNDS = 4
 """Number of rounds whose closed answers count."""
 ENOUGH = 16
-"""Fewest closed answers for a limit below the full one."""
+"""With fewer closed answers the limit is the full one."""
 _QUANTILE = 0.95
 _HEADROOM = 2.0
 _SHORTEST, _STEP = 32, 16  # tokens
@@ -43,7 +43,7 @@ class AnswerLength:
         )
 
     def limit(self, generation: settings.Generation) -> int:
-        """Return the most tokens of an answer: a multiple of 16, or the limit in the settings."""
+        """Return the limit in tokens: a multiple of 16, or the limit in the settings."""
         closed = sorted(length for lengths in self._closed for length in lengths)
         if generation.completion_length == "max" or len(closed) < ENOUGH:
             return generation.max_completion_length

@@ -15,15 +15,15 @@ from worker.policy.policy import Policy
 from worker.settings import Generation
 
 _FIRST_TOKENS = 32
-"""Tokens of the prompt and of the answer of a pass that measures the speed."""
+"""Number of tokens of the prompt, and of the answer, of a pass that measures the speed."""
 
 
 class ChoiceScorer:
-    """Score choices with the policy, if that takes neither too long nor too much memory.
+    """Score choices with the policy, if there are enough time and memory.
 
     The time is predicted from the last pass, since a pass can't be interrupted. Questions and
-    choices have the lengths of `generation`, which fit into the model's context. `max_tokens`
-    returns the number of tokens of a pass for which there is memory now.
+    choices may have the lengths that `generation` allows, which fit into the model's context.
+    `max_tokens` returns the number of tokens for which a pass has memory now.
     """
 
     def __init__(

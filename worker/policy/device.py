@@ -1,4 +1,4 @@
-"""Check that torch computes on a device: a product and its gradient, against known numbers."""
+"""Check that torch computes correctly on a device: a product and its gradient, known exactly."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def missing_files() -> str:
 
 
 def sick_cards() -> list[str]:
-    """Return nvidia-smi's lines about broken GPUs, including those of other processes."""
+    """Return nvidia-smi's lines about broken GPUs, including GPUs of other processes."""
     query = [
         "nvidia-smi",
         "--query-gpu=index,uuid,memory.used,utilization.gpu",
@@ -46,7 +46,7 @@ def sick_cards() -> list[str]:
 
 
 def gpu_uuid(device: torch.device | str) -> str | None:
-    """Return the id of a model's card, as nvidia-smi has it; None: it is not on a GPU."""
+    """Return the UUID of a GPU, as nvidia-smi lists it; None: `device` is not a GPU."""
     where = torch.device(device)
     if where.type != "cuda":
         return None
@@ -58,10 +58,11 @@ def compute(
     device: str,
     dtype: str,
 ) -> tuple[str, float]:
-    """Return the device's name, and the seconds of a product and its gradient, with the first use.
+    """Compute a product and its gradient; return the device's name and the time in seconds.
 
-    `dtype` is float32 or bfloat16. Raises ModelError with cause and fix for a missing GPU, one
-    without kernels in this build of torch, a driver that fails, or wrong results.
+    The time includes the start of the device. `dtype` is float32 or bfloat16. Raises ModelError
+    with cause and fix for a missing GPU, one without kernels in this build of torch, a driver that
+    fails, or wrong results.
     """
     where = torch.device(device)
     name = "CPU"

@@ -1,4 +1,4 @@
-"""Predict from a model's configuration which engine it would get here, without any weights."""
+"""Predict from a model's configuration, without its weights, which engine it would get here."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,9 @@ OWN_CACHE = (
 class Outlook:
     """The prediction for a model.
 
-    `way` is what generates (LEAN, FORWARD, REFUSED), and `reason` why it is not the lean decoder.
-    `packing` is why training takes a row per completion; None: it is packed. `targets` are the
-    layers with LoRA adapters.
+    `way`: the decoder (LEAN, FORWARD, or REFUSED if there is none). `reason`: the reason why it is
+    not the lean one. `packing`: the reason why training takes a row per completion; None: batches
+    are packed. `targets`: the layers with LoRA adapters.
     """
 
     model_type: str

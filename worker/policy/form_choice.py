@@ -1,10 +1,10 @@
 """Choose the prompt form that suits a model by a trial on easy tasks, and store it in `form.json`.
 
 Each form is tried with a few questions, the two best with some more. The best form is the one with
-the largest share of right answers among the given ones. The share of answers that are given at all
-(their tag is closed) counts little: training teaches closing the tag within a few rounds, and a
-form that closes it from the start but prevents the model from thinking learns less
-(docs/decisions/0027).
+the largest share of right answers among the given ones (those with a closed tag). The share of
+answers that are given at all counts little: training teaches closing the tag within a few rounds,
+and a model learns less with a form that closes the tag from the start but leaves it no room to
+think (docs/decisions/0027).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ NUM_QUESTIONS = 24
 """Questions of a trial: half of them in each form (fewer on a slow machine), the rest in the best
 two."""
 PATIENCE_SECONDS = 45.0
-"""Time after which no further form is tried."""
+"""Seconds after which no further form is tried."""
 _NUM_ANSWERS = 4
 _CPU_TOKENS, _GPU_TOKENS = 48, 256
 _FEWEST_QUESTIONS = 4
@@ -40,7 +40,7 @@ _DOUBT = 0.1
 Without it, a form with a single given answer, which is right, would be the best.
 """
 _FIRST_TRIED = ("three-examples", "example", "begun")
-"""Forms that are tried first, and even if the time is over before."""
+"""Forms that are tried first, even if PATIENCE_SECONDS have passed."""
 _SEED = 1
 
 Score = Callable[[int, Sequence[str]], Sequence[float]]
@@ -112,7 +112,7 @@ def settle(
     policy.ask_in(best.form)
     memory.remember(file, key, {"form": best.form.name})
     log.info(
-        "form found form=%s accuracy=%.2f reward_mean=%.3f closed=%.2f useful_tasks=%d of=%d"
+        "form chosen form=%s accuracy=%.2f reward_mean=%.3f closed=%.2f useful_tasks=%d of=%d"
         " forms_tried=%d seconds=%.0f",
         best.form.name,
         best.accuracy,
@@ -189,7 +189,7 @@ def _ask(
     policy.ask_in(trial.form)
     answers = policy.generate([questions[i] for i in numbers], generation, _SEED)
     for number, completions in zip(numbers, answers, strict=True):
-        if completions is None:  # too long a prompt in this form: a task that is not useful
+        if completions is None:  # the prompt is too long in this form: the task is not useful
             trial.tasks += 1
             continue
         texts = [completion.text for completion in completions]

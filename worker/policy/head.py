@@ -2,8 +2,9 @@
 """Compute log-probabilities, entropies and the gradient of logits in one pass, in place.
 
 With a vocabulary of 49,000 tokens the logits are the largest tensor of a training step, and torch's
-operations would read and write them ten times. Here a few rows at a time, which fit into the
-processor's cache, are replaced by their probabilities, and these later by the gradient.
+operations would read and write them ten times. Here the forward pass replaces them by their
+probabilities, a few rows at a time that fit into the processor's cache, and the backward pass
+replaces these by the gradient.
 """
 
 # M tokens, V vocabulary, C tokens of a piece

@@ -40,7 +40,7 @@ _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 """Largest accepted difference between log-probabilities of the packed and the plain computation.
 
-A leak between sequences causes a far larger one.
+If sequences could see each other, the difference would be far larger.
 """
 
 
@@ -178,7 +178,7 @@ class Scorer:
         self,
         groups: Sequence[PromptGroup],
     ) -> tuple[Tensor, Tensor]:
-        """Return the same as `_packed_hidden`, computed with one padded row per completion."""
+        """Return the same as `_packed_hidden`, computed with a padded row per completion."""
         ids_NS, mask_NS, starts_N = _pad(
             [(g.prompt, c) for g in groups for c in g.completions], self.model.device
         )
@@ -328,7 +328,7 @@ def common_prefix(prompts: Collection[Sequence[int]]) -> int:
     if len(prompts) < 2:
         return 0
     ordered = sorted(tuple(prompt) for prompt in prompts)
-    first, last = ordered[0], ordered[-1]  # what these two share, all others share
+    first, last = ordered[0], ordered[-1]  # sorted: all prompts have the prefix of these two
     limit = min(map(len, prompts)) - 1
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
     return length if length >= _WORTH_SHARING else 0

@@ -1,6 +1,6 @@
 """LoRA: train small matrices next to frozen weights, with peft.
 
-The adapters are inside of the model's linear layers, so training, scoring and transformers'
+The adapters are inside the model's linear layers, so training, scoring and transformers'
 generation use them. A layer's attribute `weight` does not include its adapter; `weight_of` and
 `merged_weights` do.
 """
@@ -25,7 +25,7 @@ from worker.errors import ModelError
 _LINEAR = (torch.nn.Linear, Conv1D)
 _ADAPTER = "default"  # peft's name of the only adapter
 _NUM_COMPARED = 64
-"""Number of values of a weight that distinguish it from another model's."""
+"""Number of values per weight in a fingerprint."""
 
 
 def attach(model: Any, lora: settings.Lora) -> None:
@@ -34,7 +34,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
     Their initial values are the same everywhere, and torch's random state does not change. They are
     float32, also with bfloat16 weights. Raises ModelError if no layer has a name in the settings.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA takes
+    from peft import LoraConfig, inject_adapter_in_model  # takes half a second
 
     from worker.policy.adapted_linear import AdaptedLinear
 
@@ -54,7 +54,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
     config._register_custom_module({torch.nn.Linear: AdaptedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
-        # peft detects the order of GPT-2's weights layer by layer, so the warning is of no use.
+        # peft detects the transposed weights of GPT-2 layer by layer, so its warning is of no use.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         try:
             inject_adapter_in_model(config, _Nameless(model))
@@ -95,9 +95,9 @@ def find_targets(
 ) -> list[str]:
     """Return the names of the layers to adapt: those named `wanted`; None: all suitable ones.
 
-    Suitable are all except the output layer, routers of experts, which are not plain linear layers,
-    and layers that a Mamba mixer's kernels read without calling them: an adapter there would learn
-    nothing, and still be merged.
+    All linear layers are suitable except the output layer, the routers of experts (which are not
+    plain linear layers), and layers whose weights a Mamba mixer's kernels read without calling the
+    layer: an adapter there would not be trained, but still be merged.
     """
     layers = dict(model.named_modules())
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, _LINEAR)}
@@ -139,12 +139,12 @@ def has_adapters(model: Any) -> bool:
 
 
 def plain(layer: Any) -> Any:
-    """Return the model's own layer inside of an adapted one; a layer without an adapter itself."""
+    """Return the model's own layer inside an adapted one, or `layer` if it has no adapter."""
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
 
 def is_of_adapter(name: str) -> bool:
-    """Return whether a parameter of this name is an adapter's."""
+    """Return whether a parameter of this name belongs to an adapter."""
     return any(part.startswith("lora_") for part in name.split("."))
 
 
@@ -261,7 +261,7 @@ def save_config(model: Any, folder: Path) -> None:
 
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """Switch adapters off inside of this context, for passes of the untrained model."""
+    """Switch adapters off inside this context, for passes of the untrained model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -275,7 +275,7 @@ def switched_off(model: Any) -> Iterator[None]:
 
 
 def _refuse_tied(model: Any, lora: settings.Lora) -> None:
-    """Raise ModelError for an adapter on a tied weight: merging it would change the other layer."""
+    """Raise ModelError for an adapter on a tied weight: merging it would change both layers."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = plain(head).weight is plain(embedding).weight
     if is_tied and any(plain(layer) is not layer for layer in (head, embedding)):

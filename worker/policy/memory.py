@@ -1,7 +1,7 @@
 """Measure free and used memory, recognise out-of-memory errors, and store measured limits.
 
-Limits of this machine are in small files of the state folder, each with a key that names what it is
-valid for.
+Limits of this machine are in small files of the state folder, each with a key that describes the
+circumstances in which it is valid.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch's allocator on a CPU
-    # the driver's: a kernel, a stream, a context (torch.AcceleratorError)
+    # by the driver: no memory for a kernel, a stream or a context (torch.AcceleratorError)
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -30,10 +30,10 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is a lack of memory.
+    """Return whether an error means that memory ran out.
 
-    torch has a class for errors of its allocators; other allocations are recognised by their
-    messages.
+    torch has a class for errors of its allocators; errors of other allocations are recognised by
+    their messages.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -46,10 +46,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Return memory that is kept for reuse to the device, that of a CPU to the system.
+    """Give memory that is kept for reuse back to the device; on a CPU, to the system.
 
-    glibc keeps what tensors of many sizes leave: after some steps of a model with 135 million
-    parameters half of the process, 3 GB.
+    glibc keeps the freed memory of tensors of many sizes: after some steps of a model with 135
+    million parameters that is 3 GB, half of the process.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -118,7 +118,7 @@ def remember(
 
 
 def left_in(group: Path) -> list[int]:
-    """Return the free bytes of a control group (v2) and of its ancestors, if they have a limit."""
+    """Return the free bytes of those that have a limit: a control group (v2) and its ancestors."""
     left = []
     for folder in (group, *group.parents):
         limit, current = folder / "memory.max", folder / "memory.current"

@@ -1,7 +1,7 @@
-"""Recognise memory that other programs have taken, and wait for it.
+"""Recognise that other programs have taken memory, and wait until it is free again.
 
-Free memory plus the memory of this process is what it could have. If that sum falls, other programs
-have taken memory, and a shortage says nothing about what fits on this machine.
+This process can have at most the free memory plus its own. If that sum falls, other programs have
+taken memory, and running out of it does not show how much fits on this machine.
 """
 
 import logging
@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 15.0
 _POLL_SECONDS = 0.2
 _BETWEEN_WAITS_SECONDS = 600.0
 _SLACK = 0.1
-"""Share by which the sum varies anyway: caches, shared pages, child processes."""
+"""Share by which the sum varies anyway, by caches, shared pages and child processes."""
 
 
 class Shortage:
@@ -34,7 +34,7 @@ class Shortage:
         self._most = max(self._most, self._reachable())
 
     def is_foreign(self) -> bool:
-        """Return whether others have taken memory since the maximum."""
+        """Return whether other programs have taken memory since the maximum was recorded."""
         return self._reachable() < (1 - _SLACK) * self._most
 
     def wait(

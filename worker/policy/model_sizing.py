@@ -1,8 +1,8 @@
 """Choose a model that fits this machine, once, at enrolment.
 
 Pools and limits are in models.yaml. A node with `model.name: auto` keeps its choice in `model.json`
-in its state folder; nothing chooses again while that file exists. A name or path in the settings
-takes precedence.
+in its state folder; the choice is never repeated while that file exists. A name or path in the
+settings takes precedence.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ AUTO = "auto"
 TINY = "hivewright/tiny"
 GIB = 2**30
 _LARGE_ENOUGH_FOR_BFLOAT16 = 50_000_000
-"""Parameters of a model from which on products take most of a training step on a CPU."""
+"""Number of parameters above which matrix products take most of a training step on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def auto_dtype(
 ) -> str:
     """Return the type of the weights for `model.dtype: auto` on this machine.
 
-    `parameters` is the number of the model's; None: as many as any model that `auto` chooses.
+    `parameters`: the number of the model's parameters; None: that of a model chosen by `auto`.
     """
     if device != "cpu":
         return "bfloat16"
@@ -119,7 +119,7 @@ def auto_dtype(
 
 
 def measure(model: settings.Model) -> Machine:
-    """Return the machine as the configured model will find it.
+    """Measure the device that the configured model will run on.
 
     Raises ModelError for a GPU that does not exist, ResourceError for one that was assigned to this
     process and is gone.
@@ -152,8 +152,8 @@ def chosen_device(model: settings.Model) -> str:
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     if given and not given.startswith("-") and given != "NoDevFiles":
         raise ResourceError(
-            f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU that this worker"
-            f" was given is gone, or its driver does not answer; {device.missing_files()}see"
+            f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU assigned to this"
+            f" worker is gone, or its driver does not answer; {device.missing_files()}see"
             " `nvidia-smi` and `dmesg`, start again when the GPU is listed, or set model.device"
             " to cpu"
         )
@@ -161,7 +161,7 @@ def chosen_device(model: settings.Model) -> str:
 
 
 _DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
-"""The driver's list, which does not depend on the build of torch."""
+"""The driver's list of GPUs, which does not depend on the build of torch."""
 
 
 def count_unused_gpus(model: settings.Model, device: str) -> int:
@@ -200,9 +200,9 @@ def choose(
     trainer: settings.Trainer,
     peer_id: str,
 ) -> Choice:
-    """Return a model that fits, from the first pool with one, the same for a peer id.
+    """Return a model that fits, from the first pool that has one.
 
-    Raises ModelError if none fits.
+    The peer id decides among those of a pool. Raises ModelError if no model fits.
     """
     verdicts = judge(machine, trainer)
     fitting = [verdict for verdict in verdicts if verdict.reason is None]
@@ -265,7 +265,7 @@ def explain(
     trainer: settings.Trainer,
     folder: Path,
 ) -> list[str]:
-    """Return lines about the machine, the models that fit or why not, and the node's model."""
+    """Return lines about the machine, whether each model fits, and the node's model."""
     machine = measure(model)
     memory = f"{machine.free_gib:.1f} GiB free"
     if machine.gpu_gib:
@@ -297,7 +297,7 @@ def _needed_gib(
     pools = load_pools()
     frozen = pools.bytes_per_frozen_parameter[machine.dtype]
     lora = trainer.lora_for(parameters)
-    if lora is not None:  # the model without its adapters is also the reference
+    if lora is not None:  # with adapters, the frozen model is also the reference
         per_parameter = frozen + pools.lora_bytes_per_parameter_and_rank * lora.rank
     else:
         per_parameter = pools.bytes_per_parameter[machine.dtype] + (frozen if trainer.beta else 0)
@@ -311,7 +311,7 @@ def needed_gib(
 ) -> float | None:
     """Estimate the memory to train a model, in GiB, by its number of parameters.
 
-    None if that is unknown before the download.
+    None if their number is unknown before the download.
     """
     for pool in load_pools().pools:
         for candidate in pool.models:
@@ -430,7 +430,7 @@ def _fit_of(
     machine: Machine,
     trainer: settings.Trainer,
 ) -> str:
-    """Return the memory that the model needs and whether it fits, "" if it is unknown."""
+    """Return text about the needed memory and whether it fits; "" if that is unknown."""
     needed = needed_gib(model, machine, trainer)
     if needed is None:
         return ""

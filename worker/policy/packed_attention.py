@@ -114,7 +114,7 @@ def attend(
         outputs.append(out_LHD)
         completions = _Group(layout, layout.prefix + length, scale, sliding_window, softcap)
         for run in _runs(lengths, query_1HSD.device):
-            # Padding on the right is not attended to; it is needed only within one prompt's run.
+            # Padding on the right is never attended to; it is needed only within a run.
             q_CTHD, k_CTKD, v_CTKD = (
                 _stack([next(x) for _ in run]) for x in (queries, keys, values)
             )

@@ -59,8 +59,7 @@ Some tokenizers (Llama 2's) add a space at the beginning of a text and drop one 
 That is wrong for an answer, which follows its prompt.
 """
 _TAIL_TOKENS = 16
-"""Number of last tokens that are decoded to look for `</answer>`; no tokenizer splits it into
-more."""
+"""Number of last tokens that are decoded to find `</answer>`; no tokenizer splits it into more."""
 
 
 class Policy:
@@ -107,7 +106,7 @@ class Policy:
 
     @property
     def num_tokens(self) -> int:
-        """The number V of rows of the output matrix; may exceed the tokenizer's vocabulary."""
+        """The number V of rows of the output matrix; it may exceed the tokenizer's vocabulary."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     def require_context(self, generation: settings.Generation) -> None:
@@ -145,8 +144,8 @@ class Policy:
     ) -> list[int]:
         """Return the token ids before an answer: the question in the form, and its `beginning`.
 
-        If `answer` (a peer's text) does not start with the form's `beginning`, that is left out.
-        None: the answer is not known yet.
+        If `answer` (a peer's text) does not start with the form's `beginning`, the beginning is
+        left out. None: the answer is not known yet.
         """
         ids = self.template.ids(self.form, question)
         if answer is None or answer.startswith(self.form.beginning):
@@ -161,9 +160,10 @@ class Policy:
         """Return a decoded answer's token ids, at most `max_length`, and whether it is truncated.
 
         The ids follow `prompt_ids(question, text)`, so they lack the form's `beginning` if `text`
-        starts with it. A text does not tell whether an end token followed, so this rule decides: an
-        answer that ends with the closing tag was stopped there; a shorter answer than `max_length`
-        gets an end token; any other is cut off at `max_length` and is truncated.
+        starts with it. The text does not show whether an end token followed it, so this rule
+        decides: an answer that ends with the closing tag was stopped there; another answer that is
+        shorter than `max_length` gets an end token; any other is cut off at `max_length` and is
+        truncated.
         """
         ids = self._text_ids(text.removeprefix(self.form.beginning))
         if len(ids) <= max_length and text.endswith(END):
@@ -179,7 +179,7 @@ class Policy:
     def _text_ids(self, text: str) -> list[int]:
         before = self._before_ids
         ids = self._encode(_BEFORE + text) if before else self._encode(text)
-        if ids[: len(before)] != before:  # merged with the text into one token
+        if ids[: len(before)] != before:  # _BEFORE was merged with the text into one token
             before, ids = [], self._encode(text)
         # Some tokenizers have more tokens than the model's output matrix has rows.
         return [token for token in ids[len(before) :] if token < self.num_tokens]
@@ -339,7 +339,7 @@ def load(model: settings.Model) -> Policy:
     disable_progress_bar()  # a service logs whole lines
     source, gguf = _find_source(model), gguf_arguments(model)
     try:
-        # Code in a model's repository is never run, regardless of transformers' default.
+        # Code in a model's repository is never run, whatever transformers' default is.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
         # transformers' GGUF reader draws a progress bar that can't be turned off by a setting.
         with redirect_stderr(io.StringIO()) if gguf else nullcontext():
@@ -352,7 +352,7 @@ def load(model: settings.Model) -> Policy:
             _cast_parameters(weights, dtype)
         weights.to(device)
         if gguf and hasattr(weights.config, "quantization_config"):
-            # The loaded weights are not quantised, but with this transformers would not save them.
+            # The loaded weights are not quantised; with this entry they could not be saved.
             del weights.config.quantization_config
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -387,12 +387,12 @@ def _require_sound_weights(
     if missing := sorted(missing_keys):
         raise ModelError(
             f"{name}: {source} lacks {len(missing)} of its weights, such as {missing[0]}; expected"
-            " all that config.json tells of; get the files again"
+            " all weights that config.json implies; get the files again"
         )
     for parameter_name, parameter in weights.named_parameters():
         if not parameter.sum(dtype=torch.float32).isfinite():
             raise ModelError(
-                f"{name}: {parameter_name} in {source} holds values that are not finite; expected"
+                f"{name}: {parameter_name} in {source} has values that are not finite; expected"
                 " a model that was saved before it broke"
             )
 
@@ -407,7 +407,9 @@ def text_part(model: Any) -> Any:
     text.model, text.lm_head = language_model, model.lm_head
     text.config, text.generation_config = language_model.config, model.generation_config
     log.info(
-        "model's text part taken type=%s of=%s", text.config.model_type, model.config.model_type
+        "using only the model's text part type=%s of=%s",
+        text.config.model_type,
+        model.config.model_type,
     )
     return text
 
@@ -429,7 +431,7 @@ def _dtype_to_load(
     """Return the dtype to read the files with.
 
     With "auto" on a CPU this is float32; `load` then chooses by the model's size, which is not
-    known before.
+    known before the files are read.
     """
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -439,7 +441,7 @@ def _dtype_to_load(
 def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
     """Cast the parameters, but not the buffers.
 
-    Buffers such as the frequencies of positions keep their precision.
+    Buffers such as the frequencies of rotary positions keep their precision.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -513,7 +515,7 @@ def refusal(
         return f"{answer}: gated; {terms}, and name a file with that token in {_KEY}"
     if status == 401 and has_token:
         return (
-            f"{answer}: it does not take the token; make one that may read the model, and name its"
+            f"{answer}: it rejects the token; make one that may read the model, and name its"
             f" file in {_KEY}"
         )
     if status == 401:

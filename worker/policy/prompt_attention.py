@@ -76,7 +76,7 @@ class _PromptAttention(torch.autograd.Function):
         R, N = H // K, C * H // K * T
 
         def by_key_head(x_CTHD: Tensor) -> Tensor:
-            """Rearrange to (K, C, R, T, D) in float32, so that heads with the same keys adjoin."""
+            """Rearrange to (K, C, R, T, D) in float32: heads with the same keys are adjacent."""
             return x_CTHD.float().view(C, T, K, R, D).permute(2, 0, 3, 1, 4).contiguous()
 
         q_KCRTD = by_key_head(q_CTHD).mul_(ctx.scale)
@@ -111,7 +111,7 @@ class _PromptAttention(torch.autograd.Function):
 
 
 class _Rows(NamedTuple):
-    """The queries (K, C, R, T, D) of all rows, and what their gradients are made of, in float32.
+    """The queries (K, C, R, T, D) of all rows, and the inputs of their gradients, in float32.
 
     `grad`: the gradient of the output; `inner`: its inner product with the output; `logsums`: the
     logarithm of the sum of a query's exponentiated scores.
@@ -160,7 +160,7 @@ def _behind(
 def _in_tiles(dtype: torch.dtype) -> Iterator[None]:
     """Let float32 matrix products use bfloat16 with float32 sums, if `dtype` is bfloat16.
 
-    Processors with AMX then use its tiles.
+    On processors with AMX they then run on its tiles.
     """
     products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision

@@ -1,9 +1,9 @@
 """Define the prompt forms of a question, and render them with a model's chat template.
 
-Models differ in the form that they can answer: small ones close the answer tag only after an
-example, or if the prompt opens the tag for them. `form_choice.py` chooses the form for a model. The
-definition of an answer does not depend on the form: if a form has a `beginning`, that is part of
-the answer that is scored and shared.
+Models differ in the forms that they can answer: small ones close the answer tag only after an
+example, or if the prompt opens the tag for them. `form_choice.py` chooses the form for a model. An
+answer is the same thing in every form: if a form has a `beginning`, it is part of the answer that
+is scored and shared.
 """
 
 import re
@@ -46,7 +46,8 @@ class Form:
     `instruction` is the place of INSTRUCTION: "first" (in the system turn, or at the beginning of
     the first user turn if the template does not have a system role) or "last" (at the end of each
     user turn). `examples` are pairs of question and answer, rendered as turns before the question.
-    `beginning` is the start of the answer that the model continues; empty if it writes all of it.
+    `beginning` is the start of the answer, which the model continues; empty if the model writes the
+    whole answer.
     """
 
     name: str
@@ -86,8 +87,8 @@ class Template:
     """A tokenizer's chat template and the options that it is rendered with.
 
     Without a chat template, prompts are plain text (`is_plain`). `thinks`: the template has a
-    switch for thinking and the settings leave it on. `opens_thought`: the prompt ends in an open
-    thought.
+    switch for thinking and the settings leave it on. `opens_thought`: the prompt ends inside an
+    open thought.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The address of a network interface, announced to peers in addition to those of the settings."""
+"""Announce the address of a network interface to peers, in addition to those in the settings."""
 
 import logging
 import socket

@@ -1,7 +1,7 @@
 """The bootnode: a peer at a stable address through which others find each other.
 
-`hivewright bootnode` runs it. It greets, keeps membership records, and has no groups. Its identity
-earns nothing, so it creates its key itself.
+`hivewright bootnode` runs it. It exchanges greetings and stores membership records, but has no
+groups. Its identity earns nothing, so it creates its key itself.
 """
 
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    When it is ready, its addresses are in `<bootnode.state_dir>/multiaddr`, one a line, the most
+    When it is ready, its addresses are in `<bootnode.state_dir>/multiaddr`, one per line, the most
     widely reachable first. Raises ResourceError if the port is taken, SwarmError if the daemon does
     not start in time.
     """

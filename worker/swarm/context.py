@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 class SwarmContext:
     """One node's state. Only changed in the network's event loop; other threads may read it.
 
-    `is_member` False (a bootnode, an auditor): the node is not drawn as a peer. `bootnodes` are
-    full addresses; `foreign_bootnodes` peer ids of those that answer by another protocol. `traffic`
-    counts bytes, `refused` requests of others by reason. `wake`: set to look for peers now;
-    `link_up`: set while the daemon runs. `port`: ours in this or the last run, 0: none yet.
+    `is_member` False (a bootnode, an auditor): other nodes do not draw this node as a peer.
+    `bootnodes`: full addresses. `foreign_bootnodes`: peer ids of bootnodes that speak another
+    protocol. `traffic`: counts of bytes. `refused`: counts of requests of others that we refused,
+    by reason. `wake`: set to look for peers now. `link_up`: set while the daemon runs. `port`: our
+    port in this or the last run; 0: none yet.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class SwarmContext:
         self.port = swarm.port or self.cache.port
         self.bootnodes = list(swarm.bootnodes)
         self.foreign_bootnodes: set[str] = set()
-        self._last_contact: float | None = None  # when any member spoke to us (monotonic)
-        self._silent_since: float | None = None  # end of the last round in which none did
+        self._last_contact: float | None = None  # when a member last contacted us (monotonic)
+        self._silent_since: float | None = None  # end of the last round in which none did so
 
     @property
     def is_up(self) -> bool:
@@ -76,10 +77,10 @@ class SwarmContext:
 
     @property
     def has_contact(self) -> bool | None:
-        """Return whether a member spoke to us within a record's lifetime.
+        """Return whether a member contacted us within a record's lifetime.
 
-        It must also be later than the last round in which none did. None: there has been neither
-        contact nor such a round yet.
+        A contact before the last round without any contact does not count. None: there has been
+        neither a contact nor such a round yet.
         """
         if self._last_contact is None:
             return None if self._silent_since is None else False
@@ -97,25 +98,25 @@ class SwarmContext:
         return "none" if self.swarm.reachability == "private" else "unknown"
 
     def member(self) -> Member:
-        """Return our own record, fresh enough to be shown."""
+        """Return our own record, recent enough to be sent to peers."""
         return self.own_record.make(self.addresses, self.newest_round)
 
     def hear(self, peer_id: str) -> None:
-        """Record that a member spoke to us.
+        """Record that a member contacted us.
 
-        It does not count as contact if we can't learn from it, or it does not accept us.
+        It does not count as a contact if we can't learn from the member, or it does not accept us.
         """
         self.peers.answered(peer_id)
         if self.peers.is_open(peer_id):
             self._last_contact = time.monotonic()
 
     def fall_silent(self) -> None:
-        """Record that nobody answered for a whole round; look for peers more often now."""
+        """Record that no peer answered for a whole round; look for peers more often now."""
         self._silent_since = time.monotonic()
         self.wake.set()
 
     def learn(self, sealed: bytes, sender: str) -> Member:
-        """Store a record that `sender` showed. Raises BadRecord."""
+        """Store a record that `sender` sent. Raises BadRecord."""
         member = messages.open_member(sealed)
         if member.peer_id == self.identity.peer_id:
             self.last_error = self.own_record.find_duplicate(member) or self.last_error
@@ -130,14 +131,14 @@ class SwarmContext:
         reason: str,
         explanation: str,
     ) -> None:
-        """Tell the asker the reason, count it, and log it from time to time per peer and reason."""
+        """Send the reason to the peer, count it, and log it (rate-limited per peer and reason)."""
         self.refused[reason] += 1
         level = logging.DEBUG if self.throttle.has((peer_id, reason)) else logging.WARNING
         log.log(level, "request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
         await stream.refuse(reason, explanation)
 
     def save_cache(self) -> None:
-        """Save the peers heard last; if none was heard yet, those of the last run are kept."""
+        """Save the peers heard last; if none was heard yet, keep those of the last run."""
         peers = tuple(self.peers.multiaddrs(MAX_PEERS_CACHED)) or self.cache.peers
         bootnodes = tuple(self.bootnodes) or self.cache.bootnodes
         current = Cache(0 if self.swarm.port else self.port, peers, bootnodes)

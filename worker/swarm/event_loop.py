@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Unanswered(SwarmError):
-    """The event loop, or the whole machine, is too busy to answer now."""
+    """The event loop did not answer in time: it, or the whole machine, is too busy."""
 
 
 class EventLoopThread:
@@ -32,8 +32,8 @@ class EventLoopThread:
         self,
         main: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        """Run `main` in the background. It must return soon after `stopping` is set."""
-        # Not the policy's loop: hivemind may set that to uvloop's.
+        """Run `main` in the background; it must return soon after `stopping` is set."""
+        # Not asyncio's default policy: hivemind may set that to uvloop's.
         loop = self._loop = asyncio.SelectorEventLoop()
 
         def run() -> None:
@@ -54,7 +54,7 @@ class EventLoopThread:
         action: Callable[..., object],
         *arguments: Any,
     ) -> None:
-        """Run something in the event loop, soon. Raises SwarmError if the loop is not running."""
+        """Schedule a call in the event loop. Raises SwarmError if the loop is not running."""
         self._running().call_soon_threadsafe(action, *arguments)
 
     def post_or_run(
@@ -62,7 +62,7 @@ class EventLoopThread:
         action: Callable[..., object],
         *arguments: Any,
     ) -> None:
-        """Do as `post`, but at once while there is no event loop yet."""
+        """Schedule a call as `post` does; if there is no event loop yet, call it now."""
         if self._loop is None:
             action(*arguments)
         else:
@@ -90,7 +90,7 @@ class EventLoopThread:
                 raise
             future.cancel()
             raise Unanswered(
-                f"the swarm's event loop did not answer within {timeout_seconds:g} s; it is at"
+                f"the swarm's event loop did not answer within {timeout_seconds:g} s; it is busy at"
                 f" {self._find_place()}"
             ) from None
 
@@ -102,7 +102,7 @@ class EventLoopThread:
         return self._loop
 
     def _find_place(self) -> str:
-        """Return where in the code the thread is, which is what keeps it from answering."""
+        """Return the code location that the thread is executing, which keeps it from answering."""
         frames = sys._current_frames()
         thread_id = self._thread.ident if self._thread is not None else None
         frame = frames.get(thread_id) if thread_id is not None else None

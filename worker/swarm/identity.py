@@ -1,9 +1,9 @@
 """A node's identity: an RSA key in libp2p's own file format, and the peer id derived from it.
 
-The key file is the same as the libp2p daemon's and the existing swarm's `swarm.pem`, so an identity
+The file has the format of the libp2p daemon's keys and of RL Swarm's `swarm.pem`, so an identity
 can be moved between them. A key is created once, by `hivewright enrol` (or by a bootnode, whose
 identity earns nothing); a worker whose key is missing stops. Signatures are libp2p's: PKCS#1 v1.5
-with SHA-256. Only RSA keys are understood, as in hivemind.
+with SHA-256. Only RSA keys are supported, as in hivemind.
 """
 
 import hashlib
@@ -24,8 +24,7 @@ _RSA_HEADER = b"\x08\x00\x12"
 _SHA256_MULTIHASH = b"\x12\x20"
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _KEY_BITS = 2048
-# Bounds on an untrusted peer's key: a verification costs time that grows with the square of its
-# size.
+# Limits on an untrusted peer's key: the time of a verification grows with the square of its size.
 _MAX_KEY_BITS = 4096
 _PUBLIC_EXPONENT = 65537
 
@@ -72,7 +71,7 @@ def create(path: Path) -> Identity:
                 file.write(_wrap(der))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(draft, path)  # unlike a rename, fails if another process was faster
+            os.link(draft, path)  # unlike a rename, a link fails if another process was faster
         finally:
             draft.unlink(missing_ok=True)
         _sync_folder(path.parent)
@@ -184,7 +183,7 @@ def _unwrap(data: bytes) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """Return a length in libp2p's encoding."""
+    """Return a length as a varint, libp2p's encoding."""
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

@@ -1,9 +1,9 @@
 """A node's connection to the swarm: one thread with an event loop and a supervised daemon.
 
-Nothing here stops for good before `close`: a dead daemon is restarted with the same key and port, a
-lost network is looked for again. Peers find each other in three ways, each of which suffices: the
-DHT (dht.py), greetings (a peer that is greeted answers with records of others, and now knows the
-greeter), and the addresses of the last run.
+Nothing here stops for good before `close`: a dead daemon is restarted with the same key and port,
+and a lost network is reconnected. Peers find each other in three ways, each of which suffices: the
+DHT (dht.py), greetings (a greeted peer answers with records of others, and then knows the peer that
+greeted it), and the addresses of the last run.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 FIRST_RESTART_PAUSE_SECONDS = 0.25
 LONGEST_RESTART_PAUSE_SECONDS = 30.0
 READER_ENDS_FIRST_SECONDS = 1.0
-"""Connections of a daemon that died may end this much earlier than its death is noticed."""
+"""Connections of a daemon that died may end this many seconds before its death is noticed."""
 
 T = TypeVar("T")
 
 
 class Network:
-    """See the module. The handlers answer requests of peers, in the event loop."""
+    """The node's connection, as described above. The handlers run in its event loop."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class Network:
         self._requests = Requests(context, self.connections, on_ask, on_audit, on_weights)
         self._thread = EventLoopThread("swarm")
         self._relays_wanted = asyncio.Event()
-        self._has_relays = False  # whether the present life of the daemon knows of any
-        self._came_up = False  # whether the present life of the daemon has been of use
+        self._has_relays = False  # whether this run of the daemon was given relays
+        self._came_up = False  # whether this run of the daemon has had contact with peers
 
     # From other threads
 
@@ -71,7 +71,7 @@ class Network:
         action: Callable[..., object],
         *arguments: Any,
     ) -> None:
-        """Run something in the event loop, soon. Raises SwarmError if the loop is not running."""
+        """Schedule a call in the event loop. Raises SwarmError if the loop is not running."""
         self._thread.post(action, *arguments)
 
     def call(
@@ -86,11 +86,11 @@ class Network:
         return self._thread.call(work, timeout_seconds)
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
-        """Add bootnodes, such as the chain's; known ones change nothing. Also before `start`."""
+        """Add bootnodes, such as the chain's; known ones are ignored. Works before `start` too."""
         self._thread.post_or_run(self._add_bootnodes, tuple(multiaddrs))
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
-        """Set the peers registered on the chain, for `only_registered`. Also before `start`."""
+        """Set the peers registered on the chain (`only_registered`). Works before `start` too."""
         self._thread.post_or_run(self.context.peers.allow_registered, frozenset(peer_ids))
 
     # In the event loop
@@ -107,19 +107,19 @@ class Network:
                 session.cancel()
                 await asyncio.wait({session})
                 return
-            # A task within it may have been cancelled by other code: that is a failure, too.
+            # Other code may have cancelled a task within it: that is a failure, too.
             self._note_failure(
                 SwarmError("a task was cancelled") if session.cancelled() else session.exception()
             )
             lasted = time.monotonic() - started
             failures = 0 if lasted > LONGEST_RESTART_PAUSE_SECONDS else failures + 1
-            if self._came_up:  # it was killed, or the network went down: retry soon
+            if self._came_up:  # the daemon was killed, or the network went down: retry soon
                 failures = min(failures, 2)
             await asyncio.wait({stopping}, timeout=self._choose_pause(failures))
             self.context.num_restarts += 1
 
     def _choose_pause(self, failures: int) -> float:
-        """Return the seconds until the next attempt, at random: peers must not retry in step."""
+        """Return a random number of seconds until the next attempt: peers must not synchronise."""
         pause = min(FIRST_RESTART_PAUSE_SECONDS * 2.0**failures, LONGEST_RESTART_PAUSE_SECONDS)
         return pause * self.context.rng.uniform(0.5, 1.5)
 
@@ -131,7 +131,7 @@ class Network:
             log.error("network failed, restarting it", exc_info=error)
 
     async def _session(self) -> None:
-        """Run one life of the daemon. Ends only with an exception."""
+        """Start a daemon and use it until it fails. Ends only with an exception."""
         context = self.context
         swarm = context.swarm
         daemon = await Daemon.start(
@@ -190,9 +190,9 @@ class Network:
             await asyncio.wait(tasks)
 
     async def _find_relays(self) -> list[str]:
-        """Return the relays for the next life of the daemon; a public node needs none."""
+        """Return the relays for the next run of the daemon; a public node needs none."""
         context = self.context
-        # Cleared first: bootnodes that are added from now on are not among those known.
+        # Cleared first, because bootnodes that are added from now on are not used below.
         self._relays_wanted.clear()
         known = context.swarm.relays or (*context.bootnodes, *context.cache.bootnodes)
         is_public = context.swarm.reachability == "public"
@@ -201,10 +201,10 @@ class Network:
         return found
 
     def _choose_port(self) -> int:
-        """Return the configured port, or the one of the last run if it is still free.
+        """Return the configured port, or else the one of the last run if it is still free.
 
-        p2pd itself would not notice: it shares a port in use (SO_REUSEPORT), and gets some of the
-        connections.
+        p2pd itself would not notice that a port is in use: it shares the port (SO_REUSEPORT), and
+        gets only some of the connections.
         """
         swarm, port = self.context.swarm, self.context.port
         try:
@@ -222,7 +222,7 @@ class Network:
             return
         context.bootnodes += new
         context.wake.set()
-        # Such as those of a chain that was unreachable at our start.
+        # Such as those on a chain that was unreachable when we started.
         if not self._has_relays and any(map(relays.is_dialable, new)):
             self._relays_wanted.set()
 

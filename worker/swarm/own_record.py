@@ -30,7 +30,7 @@ class OwnRecord:
         self._lifetime_seconds = max(1, round(lifetime_seconds))
         self._fresh_seconds = max(1, int(swarm.announce_every_seconds / 4))
         self._newest: Member | None = None
-        # Duplicates have our key, so other peers can't make us log much.
+        # Only a duplicate has our key, so other peers can't flood our log here.
         self._logged = RecentEvents()
 
     def make(
@@ -38,11 +38,11 @@ class OwnRecord:
         addresses: Sequence[str],
         round: int,
     ) -> Member:
-        """Return a record with these addresses and our newest round, fresh enough to be shown."""
+        """Return a record with these addresses and our newest round, recent enough to be sent."""
         now, last = int(time.time()), self._newest
         shown = tuple(addresses[: messages.MAX_ADDRESSES])
         is_current = last is not None and (last.addresses, last.round) == (shown, round)
-        # A record that follows another within a second is issued ahead of time, hence abs().
+        # A record made within a second of the last one is dated in the future, hence abs().
         if last is not None and is_current and abs(now - last.issued) < self._fresh_seconds:
             return last
         issued = max(now, last.issued + 1) if last else now
@@ -58,7 +58,7 @@ class OwnRecord:
         return self._newest
 
     def find_duplicate(self, member: Member) -> str | None:
-        """Return an error if `member`, which has our identity, is of another node, else None."""
+        """Return an error if `member`, with our identity, is another node; None: it is ours."""
         if self._newest is None or member.issued <= self._newest.issued + 1:
             return None
         places = ",".join(member.addresses)

@@ -1,4 +1,4 @@
-"""Answer the requests of peers: greetings here, others through the exchange's handlers."""
+"""Answer the requests of peers: greetings here, other requests by the exchange's handlers."""
 
 import asyncio
 import contextlib
@@ -94,7 +94,7 @@ class Requests:
             await stream.send(messages.encode_peers([*own, *others]))
 
     def _meet(self, sealed: bytes, peer_id: str) -> None:
-        """Store the record that a peer shows as its own. Raises BadRecord."""
+        """Store the record that a peer sends as its own. Raises BadRecord."""
         if self._context.learn(sealed, peer_id).peer_id != peer_id:
-            raise BadRecord("sender", f"{peer_id} shows the record of another peer as its own")
+            raise BadRecord("sender", f"{peer_id} sent the record of another peer as its own")
         self._context.hear(peer_id)

@@ -1,4 +1,4 @@
-"""Counters of the swarm part, and its status for readers; light to import."""
+"""Counters of the swarm part, and its status for readers. Importing it is cheap."""
 
 import time
 from collections import Counter
@@ -10,9 +10,9 @@ MAX_QUARANTINED = 16
 REFUSALS = frozenset(
     {"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"}
 )
-"""Reasons for which peers refuse our requests, in this version.
+"""Reasons with which peers of this version refuse requests.
 
-Other reasons, which are untrusted text, are counted together.
+All other reasons are untrusted text and are counted together.
 """
 
 Reach = Literal["direct", "relay", "none", "unknown"]
@@ -24,22 +24,22 @@ State = Literal["starting", "connected", "training-alone", "catching-up"]
 class SwarmStatus:
     """The state of the swarm part. Numbers are since the start.
 
-    `connected`: groups of peers came in the last round, or usable peers that accept us spoke to us
-    before the first one ended. `catching-up`: such peers speak to us, but none of their groups came
-    in the last round.
+    `connected`: groups of peers arrived in the last round, or (before the end of the first round)
+    usable peers that accept us contacted us. `catching-up`: such peers contact us, but none of
+    their groups arrived in the last round.
 
     `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by
     reason; `rejected_by_peer` the same by sender. `quarantines`: when (Unix time) and why, of the
-    MAX_QUARANTINED peers that were quarantined last. `groups_handed_on`: other peers' that we
-    served.
-    `newest_group_at`: Unix time at which the newest verified group of a peer came; None: none yet.
-    `requests_refused`: of others, by reason ("elsewhere": we were full and named others that hold
-    our groups); `refused_by_peers`: ours, by theirs. `versions`: the versions that a peer must
-    share, such as "exchange 3"; `other_versions`: number of known peers for each other version of
-    one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
-    hivewright's protocol. `quarantined`: peer ids that are not asked for a while, because they sent
-    invalid groups. `rounds_unanswered`: rounds trained alone because the event loop did not
-    answer.
+    MAX_QUARANTINED peers that were quarantined last. `groups_handed_on`: number of other peers'
+    groups that we served.
+    `newest_group_at`: Unix time at which the newest verified group of a peer arrived; None: none
+    yet. `requests_refused`: number of requests that we refused, by reason ("elsewhere": we were
+    full and named peers that hold our groups); `refused_by_peers`: number of our requests that
+    peers refused, by reason. `versions`: the versions that a peer must share, such as "exchange 3";
+    `other_versions`: number of known peers for each other version of one of these.
+    `foreign_bootnodes`: peer ids of bootnodes that answer but do not speak hivewright's protocol.
+    `quarantined`: peer ids that are not asked for a while because they sent invalid groups.
+    `rounds_unanswered`: number of rounds trained alone because the event loop did not answer.
     """
 
     state: State
@@ -73,8 +73,8 @@ class SwarmStatus:
 class Tally:
     """Counters since the start.
 
-    `groups`: offered, fetched, verified, handed-on. `groups_a_peer`: number of groups of the last
-    sender; 0: none yet.
+    `groups`: numbers of groups by "offered", "fetched", "verified" and "handed-on".
+    `groups_a_peer`: number of groups of the last sender; 0: none yet.
     """
 
     groups: "Counter[str]" = field(default_factory=Counter)
@@ -92,7 +92,7 @@ class Tally:
             self.rejected_by_peer[peer_id] += 1
 
     def quarantine(self, peer_id: str, reason: str) -> None:
-        """Note that a peer is not asked for a while, and why."""
+        """Note the start of a peer's quarantine, and the reason."""
         self.quarantines.pop(peer_id, None)
         self.quarantines[peer_id] = time.time(), reason
         if len(self.quarantines) > MAX_QUARANTINED:
@@ -104,7 +104,7 @@ class Tally:
 
     @property
     def newest_group_seconds(self) -> int | None:
-        """Return the age of the newest valid group of a peer, None: there was none yet."""
+        """Return the age of the newest valid group of a peer; None: there was none yet."""
         return (
             None
             if self.newest_group_at is None

@@ -1,8 +1,8 @@
-"""The exchange of groups: ours are served to peers, peers' are requested, verified and scored.
+"""The exchange of groups: serve our own to peers, and request, verify and score those of peers.
 
-For each round or part of one, a node draws a few peers at random and holds a standing request with
-each; the cost does not depend on the size of the swarm. The receiver chooses whom it asks, so
-nobody can push anything into it. Having no peers is a state (`training-alone`), never an error.
+For each round or part of a round, a node draws a few peers at random and sends each a standing
+request; the cost does not depend on the size of the swarm. The receiver chooses whom it asks, so no
+peer can push data to it. Having no peers is a state (`training-alone`), never an error.
 """
 
 import asyncio
@@ -41,18 +41,18 @@ from worker.swarm.status import State, SwarmStatus, Tally
 log = logging.getLogger(__name__)
 
 LINK_PATIENCE_SECONDS = 5.0
-"""Time that a round waits for a daemon that is being restarted."""
+"""How long a round waits for a daemon that is being restarted."""
 LOOP_PATIENCE_SECONDS = 15.0
-"""Time that a round waits for the event loop after its own end."""
+"""How long a round waits for the event loop after the round's own end."""
 MAX_ROUNDS_UNANSWERED = 5
-"""In a row. A loop that hangs for that long needs a new process."""
+"""Number of rounds in a row. If the event loop hangs for longer, the process must be restarted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """The groups that we serve for a part of a round.
 
-    `groups` are those that peers and auditors get, `digest` (hexadecimal) is of their signed
+    `groups` are those that peers and auditors get; `digest` (hexadecimal) is that of their signed
     record.
     """
 
@@ -61,9 +61,9 @@ class Published:
 
 
 class Swarm:
-    """The swarm as the round loop sees it.
+    """The round loop's interface to the swarm.
 
-    It is created, started, used and closed from one thread, which it never blocks for long.
+    It is created, started, used and closed in one thread, which it never blocks for long.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Swarm:
         """Serve our groups of a part of `round`, the most useful first, from now on.
 
         Groups that peers would refuse, and those that do not fit into one message, are left out
-        with a warning. On return those of part 0, which earn, are on the disk for auditors. Raises
+        with a warning. On return the groups of part 0, which earn, are on disk for auditors. Raises
         ResourceError if they can't be written.
         """
         offered = self._acceptable(round, groups, part)
@@ -146,7 +146,7 @@ class Swarm:
         """Ask peers for their newest groups that we have not used, and return at once.
 
         They may be up to `max_rounds_behind` rounds older or newer than `round`. The requests stay
-        open for collect_timeout_seconds or until `want` groups are valid; `take` returns what came.
+        open for collect_timeout_seconds or until `want` groups are valid; `take` returns these.
         """
         if want <= 0 or self._swarm.peers_per_round == 0:
             self._network.post(self._end_unasked)
@@ -154,9 +154,9 @@ class Swarm:
             self._network.post(self._ask_on, round, want)
 
     def take(self, round: int) -> Collected:
-        """Return the groups that came since the last call, without waiting for more.
+        """Return the groups that arrived since the last call, without waiting for more.
 
-        Fails as `collect` does if the event loop does not answer.
+        Like `collect`, it fails if the event loop does not answer.
         """
         try:
             collected = self._network.call(self._take(round), LOOP_PATIENCE_SECONDS)
@@ -168,11 +168,11 @@ class Swarm:
 
     @property
     def used(self) -> dict[str, Place]:
-        """The newest place of each peer that we have used, at the last `take`."""
+        """The newest place of each peer whose groups we have used, as of the last `take`."""
         return self._used_when_taken
 
     def resume(self, used: Mapping[str, Place]) -> None:
-        """Set what was used before a restart; call it before `start`."""
+        """Set the places that were used before a restart; call it before `start`."""
         self._used.update(used)
 
     def collect(self, round: int, want: int) -> Collected:
@@ -230,9 +230,9 @@ class Swarm:
         self._tally.reject(peer_id, "weights")
 
     def note_planted(self, groups_by_peer: Mapping[str, int]) -> None:
-        """Count groups with planted text (`trainer/peer_text.py`); draw their senders much less."""
+        """Count groups with planted text (`trainer/peer_text.py`); draw their senders less."""
         for peer_id, count in groups_by_peer.items():
-            log.warning("planted text in groups of peer=%s groups=%d", peer_id, count)
+            log.warning("groups with planted text peer=%s groups=%d", peer_id, count)
         self._network.post(self._count_planted, dict(groups_by_peer))
 
     def status(self) -> SwarmStatus:
@@ -339,7 +339,7 @@ class Swarm:
             self._context.peers.distrust(peer_id)
 
     def _end_unasked(self) -> None:
-        """End a round in which nobody is asked; discovery's greetings show whether peers exist."""
+        """End a round in which no peer was asked; greetings show whether there are peers."""
         self._heard = ()
         if not self._context.has_contact:
             self._context.fall_silent()
@@ -350,7 +350,7 @@ class Swarm:
         collecting = self._make_collecting(round, Span(round, round), want)
         await self._run(collecting)
         waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
-        # Its time is up: requests that are still open were not answered.
+        # The time is up: requests that are still open were not answered.
         is_silent = not any(map(self._context.peers.is_open, collecting.heard))
         collected = collecting.take(waited)
         self._is_behind = not collected.groups
@@ -401,7 +401,7 @@ class Swarm:
         )
 
     async def _run(self, collecting: Collecting) -> None:
-        """Collect, after a daemon that is being restarted is up, or after some seconds."""
+        """Wait some seconds if the daemon is being restarted, then collect."""
         if not self._context.is_up and self._context.num_restarts:
             await _wait_for(
                 self._context.link_up,
@@ -416,7 +416,7 @@ class Swarm:
         collected: Collected,
         is_silent: bool,
     ) -> None:
-        """Update the state of the swarm part, and log what came."""
+        """Update the state of the swarm part, and log the collected groups."""
         context = self._context
         self._heard = collected.heard
         if is_silent:

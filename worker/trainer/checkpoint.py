@@ -1,9 +1,9 @@
 """Save and restore checkpoints: the exact state of training, as safetensors and JSON, no pickle.
 
-`FOLDER/checkpoint-00000012/` has model.safetensors (the trained parameters by their usual names:
+`FOLDER/checkpoint-00000012/` has model.safetensors (the trained parameters under their usual names:
 all weights, or the adapters), optimizer.safetensors (moments, float32 masters, torch's random
-states) and state.json. It is written under another name, flushed to disk and renamed, so a kill -9
-or a full disk does not damage earlier checkpoints.
+states) and state.json. It is written under a temporary name, flushed to disk and renamed, so a
+kill -9 or a full disk does not damage earlier checkpoints.
 """
 
 import json
@@ -60,7 +60,7 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ResourceError(
-            f"checkpoint {final}: can't be written: {reason}; the one before stays; free space on"
+            f"checkpoint {final}: can't be written: {reason}; earlier ones are kept; free space on"
             " that disk"
         ) from error
     return final
@@ -115,9 +115,8 @@ def exists(folder: Path) -> bool:
 def restore_weights(folder: Path, trainer: Trainer) -> State | None:
     """Restore only the weights, from a checkpoint or the newest one in a folder.
 
-    Returns its `state`, or None if there is none. This is for readers next to a node that trains:
-    if the node removes a checkpoint meanwhile, the newest one is looked up again. Raises as
-    `restore` does.
+    Returns its `state`, or None if there is no checkpoint. A node that trains may remove the
+    checkpoint while it is read; then the newest one is looked up again. Raises as `restore` does.
     """
     for _ in range(_READ_ATTEMPTS):
         checkpoints = _in(folder)
@@ -128,7 +127,7 @@ def restore_weights(folder: Path, trainer: Trainer) -> State | None:
                 _check_record(path, trainer, weights, record)
             except (OSError, SafetensorError, ValueError, RecursionError) as error:
                 if not path.exists():
-                    break  # removed while it was read, so there is a newer one
+                    break  # It was removed while it was read, so there is a newer one.
                 log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
                 continue
             weight_sets.apply(trainer, weights)
@@ -166,7 +165,7 @@ def save_weights(
     trainer: Trainer,
     state: State,
 ) -> None:
-    """Write what `restore_weights` reads of a checkpoint into the existing folder `path`.
+    """Write the files that `restore_weights` reads into the existing folder `path`.
 
     Raises OSError or SafetensorError if that fails.
     """
@@ -209,7 +208,7 @@ def _check_record(
 ) -> None:
     """Raise ValueError for a damaged record or weights, ModelError for those of another model."""
     if not isinstance(record, dict) or type(record.get("version")) is not int:
-        raise ValueError("state.json: no object with a version")
+        raise ValueError("state.json: expected an object with a whole number as version")
     if record["version"] > VERSION:
         raise TrainingError(
             f"checkpoint {path}: version {record['version']} is newer than {VERSION}; upgrade"
@@ -334,7 +333,7 @@ def _number(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, renamed first: half of one must never have a checkpoint's name."""
+    """Rename a checkpoint, then remove it: an incomplete one must never have a valid name."""
     doomed = path.with_name(_DOOMED + path.name)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
@@ -345,7 +344,7 @@ def _remove_leftovers(folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:  # not ours, but it would block all later checkpoints
+            else:  # foreign, but it would block all later checkpoints
                 path.unlink()
 
 

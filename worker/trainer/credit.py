@@ -12,7 +12,7 @@ from dataclasses import replace
 from worker.records import ScoredGroup
 
 ENOUGH = 0.3
-"""Share of answers with a closed tag from which on no credit is given."""
+"""Smallest share of answers with a closed tag at which no credit is given."""
 
 
 def give_credit(

@@ -10,7 +10,7 @@ from torch import Tensor
 from worker.records import ScoredGroup
 
 LEAST_OF_GROUP = 2
-"""Completions that each group of a large batch keeps, if it has them."""
+"""Smallest number of completions that each group of a large batch keeps, if it has that many."""
 
 
 @dataclass(slots=True)
@@ -19,10 +19,10 @@ class Lesson:
 
     `is_hidden`: it is left out of the loss. `peer_id`: the peer that sampled it, None: this node.
     `weight` is the weight of each of its tokens in the loss, 0 if it is hidden. `sampler_logprobs`
-    (T,) are the log-probabilities of the engine that sampled it; None: not known, as for a peer's.
-    `repeated` (T,): tokens in stretches that the peer repeats (`trainer/peer_text.py`); None: not
-    looked for. `old_logprobs` (T,) and `ratios`, by which the losses of tokens are multiplied, are
-    None until the first pass over the batch.
+    (T,) are the log-probabilities of the engine that sampled it; None: unknown, as for a peer's.
+    `repeated` (T,): whether each token is part of a stretch that the peer repeats
+    (`trainer/peer_text.py`); None: not determined. `old_logprobs` (T,) and `ratios`, by which the
+    losses of tokens are multiplied, are None until the first pass over the batch.
     """
 
     prompt_ids: tuple[int, ...]
@@ -40,7 +40,9 @@ class Lesson:
 def most_different(
     groups: Sequence[ScoredGroup], usable: Sequence[Collection[int]], most: int
 ) -> list[frozenset[int]]:
-    """Return for each group the positions of the completions to learn from, `most` in total.
+    """Return for each group the positions of the completions to learn from.
+
+    There are at most `most` in total, unless LEAST_OF_GROUP of each group are more.
 
     `usable` are the positions of each group that are not left out of the loss for another reason.
     If there are more than `most`, each group keeps at most an equal number, at least two: half of

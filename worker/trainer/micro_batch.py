@@ -78,10 +78,10 @@ class Budget:
         return replace(self, full_tokens=self.tokens, full_recomputes=self.recomputes)
 
     def rising_after(self, wait: float) -> "Budget":
-        """Return the budget, which was lowered just now, set to rise after `wait` seconds.
+        """Return this budget, just lowered, with the time of its next rise in `wait` seconds.
 
-        If the last change was less than its own `wait` ago, the time is at least twice that `wait`,
-        up to a day.
+        If the last change was less than the previous `wait` ago, the new one is at least twice as
+        long, up to a day.
         """
         again = 2 * self.wait if time.time() - self.since < self.wait else 0.0
         return replace(self, wait=min(_LONGEST_WAIT_SECONDS, max(wait, again)), since=time.time())
@@ -118,7 +118,7 @@ def measure(
     step: Callable[[], object],
     device: torch.device,
 ) -> Measured | None:
-    """Measure the memory of `step` by its second run, when gradients are allocated already.
+    """Run `step` twice and measure the memory of the second run, when gradients are allocated.
 
     None: out of memory. Other errors of `step` are raised.
     """
@@ -139,7 +139,7 @@ def describe(
     trainer: settings.Trainer,
     generation: settings.Generation,
 ) -> str:
-    """Return the key of a stored budget: all that changes the memory that training needs.
+    """Return the key of a stored budget: everything that affects the memory that training needs.
 
     A budget with another key is invalid.
     """
@@ -192,7 +192,7 @@ def _budget(
 
 
 def _way_up(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a budget that describe its rise.
+    """Return the fields of a budget that determine how it is raised again.
 
     Empty if they are missing, as in files of older versions: that budget does not rise.
     """

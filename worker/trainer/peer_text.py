@@ -1,14 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Weigh the tokens of peers' completions by what this node's own policy could have said.
+"""Weigh the tokens of peers' completions by their probability under this node's own policy.
 
 A reward says nothing about the text around the answer, so a peer can send right answers with
-planted text, which honest nodes would learn (arXiv 2511.09780). Two rules, which need no judge and
-nothing that the peer says about itself, take the effect from it:
+planted text, which honest nodes would learn (arXiv 2511.09780). Two rules prevent that; they need
+neither a judge model nor any statement of the peer:
 
-* An improbable token counts little (`token_weights`).
-* A stretch that a peer repeats in its answers to different tasks, and that this node hardly ever
-  says, does not count at all (`PeerTexts`). The rest of such an answer is learned from, so a peer
-  with a style of its own, such as a better model, is still useful.
+* An improbable token has a small weight (`token_weights`).
+* A stretch (STRETCH successive tokens) that a peer repeats in its answers to different tasks, and
+  that this node hardly ever generates, has no weight (`PeerTexts`). The rest of such an answer is
+  learned from, so a peer with a style of its own, such as a better model, is still useful.
 """
 
 # T tokens of one completion
@@ -24,28 +24,29 @@ from torch import Tensor
 from worker.records import Task
 
 STRETCH = 6
-"""Tokens of a stretch; longer than an answer's tags, which all peers repeat."""
+"""Number of tokens of a stretch: more than an answer's tags have, which all peers repeat."""
 MIN_TASKS = 5
-"""A stretch counts as repeated from this many tasks on.
+"""Smallest number of a peer's tasks in whose answers a repeated stretch occurs.
 
-With three, an untrained model's nonsense was taken for planted text in 1 of 300 groups.
+With 3, the nonsense of an untrained model was mistaken for planted text in 1 of 300 groups.
 """
 MIN_SHARE = 0.2
-"""Share of a peer's tasks in whose answers a repeated stretch occurs."""
+"""Smallest share of a peer's tasks in whose answers a repeated stretch occurs."""
 TASKS_KEPT = 48
-"""The last tasks of each peer that are compared: those of several steps."""
+"""Number of tasks of each peer to remember, the latest ones: those of several steps."""
 PEERS_KEPT = 64
 """Number of peers to remember, the latest ones. With long answers they take 50 MB in total."""
 MIN_OWN_ANSWERS = 2
+"""Smallest number of our answers that contain a stretch that this node generates itself."""
 MIN_OWN_SHARE = 0.05
-"""Share of our answers, and their number, from which on a stretch is one that we say ourselves."""
+"""Smallest share of our answers that contain such a stretch."""
 OWN_ANSWERS_KEPT = 768
-"""Number of our own answers to remember: more than TASKS_KEPT tasks have."""
+"""Number of our own answers to remember: more than TASKS_KEPT tasks usually have."""
 
 PLANTED_LOGPROB = -3.0
-"""Mean log-probability of a token of repeated text below which it counts as planted, in nats.
+"""Repeated text counts as planted if the mean log-probability of its tokens is lower, in nats.
 
-A peer's habit that our policy finds natural, such as "Let us solve this step by step", is above.
+A peer's phrase that our policy finds natural, such as "Let us solve this step by step", has more.
 """
 
 _POWERS = torch.tensor([pow(1_000_003, i, 1 << 63) for i in range(STRETCH)])
@@ -88,7 +89,7 @@ def is_repeated(ids: Sequence[int], repeated: Tensor) -> Tensor:
 class _Sender:
     """The stretches of a peer's answers to its last tasks, by task.
 
-    `has_planted`: the groups that were last learned from had planted text.
+    `has_planted`: whether its groups in the last step that had any contained planted text.
     """
 
     tasks: FIFOCache[Task, Tensor] = field(default_factory=lambda: FIFOCache(TASKS_KEPT))
@@ -96,9 +97,10 @@ class _Sender:
 
 
 class PeerTexts:
-    """The stretches that peers said in their last answers, and those that this node said.
+    """The stretches in the last answers of peers and of this node.
 
-    Over several steps, because a step sees only a few groups of a peer; in memory only.
+    They are kept over several steps, because a step has only a few groups of a peer. They are in
+    memory only.
     """
 
     def __init__(self) -> None:
@@ -118,10 +120,10 @@ class PeerTexts:
         sender.tasks[task] = said[~torch.isin(said, stretches(prompt))]
 
     def said(self) -> Tensor:
-        """Return the stretches that this node says now and then.
+        """Return the stretches that this node generates itself, in more than single answers.
 
-        One answer is not enough: a policy that has begun to learn planted text would otherwise
-        switch the rule off.
+        If one answer were enough, a policy that has begun to learn planted text would switch the
+        rule off.
         """
         least = max(MIN_OWN_ANSWERS, MIN_OWN_SHARE * len(self._own))
         return _frequent(self._own, least)
@@ -146,7 +148,7 @@ class PeerTexts:
 
 
 def _frequent(sets: Iterable[Tensor], least: float) -> Tensor:
-    """Return the stretches that at least that many of the sets contain."""
+    """Return the stretches that occur in at least `least` of the sets."""
     found, counts = _count(torch.cat([stretches(()), *sets]))
     return found[counts >= least]
 
@@ -158,7 +160,7 @@ def _count(hashes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_planted(logprobs_T: Tensor | None, repeated_T: Tensor | None) -> bool:
-    """Return whether a completion has repeated text that this node's policy would not say.
+    """Return whether a completion has repeated text that is improbable under this node's policy.
 
     `logprobs_T` are its tokens' log-probabilities under this policy; None: they were not computed.
     """

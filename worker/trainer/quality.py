@@ -14,7 +14,7 @@ from worker.records import ScoredGroup
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The log-probabilities (T,) of a completion by trainer and sampler, and its loss's ratios."""
+    """A completion's log-probabilities (T,) by trainer and sampler, and its ratios in the loss."""
 
     trainer_logprobs: Tensor
     sampler_logprobs: Tensor

@@ -1,12 +1,12 @@
 # ruff: noqa: N806 - tensors are named with their axes
 """Train the policy by GRPO steps on batches of the node's own groups and of peers' groups.
 
-A peer's text is tokenised again and scored as if this node's policy had sampled it (SAPO). With
-`trainer.external_completions` "better", only the completions of a peer's group that are better than
-its mean are learned from (docs/decisions/0008). The old log-probabilities are the detached ones of
-the first pass over the batch, so they do not need a forward pass of their own. A batch is split
-into micro-batches by a token budget. The weights of tokens in the loss are computed before, so the
-split changes the use of memory, but not the loss.
+A peer's text is tokenised here and treated as if this node's policy had sampled it (SAPO). With
+`trainer.external_completions` "better", only those completions of a peer's group are learned from
+whose reward is above the group's mean (docs/decisions/0008). The old log-probabilities are the
+detached ones of the first pass over the batch, so they do not need a forward pass of their own. A
+batch is split into micro-batches by a token budget. The weights of tokens in the loss are computed
+before the split, so it changes the use of memory, but not the loss.
 """
 
 # M completion tokens of a micro-batch, the completions concatenated; T tokens of one completion
@@ -38,7 +38,7 @@ from worker.trainer.lesson import Lesson, most_different
 log = logging.getLogger(__name__)
 
 _MORE_TOKENS = 4
-"""Tokens by which an encoded answer of a peer may exceed the limit.
+"""Number of tokens by which a peer's answer, encoded here, may exceed the limit.
 
 Encoding a text may give more tokens than were sampled.
 """
@@ -63,8 +63,9 @@ class Learned:
     """The effect of a step on one group, with one value per completion.
 
     `advantages` are 0 for completions that were not learned from. `logprobs` are the means of the
-    tokens' log-probabilities under the policy before the step; None: not computed. `planted`: text
-    that a peer repeats and this policy would not say (`peer_text.is_planted`).
+    tokens' log-probabilities under the policy before the step; None: not computed. `planted`:
+    whether each has text that its peer repeats and that is improbable under this policy
+    (`peer_text.is_planted`).
     """
 
     group: ScoredGroup
@@ -78,9 +79,10 @@ class Trainer:
 
     A checkpoint needs `parameters`, `optimizer`, `masters`, `steps` and `nonfinite_steps`.
     `parameters` are the trained weights of the policy by name: all of them, or with `trainer.lora`
-    the adapters. `origin` identifies the model that they were trained from, which their shapes do
-    not tell. `masters` are float32 copies of the parameters, or the parameters themselves if these
-    are float32. `learned` is the result of the last step, empty if that was skipped.
+    the adapters. `origin` identifies the model that the training started from, because two models
+    may have weights of the same shapes. `masters` are float32 copies of the parameters, or the
+    parameters themselves if these are float32. `learned` is the result of the last step, empty if
+    that was skipped.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class Trainer:
     def _teaches(self, sequence: Lesson) -> bool:
         """Return whether a completion contributes to the gradient.
 
-        Without an advantage it does so only by the KL term.
+        If its advantage is 0, it contributes only through the KL term.
         """
         return sequence.weight > 0 and (sequence.advantage != 0 or self._settings.beta > 0)
 
@@ -234,8 +236,8 @@ class Trainer:
             else:
                 ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
             is_hidden = truncated and self._settings.mask_truncated_completions
-            # A peer's mistake, which this policy would hardly make: making it less likely changes
-            # the policy without a benefit.
+            # This policy would hardly make a peer's mistake, so making the mistake less likely
+            # changes the policy without a benefit.
             is_hidden |= (
                 group.peer_id is not None
                 and advantage < 0
@@ -251,7 +253,7 @@ class Trainer:
         return sequences
 
     def _hide_surplus(self, lessons: Sequence[tuple[ScoredGroup, list[Lesson]]]) -> None:
-        """Hide completions until `max_completions` are left, without those that are hidden."""
+        """Hide completions until at most `max_completions` are not hidden."""
         usable = [
             [i for i, sequence in enumerate(sequences) if not sequence.is_hidden]
             for _, sequences in lessons
@@ -263,7 +265,7 @@ class Trainer:
                 sequence.is_hidden |= position not in positions
 
     def find_fault(self, group: ScoredGroup) -> str | None:
-        """Return a short name of the reason why a group can't be learned from; None: it can."""
+        """Return the reason, as a short name, why a group can't be learned from; None: it can."""
         if len(group.rollouts) < 2:
             return "too-small"
         if not all(completion.token_ids for completion in group.sampled):
@@ -422,7 +424,7 @@ class Trainer:
         sampled: Sequence[ScoredGroup],
         collected: Sequence[ScoredGroup],
     ) -> None:
-        """Mark the tokens that a peer repeats across tasks and this node hardly ever says."""
+        """Mark tokens that a peer repeats across tasks and that this node hardly ever generates."""
         if not self._settings.external_ignore_repeated:
             return
         own = chain.from_iterable(group.sampled for group in sampled)
@@ -452,7 +454,7 @@ class Trainer:
         ]
 
     def planters(self) -> Counter[str]:
-        """Return the number of groups with planted text in the last step, by each peer in it."""
+        """Return for each peer in the last step the number of its groups that had planted text."""
         found = Counter[str]()
         for each in self.learned:
             if each.group.peer_id is not None:
@@ -460,7 +462,7 @@ class Trainer:
         return found
 
     def trusts(self, group: ScoredGroup) -> bool:
-        """Return whether a group is ours, or its peer's last groups had no planted text."""
+        """Return whether a group is ours, or from a peer whose last groups had no planted text."""
         return group.peer_id is None or not self._peer_texts.has_planted(group.peer_id)
 
     @torch.no_grad()
@@ -640,7 +642,7 @@ class Trainer:
         )
 
     def _release_memory(self) -> None:
-        """Return what a step leaves to the system; a GPU's allocator keeps it for the next step."""
+        """Give a CPU's freed memory back to the system; a GPU's allocator keeps it for reuse."""
         device = self.policy.model.device
         if device.type == "cpu":
             memory.release(device)
@@ -668,8 +670,8 @@ class Trainer:
     def is_sound(self) -> bool:
         """Return whether the policy's log-probabilities are finite.
 
-        Weights alone do not show it: those of 1e20 are finite, but their outputs are not. False
-        also after a step that was skipped because it was not finite.
+        It is not enough to check the weights: weights of 1e20 are finite, but their outputs are
+        not. Also False after a step that was skipped because a value was not finite.
         """
         if self.nonfinite_steps:
             return False
@@ -757,8 +759,8 @@ def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
     """Return the advantages of a group from its rewards, or from its credits if these are equal.
 
     Advantages from credits are multiplied by the credits' weight. Answers without a credit get 0
-    and are not learned from: most of them have the largest length, so they take most of a step's
-    time and memory, and the answers with a credit teach the same.
+    and are not learned from: most of them have the maximum length, so they would take most of a
+    step's time and memory, and the answers with a credit already teach the format.
     """
     weight = max(group.credits)
     if group.has_signal or not weight:
@@ -780,7 +782,7 @@ def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
     """
     rate = trainer.learning_rate
     if rate is None:
-        raise ValueError("trainer.learning_rate: not settled")
+        raise ValueError("trainer.learning_rate: None; expected the result of settle_method")
     if steps < trainer.warmup_steps:
         return rate * steps / trainer.warmup_steps
     if trainer.max_steps is None or trainer.lr_scheduler_type.startswith("constant"):

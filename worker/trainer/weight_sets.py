@@ -1,4 +1,4 @@
-"""Weights to exchange for the trained ones: read, averaged, tried and adopted.
+"""Read, average, try and adopt sets of weights in the place of the trained weights.
 
 A set has a tensor for each of `Trainer.parameters`: all weights of the model, or its adapters.
 """
@@ -16,7 +16,7 @@ from worker.trainer.trainer import Trainer
 
 WeightSet = Mapping[str, Tensor]
 LARGEST = 1e4
-"""Absolute value of a weight; those of sound models are far below it."""
+"""Limit of a weight's absolute value; the weights of intact models are far below it."""
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -28,22 +28,22 @@ def read(file: Path) -> dict[str, Tensor]:
 
 
 def current(trainer: Trainer) -> dict[str, Tensor]:
-    """Return copies of the trained weights, as precise as the optimizer has them."""
+    """Return copies of the trained weights, in the precision of the optimizer's masters."""
     masters = zip(trainer.parameters, trainer.masters, strict=True)
     return {name: master.detach().clone() for name, master in masters}
 
 
 @torch.no_grad()
 def apply(trainer: Trainer, weights: WeightSet) -> None:
-    """Replace the trained weights; the optimizer's moments stay."""
+    """Replace the trained weights; keep the optimizer's moments."""
     for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
         parameter.copy_(weights[name])
-        # float32 weights are also the masters, even if ours have another type.
+        # The master gets the float32 value, even if the model's weight has another type.
         master.copy_(weights[name])
 
 
 def adopt(trainer: Trainer, weights: WeightSet) -> None:
-    """Replace the trained weights, and set the optimizer's moments, which are of others, to 0."""
+    """Replace the trained weights; set the optimizer's moments, which belong to the old, to 0."""
     apply(trainer, weights)
     for moments in trainer.optimizer.state.values():
         for tensor in moments.values():
@@ -52,7 +52,7 @@ def adopt(trainer: Trainer, weights: WeightSet) -> None:
 
 @contextmanager
 def tried(trainer: Trainer, weights: WeightSet) -> Iterator[None]:
-    """Use other weights inside of this context; restore our own at its end, bit by bit."""
+    """Use other weights inside this context; restore our own bit for bit at its end."""
     own = current(trainer)
     try:
         apply(trainer, weights)
@@ -64,7 +64,7 @@ def tried(trainer: Trainer, weights: WeightSet) -> Iterator[None]:
 def average(sets: Sequence[WeightSet]) -> dict[str, Tensor]:
     """Return the mean of at least one set, in the types of the first.
 
-    Of adapters the two factors are averaged each, not their product.
+    The two factors of an adapter are averaged separately, not their product.
     """
     first, *others = sets
     mean: dict[str, Tensor] = {}
@@ -87,6 +87,6 @@ def find_misfit(trainer: Trainer, weights: WeightSet) -> str | None:
             return f"shape: {name} is {tuple(tensor.shape)}; expected {tuple(parameter.shape)}"
         if tensor.dtype not in (torch.float32, torch.bfloat16):
             return f"type: {name} is {tensor.dtype}; expected float32 or bfloat16"
-        if not tensor.abs().amax() < LARGEST:  # also if it is not a number
+        if not tensor.abs().amax() < LARGEST:  # also true for NaN
             return f"value: {name} has values that are not finite, or not below {LARGEST:g}"
     return None

@@ -19,7 +19,7 @@ from worker.policy import lora
 from worker.policy.engines import native
 
 _FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # their angles depend on the position only
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # depend on the position only
 _LAYER_PARTS = {
     "self_attn",
     "mlp",
@@ -34,8 +34,8 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 BOTH_DIRECTIONS = "attention in both directions"
 
 _BLOCKED_FROM = 1 << 20
-"""Weights of at least this size use oneDNN's blocked layout, which is read from memory up to 1.3
-times as fast. A call costs 30 us more, too much for smaller products."""
+"""Weights of at least this size use oneDNN's blocked layout, which is read up to 1.3 times as fast
+from memory. A call takes 30 us longer, which is too much for smaller products."""
 _ROWS_HINT = 16  # oneDNN lays weights out for about this many rows
 
 
@@ -46,9 +46,9 @@ class UnknownArchitectureError(Exception):
 class Product:
     """The product `x @ weight.T + bias` of joined linear layers.
 
-    `orders` permutes the output rows of each layer; None: no permutation. In 16 bits adapters are
-    not added to the weight, whose last bit is larger than their contribution. They have products of
-    their own, in the type of x.
+    `orders` permutes the output rows of each layer; None: no permutation. Adapters are not added to
+    a 16-bit weight, whose last bit is larger than their contribution; they have products of their
+    own, in the type of x.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Product:
 
     @property
     def panels(self) -> native.Panels | None:
-        """Return the weight as laid out for products_*.c; None: another layout."""
+        """Return the weight in the layout of products_*.c; None: it has another layout."""
         return self._weight if self._layout == "panels" else None
 
     @property
     def adapter_panels(self) -> tuple[native.Panels, native.Panels] | None:
-        """Return the adapters' products, down and up, as laid out for products_*.c.
+        """Return the adapters' products, down and up, in the layout of products_*.c.
 
         None: there are no adapters, or they are part of the weight.
         """
@@ -176,7 +176,7 @@ class Norm:
 
 
 class HeadNorm:
-    """The norms of query heads and key heads as one, over (R, H + K, D)."""
+    """The norms of query heads and key heads, computed together over (R, H + K, D)."""
 
     def __init__(
         self,
@@ -303,7 +303,7 @@ class Weights:
 
     @property
     def are_panels(self) -> bool:
-        """Return whether all products are those of products_*.c."""
+        """Return whether all products are computed by products_*.c."""
         products = [product for layer in self.layers for product in layer.products]
         return all(product.panels is not None for product in [*products, self.head])
 
@@ -357,7 +357,7 @@ class Weights:
 def fingerprint(model: nn.Module) -> list[int]:
     """Return a sum over the bits of each weight, adapters included, to detect changes.
 
-    `_version` would not do: fused AdamW does not increase it.
+    torch's `_version` does not suffice: fused AdamW does not increase it.
     """
     sums = [_sum_bits(parameter.detach()) for parameter in model.parameters()]
     return [int(n) for n in torch.stack(sums).tolist()]

@@ -1,11 +1,12 @@
 """Split the answers of a round into as few batches as memory allows.
 
-On a CPU a batch is split before it is tried if it would not fit, because the kernel overcommits
-memory and later kills the process that uses it. This is an estimate from the memory that is free
-now, so it is made for each batch and never stored. On a GPU, and if a CPU's allocator refuses, the
-batch that failed is split and repeated. That limit is stored, also for the next start of the node,
-and raised again step by step. Memory that other programs have taken is waited for and does not
-change the limit. Answers do not depend on the split, because each row has its own random numbers.
+On a CPU a batch that would not fit is split before it is tried, because the kernel overcommits
+memory and later kills the process that uses it. The decision is an estimate from the memory that is
+free now, so it is made for each batch and never stored. On a GPU, and if a CPU's allocator fails,
+the batch that failed is split and repeated. The resulting limit is stored, also for the next start
+of the node, and raised again step by step. If other programs have taken memory, the node waits for
+it, and the limit does not change. Answers do not depend on the split, because each row has its own
+random numbers.
 """
 
 import logging
@@ -26,7 +27,7 @@ _SHARE = 0.8
 """Share of the free memory to use: the need is an estimate, and other programs run too."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2, 64
-"""Calls between two attempts with more rows; doubled after each failed attempt."""
+"""Number of calls between two attempts with more rows; doubled after each failed attempt."""
 
 
 class Rows:
@@ -135,7 +136,7 @@ class Rows:
 
     def _halve(self, piece: range, reason: str) -> None:
         self.limit = len(piece) // 2
-        if self._proven is not None:  # more was tried, and does not fit
+        if self._proven is not None:  # an attempt with more rows failed
             self.limit, self._proven = self._proven, None
             self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
         self._batches_left = self._pause
@@ -161,9 +162,7 @@ class Rows:
         """Accept a raised limit that did not fail; drop it once it is as large as all rows."""
         if self._proven is None or self.limit is None:
             return
-        log.info(
-            "answers are generated in larger pieces rows=%d before=%d", self.limit, self._proven
-        )
+        log.info("generating in larger batches rows=%d before=%d", self.limit, self._proven)
         self._proven, self._pause = None, _FIRST_PAUSE
         if self.limit >= num_rows:
             self.limit = None

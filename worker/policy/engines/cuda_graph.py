@@ -1,7 +1,7 @@
 """Record a decoding step on a GPU once and replay it as one CUDA graph.
 
-A step is hundreds of small operations. Launched one by one, the GPU mostly waits for Python. A
-graph works on the same memory each time, so its tensors must keep their addresses and shapes, and
+A step is hundreds of small operations. If Python launches them one by one, the GPU mostly waits for
+it. A graph uses the same memory each time, so its tensors must keep their addresses and shapes, and
 no operation may depend on a number that Python computes.
 """
 
@@ -20,10 +20,10 @@ Work = Callable[[], Tensor]
 
 
 class Replay:
-    """Repeats the same work, replayed from the second call on.
+    """Runs the same work repeatedly: from the second call on, a recorded graph.
 
-    The first call runs plainly, because libraries load their kernels then. The returned tensor is
-    overwritten by the next call.
+    The first call is not recorded, because libraries load their kernels then. The returned tensor
+    is overwritten by the next call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class Replay:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    log.warning("steps are not replayed reason=%s; generation is slower", reason)
+    log.warning("CUDA graphs not used reason=%s; generation is slower", reason)
 
 
 def record(work: Work, device: torch.device) -> Work:

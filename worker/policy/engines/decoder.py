@@ -1,10 +1,10 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
 """The lean decoder: the computation of transformers' forward in a quarter of its time.
 
-Each distinct prompt goes through the model once, and tokens that all prompts begin with go through
+Each distinct prompt goes through the model once, and the common prefix of all prompts goes through
 it once for all of them. A prompt's keys and values are never copied; all its answers are rows of
 one product with them. The keys and values of new tokens are in a separate cache, which is allocated
-ahead.
+in advance.
 """
 
 # P distinct prompts, L tokens of the longest, R rows (answers in progress), W most rows of a
@@ -99,7 +99,7 @@ class LeanDecoder:
 class LeanBatch:
     """The answers in progress.
 
-    A row has its prompt's number in `_prompt_of`, and keys and values of its new tokens.
+    `_prompt_of` has the number of each row's prompt; the caches have its new keys and values.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class LeanBatch:
         self._place_1 = torch.zeros(1, dtype=torch.long, device=weights.device)
         """Index of this step's keys and values in the cache: `_step`, as a tensor."""
         self._num_looked_at = 0
-        """Number of new keys that attention reads; those behind `_place_1` are masked."""
+        """Number of new keys that attention reads; those after `_place_1` are masked."""
         self._arrange()
 
     def _new_keys(
@@ -239,7 +239,7 @@ class LeanBatch:
             return None
         width = self._prompt_values[0].shape[2]
         places = torch.arange(width + self._num_looked_at, device=self._weights.device)
-        # A key's position within its row; padding counts as the future.
+        # A key's position within its row; padding is treated as a later position.
         lengths_R1 = self._lengths_R[:, None]
         now_R1 = lengths_R1 + self._place_1
         positions_RS = torch.where(places < width, places, places - width + lengths_R1)
@@ -345,9 +345,10 @@ class LeanBatch:
         prompts: Sequence[Sequence[int]],
         first: int,
     ) -> Tensor:
-        """Run joined prompts without padding, their common beginning once, and store their keys.
+        """Run the joined prompts without padding, and store their keys and values.
 
-        Values are stored, too. Returns the hidden states (P, hidden) of the prompts' last tokens.
+        Their common prefix runs once. Returns the hidden states (P, hidden) of the prompts' last
+        tokens.
         """
         device = self._weights.device
         shared = common_prefix(prompts)
@@ -441,7 +442,7 @@ class ReplayedBatch(LeanBatch):
 
 
 class NativeBatch(LeanBatch):
-    """A batch on a CPU, with the small operations between the products in C."""
+    """A batch on a CPU; the small operations between the products are in C."""
 
     def __init__(
         self,
@@ -576,7 +577,7 @@ class NativeBatch(LeanBatch):
 
 
 class PanelBatch(NativeBatch):
-    """A batch whose products are all those of products_*.c, with a step as one call."""
+    """A batch whose products are all computed by products_*.c; a step is one call of step.c."""
 
     _described: Step | None = None
 
@@ -616,7 +617,7 @@ def _padded(num_tokens: int) -> int:
 
 
 def _parts(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return bounds (a, b) of parts that sum to at most _PREFILL_TOKENS or have one element."""
+    """Return bounds (a, b) of parts whose sum is at most _PREFILL_TOKENS, or of one element."""
     parts: list[tuple[int, int]] = []
     start = total = 0
     for i, length in enumerate(lengths):

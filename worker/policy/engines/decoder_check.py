@@ -1,9 +1,9 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""Measure the precision of a decoder: its logits of real prompts against a plain pass in float32.
+"""Measure the error of a decoder: compare its logits with those of a plain pass in float32.
 
-The plain pass has no cache and no padding before a prompt. Transformers' own pass in the decoder's
-precision shows the error of that precision, and a decoder's error may be somewhat larger. Weights
-are cast one layer at a time, so the check never needs a second copy of the model.
+The plain pass has neither a cache nor padding before a prompt. Transformers' own pass in the
+decoder's precision shows the error of that precision; a decoder's error may be somewhat larger.
+Weights are cast one layer at a time, so the check never needs a second copy of the model.
 """
 
 # R rows, S steps, V vocabulary
@@ -32,10 +32,11 @@ STEPS = 4
 """Number of positions to compare: the last ones of a prompt. The tokens before them are
 prefilled."""
 _LONGEST = (96, 32, 24)
-"""Number of tokens of each prompt, from its beginning, so that the check takes only seconds on a
-slow processor."""
+"""Prompts are cut to their first tokens, this many, so that the check takes only seconds on a slow
+processor."""
 _FLOOR = 1e-3
-"""Difference between two float32 computations of the same logits, relative to their spread."""
+"""Usual difference between two float32 computations of the same logits, relative to their
+standard deviation."""
 
 
 def shorten(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -58,7 +59,7 @@ def allowed_error(theirs: float, factor: float) -> float:
 
 
 def difference(ours: Tensor, exact: Tensor) -> float:
-    """Return the root mean square difference of logits (..., V), relative to their spread."""
+    """Return the RMS difference of logits (..., V), relative to their standard deviation."""
     spread = (exact - exact.mean(-1, keepdim=True)).square().mean().sqrt().clamp(min=1e-6)
     return float((ours - exact).square().mean().sqrt() / spread)
 
@@ -71,8 +72,7 @@ def plain_logits(
 ) -> Tensor:
     """Return the logits (R, S, V) of each prompt's last positions, from one pass without a cache.
 
-    The pass computes in `dtype`. Prompts are padded after their end, where no position before sees
-    it.
+    The pass computes in `dtype`. Prompts are padded at their end, which no earlier position sees.
     """
     width = max(map(len, prompts))
     ids_RL = torch.tensor(

@@ -20,8 +20,8 @@ class Sampled:
     """One answer: `token_ids` (T,), `logprobs` (T,) of the policy, and whether it is complete.
 
     The log-probabilities are at the sampling temperature, before top-k, top-p, min-p and repetition
-    penalty, as the trainer computes them. (vLLM at temperatures other than 1: after these, as in
-    TRL.)
+    penalty, as the trainer computes them. (Exception, as in TRL: with vLLM at a temperature other
+    than 1 they are those after these limits.)
     """
 
     token_ids: tuple[int, ...]
@@ -60,11 +60,11 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Return a name for the log: what samples, and in which type."""
+        """Return a name for the log: the decoder, and the type in which it computes."""
 
     @property
     def setbacks(self) -> Sequence[Setback]:
-        """Return where the engine falls short of the settings, or of what this machine could do."""
+        """Return the setbacks: deviations from the settings, or from what this machine could do."""
 
     def generate(
         self,
@@ -99,7 +99,7 @@ class Decoder(Protocol):
 
     @property
     def name(self) -> str:
-        """Return a name for the log: how it computes, and in which type."""
+        """Return a name for the log: the method, and the type in which it computes."""
 
     def start(
         self,

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 @dataclass(slots=True)
 class Prefix:
-    """Prompts after their forward pass, padded on the left, so that they end together.
+    """Prompts after their forward pass, padded on the left, so that all end at the same position.
 
     `mask_BL` is 1 on real tokens, `lengths_B` counts them, `logits_BV` predict the first new token.
     """
@@ -64,7 +64,7 @@ def prefill(
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """Bytes of a model's cache: `row` for each row at any length, `token` for each of its tokens.
+    """Bytes of a model's cache: `row` per row, whatever its length, and `token` per token.
 
     The former are states such as those of linear attention.
     """
@@ -94,7 +94,7 @@ def _bytes_kept(model: Any, length: int) -> int:
 
 
 def _tensors_of(value: Any, *left_out: str) -> dict[int, Tensor]:
-    """Return by address all tensors in a model's output, including those inside of caches."""
+    """Return all tensors in a model's output, including those inside caches, by address."""
     if isinstance(value, Tensor):
         return {value.data_ptr(): value}
     if isinstance(value, dict):

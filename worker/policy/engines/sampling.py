@@ -20,8 +20,8 @@ from worker.policy.engines import native
 _LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
 _BLOCK = 512
 _NUCLEUS = 128
-"""Number of the likeliest tokens that are tried first for top-p; then sixteen times as many, until
-their probabilities are large enough."""
+"""Number of the most likely tokens that are tried first for top-p; it is multiplied by 16 until
+their probabilities reach top-p."""
 
 
 class Sampler:
@@ -106,7 +106,7 @@ class Sampler:
         uniform_R1: Tensor,
     ) -> Tensor:
         generation, num_tokens = self._generation, weights_RV.shape[1]
-        min_weight = generation.min_p or 0.0  # the likeliest token weighs 1
+        min_weight = generation.min_p or 0.0  # the most likely token has weight 1
         if 0 < generation.top_k < num_tokens:
             weights_RC, tokens_RC = weights_RV.topk(generation.top_k)
             total_R1 = weights_RC.sum(-1, keepdim=True)
@@ -160,15 +160,15 @@ class _Blocks:
 
 
 def _log_sum(logits_RV: Tensor) -> Tensor:
-    """Return the logsumexp (R, 1) of each row, in a third of torch's time."""
+    """Return the logsumexp (R, 1) of each row; takes a third of the time of torch's."""
     top_R1 = logits_RV.amax(-1, keepdim=True)
     return top_R1 + (logits_RV - top_R1).exp_().sum(-1, keepdim=True).log_()
 
 
 def _search(cumulative_RC: Tensor, uniform_R1: Tensor) -> Tensor:
-    """Return the index (R, 1) where the cumulative weights pass these shares of their total.
+    """Return the index (R, 1) at which the cumulative weights exceed these shares of their total.
 
-    It is never an index with weight 0.
+    The weight at the index is never 0.
     """
     found_R1 = torch.searchsorted(cumulative_RC, uniform_R1 * cumulative_RC[:, -1:], right=True)
     return found_R1.clamp_(max=cumulative_RC.shape[1] - 1)
@@ -178,7 +178,7 @@ def _likeliest(
     weights_RV: Tensor,
     wanted_R1: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return weights and tokens (R, C), descending, that sum to at least `wanted_R1` per row."""
+    """Return the largest weights and their tokens (R, C), descending; a row sums to `wanted_R1`."""
     count = _NUCLEUS
     while count < weights_RV.shape[1] // 4:
         weights_RC, tokens_RC = weights_RV.topk(count)

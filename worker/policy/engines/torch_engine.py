@@ -2,9 +2,9 @@
 """Our generation engine: batched sampling with a decoder.
 
 The decoder is `LeanDecoder` for the families that it implements, otherwise transformers' forward.
-Sampling is deterministic for a seed. Each row and step has its own uniform number, also after the
-row is complete, so answers depend neither on when other rows finish nor on which rows are generated
-together.
+Sampling is deterministic for a seed. Each row and step has its own uniform random number, even
+after the row is complete, so answers depend neither on when other rows finish nor on which rows are
+generated together.
 """
 
 # R rows (in a step, those still in the batch), N all rows, T new tokens, V vocabulary
@@ -40,8 +40,8 @@ _WORSE_THAN_THEIRS = 1.5
 """Largest distance of the lean decoder from float32, relative to that of transformers' pass in the
 same precision."""
 _WORSE_IS_WRONG = 4.0
-"""The same for transformers' forward with a cache. The limit is larger, because there is no other
-decoder left and an incorrect cache is much further off."""
+"""The same for transformers' forward with a cache. This limit is larger, because there is no
+further decoder to try, and the error of an incorrect cache is much larger."""
 
 Prompts = Sequence[Sequence[int]]
 
@@ -73,7 +73,7 @@ def load_engine(
             return VllmEngine(model, generation)
         except ModelError as error:
             log.warning("vllm not used reason=%s", error)
-            setbacks = (Setback("engine", f"vllm is installed and not used: {error}"),)
+            setbacks = (Setback("engine", f"vllm is installed but not used: {error}"),)
         gc.collect()  # frees the GPU memory of the failed start
         memory.release(model.device)
     return TorchEngine(model, generation.dtype, rows, prompts, setbacks)
@@ -195,11 +195,11 @@ def _unfollowed(
     actual: torch.dtype,
     engine: str,
 ) -> list[Setback]:
-    """Return the setback of an engine whose precision is not the wanted one; empty if it is."""
+    """Return the setback of an engine that computes in another type; empty if in the wanted one."""
     if wanted == actual:
         return []
     reason = f"{wanted} is wanted (generation.dtype), {engine} computes in {actual}"
-    log.warning("precision is another one reason=%s", reason)
+    log.warning("engine computes in another precision reason=%s", reason)
     return [Setback("precision", reason)]
 
 
@@ -211,8 +211,8 @@ def _find_decoder(
 ) -> Decoder:
     """Return the first decoder that computes the model correctly.
 
-    Tried are the lean decoder in `dtype`, then in float32, then transformers' forward. Failures on
-    the way are added to `setbacks`. Raises ModelError if all fail.
+    It tries the lean decoder in `dtype`, then in float32, then transformers' forward. Failures are
+    added to `setbacks`. Raises ModelError if all fail.
     """
     obstacle = find_obstacle(model)
     if obstacle == BOTH_DIRECTIONS:
@@ -303,7 +303,7 @@ def _try_lean(
         error,
         allowed,
     )
-    setbacks.append(_not_lean(dtype, f"it is {error:.2g} off, {allowed:.2g} are allowed"))
+    setbacks.append(_not_lean(dtype, f"its error is {error:.2g}, {allowed:.2g} is allowed"))
     return None
 
 

@@ -93,9 +93,9 @@ class ReferenceEngine:
 
 @contextmanager
 def _without_own_config(model: Any) -> Iterator[None]:
-    """Replace the model's generation config by an empty one inside of this context.
+    """Replace the model's generation config by an empty one inside this context.
 
-    Otherwise transformers would take from it what our settings leave out (min_p,
+    Otherwise transformers would use its values for the options that our settings leave out (min_p,
     no_repeat_ngram_size).
     """
     own, model.generation_config = model.generation_config, GenerationConfig()

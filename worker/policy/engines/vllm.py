@@ -33,11 +33,11 @@ from worker.policy.logprobs import completion_logprobs
 log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # another process would put its weights out of reach
-    "VLLM_CONFIGURE_LOGGING": "0",  # its log lines go where ours go
-    "VLLM_NO_USAGE_STATS": "1",  # no reports to its makers
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # we could not reach the weights in another process
+    "VLLM_CONFIGURE_LOGGING": "0",  # its log lines go to our log
+    "VLLM_NO_USAGE_STATS": "1",  # no usage reports to its developers
 }
-"""Options that vLLM takes only from the environment."""
+"""Options that vLLM reads only from the environment."""
 
 _UNFIT = (
     ValueError,
@@ -48,11 +48,11 @@ _UNFIT = (
     AttributeError,
     ImportError,
 )
-"""Errors that vLLM raises for an unsupported model, machine or version; it has no class for
-that."""
+"""Errors that vLLM raises for an unsupported model, machine or version; it has no class of its own
+for these."""
 
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest mean difference of its log-probabilities from those of the trainer."""
+"""Largest mean difference between vLLM's log-probabilities and the trainer's, by type."""
 
 
 def is_installed() -> bool:

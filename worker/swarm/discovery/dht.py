@@ -1,12 +1,12 @@
 """Membership: signed records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
 
-Records are stored in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE`
-members; a peer that finds a bucket full goes one level deeper, where there are eight times as many,
-chosen by a hash of the peer id. So no key grows with the swarm, a small swarm is read in one
-lookup, and a node's cost stays the same. Groups never pass through the DHT.
+Records are stored in buckets, each with a DHT key of its own. The first has room for `BUCKET_SIZE`
+members; a peer that finds a bucket full goes one level deeper, where there are eight times as many
+buckets; a hash of the peer id chooses its bucket. So no key grows with the swarm, a small swarm is
+read in one lookup, and the cost for a node stays the same. Groups never pass through the DHT.
 
 hivemind's node would decode untrusted bytes with a recursive decoder (12 KB of them end the
-process) and store without bounds; both are replaced below. dht_guard.py bounds the requests of
+process) and store without bounds; both are replaced below. dht_guard.py limits the requests of
 untrusted peers.
 """
 
@@ -42,11 +42,14 @@ log = logging.getLogger(__name__)
 
 BUCKET_SIZE = 32
 BUCKET_HARD_LIMIT = 2 * BUCKET_SIZE
-"""Members of a bucket that a node stores; nodes that start together may all see room in it."""
+"""Largest number of members of a bucket that a node stores.
+
+It is above BUCKET_SIZE, because nodes that start together may all see room in the bucket.
+"""
 FAN_OUT = 8
 MAX_DEPTH = 4
 MAX_VALUE_BYTES = BUCKET_HARD_LIMIT * (MAX_MEMBER_BYTES + 96)
-"""Of a whole bucket: each record with its key, its time and the headers between them."""
+"""Size of a whole bucket: each record with its key, its time and the headers between them."""
 MAX_LIFETIME_SECONDS = 3600
 MAX_AHEAD_SECONDS = 600
 """Limit on how far in the future a record may be issued: clocks are minutes off."""
@@ -56,9 +59,9 @@ NUM_REPLICAS = 5
 BEAM_SIZE = 10
 """Nearest nodes that a lookup queries before it ends: enough to find 5 replicas."""
 THOROUGH_EVERY = 8
-"""One in this many turns queries all replicas and the whole neighbourhood.
+"""One in this many reads, announcements and searches for neighbours queries all replicas.
 
-The other reads, announcements and look-arounds query less if all is well.
+The others query fewer nodes if the last one succeeded.
 """
 ENOUGH_FOUND = 16
 ENOUGH_NEIGHBOURS = 8
@@ -66,8 +69,8 @@ ENOUGH_NEIGHBOURS = 8
 _DICTIONARY_CODE = 0x50
 _TEXT = Schema(str)
 _VALUE = Schema(bytes | msgspec.msgpack.Ext)
-# Of a bucket: its capacity at the sender, the latest expiration, and key, record and expiration of
-# each member.
+# The content of a bucket: its capacity at the sender, the latest expiration, and key, record and
+# expiration of each member.
 _ITEM = record(str, binary(MAX_MEMBER_BYTES + 8), float)
 _DICTIONARY = Schema(record(int | float | None, float, at_most(_ITEM, BUCKET_HARD_LIMIT)))
 _STORED = Schema(binary(MAX_MEMBER_BYTES))
@@ -85,7 +88,7 @@ def _key(depth: int, bucket: int) -> str:
 
 @lru_cache(maxsize=1)
 def _bucket_depths() -> dict[bytes, tuple[int, int]]:
-    """Return (depth, bucket) of all keys that may be stored, by the DHT's own ids."""
+    """Return (depth, bucket) of each key that may be stored, by its DHT id."""
     return {
         DHTID.generate(_key(depth, bucket)).to_bytes(): (depth, bucket)
         for depth in range(MAX_DEPTH)
@@ -130,7 +133,7 @@ dht_guard.install()
 
 
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
-    """Storage of at most BUCKET_HARD_LIMIT members a bucket; older records never replace newer."""
+    """Storage of up to BUCKET_HARD_LIMIT members per bucket; old records never replace new ones."""
 
     def store_subkey(
         self,
@@ -176,7 +179,7 @@ class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
 def _read(value: bytes) -> Member | None:
     """Return the member in a stored value, whoever wrote it; None if the value is invalid.
 
-    Cached: records are seen many times.
+    The result is cached, because the same record arrives many times.
     """
     try:
         sealed: bytes = _STORED.decode(value)
@@ -208,7 +211,7 @@ class Membership:
 
     @classmethod
     async def start(cls, daemon: Daemon, timeout_seconds: float) -> "Membership":
-        """Join with no peers yet. Raises SwarmError."""
+        """Start the DHT node, without peers yet. Raises SwarmError."""
         p2p = None
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -220,7 +223,7 @@ class Membership:
                     parallel_rpc=32,
                     num_replicas=NUM_REPLICAS,
                     record_validator=_MemberValidator(),
-                    # Records are read to learn what is new: caches would only delay that.
+                    # Records are read to find new ones, which caches would only delay.
                     cache_locally=False,
                     cache_nearest=0,
                     cache_on_store=False,
@@ -245,15 +248,15 @@ class Membership:
     def reader(self) -> "asyncio.Task[None]":
         """Return the task that reads the daemon's messages, which must never end.
 
-        An answer that comes just after its question was given up ends hivemind's task silently, and
-        the DHT receives nothing from then on.
+        An answer that arrives just after its request was abandoned ends hivemind's task silently,
+        and the DHT receives nothing from then on.
         """
         task: asyncio.Task[None] = self._p2p._client.control._read_task
         return task
 
     @property
     def num_neighbours(self) -> int:
-        """Return the number of DHT nodes that ours knows; with 0 nothing can be stored or found."""
+        """Return the number of known DHT nodes; with 0 no record can be stored or found."""
         return len(self._node.protocol.routing_table.peer_id_to_uid)
 
     async def meet(self, peer_id: str) -> bool:
@@ -287,9 +290,9 @@ class Membership:
         self,
         rng: random.Random,
     ) -> list[Member]:
-        """Return members from the buckets on a random path, down to the depth used by our swarm.
+        """Return members from the buckets on a random path, down to the deepest one in use.
 
-        Raises TimeoutError. The DHT leaves out expired records, as far as the clocks agree.
+        Raises TimeoutError. The DHT leaves out expired records, if the clocks agree.
         """
         found: list[Member] = []
         start = max(0, self._depth - 1)
@@ -304,7 +307,7 @@ class Membership:
         return found
 
     def _is_thorough(self, what: str, is_well: bool) -> bool:
-        """Return whether this turn of an action is to be a thorough one."""
+        """Return whether the action `what` is due to query all replicas (THOROUGH_EVERY)."""
         self._turns[what] = self._turns[what] + 1 if is_well else 0
         return self._turns[what] % THOROUGH_EVERY == 0
 
@@ -327,8 +330,8 @@ class Membership:
     async def _store(self, depth: int, member: Member) -> bool:
         """Put a record into its bucket; return whether any replica stored it.
 
-        hivemind's own `store` looks the key up and so receives what all replicas hold under it. A
-        lookup of an adjacent key finds the same nodes without receiving anything.
+        hivemind's own `store` looks the key up, and so receives all replicas of its value. A lookup
+        of an adjacent key finds the same nodes without receiving any value.
         """
         key = DHTID.generate(_key(depth, bucket_of(member.peer_id, depth)))
         adjacent = DHTID(int(key) ^ 1)

@@ -1,12 +1,13 @@
 """Limits on the requests that untrusted peers send to our DHT node, and on their answers.
 
 hivemind's own node accepts any number of keys in a request, any number of requests, and any place
-in the DHT that a node claims: one message of 4 MB keeps it, and the exchange with it, busy for
-seconds, and one untrusted peer can pose as all its neighbours. A neighbour in an answer may have a
-name of any length: base 58 of 60 KB takes 5 s, in the event loop.
+in the DHT (a Kademlia node id) that a node claims. So one message of 4 MB keeps the node, and with
+it the exchange of groups, busy for seconds, and one untrusted peer can pose as all its neighbours.
+A neighbour in an answer may have a peer id of any length: decoding 60 KB of base 58 takes 5 s, in
+the event loop.
 
 Here a node's place is the hash of its peer id, which libp2p has authenticated. A peer that claims
-another one is answered, and does not become a neighbour.
+another place is answered, but does not become a neighbour.
 """
 
 import logging
@@ -28,15 +29,18 @@ from worker.swarm.transport.streams import REQUEST_WINDOW_SECONDS, Rate
 log = logging.getLogger(__name__)
 
 MAX_KEYS = 64
-"""In one request. Ours have one; a node that moves stored records to a new neighbour has a few."""
+"""Number of keys in a request. Ours have one; when a node moves records to a neighbour, a few."""
 MAX_REQUESTS_PER_PEER = 400
-"""Of one kind, within REQUEST_WINDOW_SECONDS."""
+"""Number of a peer's requests of one kind within REQUEST_WINDOW_SECONDS."""
 MAX_STORES_PER_PEER = 40
-"""Within the same. A peer stores its own record once a minute; each takes a verification."""
+"""Number of a peer's requests to store, in the same time; each has to be verified.
+
+A peer stores its own record once a minute.
+"""
 MAX_STORED_BYTES = 256 << 10
-"""In one request: a bucket that is full of the largest records."""
+"""Bytes to store in one request: a bucket that is full of the largest records."""
 MAX_NEIGHBOURS = 20
-"""In an answer, for each key: the number that hivemind's nodes give."""
+"""Number of neighbours in an answer for each key: as many as hivemind's nodes send."""
 MAX_PEER_ID_BYTES = 64
 
 _CALLS = ("rpc_ping", "rpc_find", "rpc_store")
@@ -52,7 +56,7 @@ def place_of(peer_id: str) -> DHTID:
 
 
 def install() -> None:
-    """Guard the nodes of this process that are at the place that `place_of` gives.
+    """Guard the DHT nodes of this process whose place is the one that `place_of` returns.
 
     Call it once, before the first node is created.
     """
@@ -88,18 +92,18 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
             _refuse(
                 peer_id,
                 "too-large",
-                f"request with {num_keys} keys; at most {MAX_KEYS} are looked at",
+                f"request with {num_keys} keys; at most {MAX_KEYS} are accepted",
             )
         if (num_bytes := sum(map(len, getattr(request, "values", ())))) > MAX_STORED_BYTES:
             _refuse(
                 peer_id,
                 "too-large",
-                f"{num_bytes} bytes to store; at most {MAX_STORED_BYTES} are looked at",
+                f"{num_bytes} bytes to store; at most {MAX_STORED_BYTES} are accepted",
             )
         if answer.__name__ != "rpc_ping" or not request.validate:
             return await answer(protocol, request, context)
-        # It asks whether we can reach it. hivemind would ping back, with one of the few calls that
-        # our node has open at once. There is no need to: this request came through a connection.
+        # The peer asks whether we can reach it. hivemind would ping back, with one of the few calls
+        # that our node may have open at once. We need not: this request came through a connection.
         request.validate = False
         response = await answer(protocol, request, context)
         response.available = True
@@ -118,16 +122,16 @@ def _refuse(
     reason: str,
     explanation: str,
 ) -> None:
-    """Raise BadRecord, whose text the asker gets; log it from time to time."""
+    """Raise BadRecord, whose text is sent to the peer; log it from time to time."""
     level = logging.DEBUG if _throttle.has((peer_id, reason)) else logging.WARNING
     log.log(level, "DHT request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
     raise BadRecord(reason, explanation)
 
 
 def _with_checked_answers(get_stub: Callable[..., Any]) -> Callable[..., Any]:
-    """Check the answers of the nodes that ours calls.
+    """Check the answers to our node's calls.
 
-    An invalid answer is a failed call, and the peer is removed from the neighbours.
+    An invalid answer counts as a failed call, and the peer is removed from the neighbours.
     """
 
     @wraps(get_stub)
@@ -148,7 +152,7 @@ def _checked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
             names = result.nearest_peer_ids
             if len(names) > MAX_NEIGHBOURS or any(len(name) > MAX_PEER_ID_BYTES for name in names):
                 raise BadRecord("too-large", f"{len(names)} neighbours, or names that are too long")
-            # A search would end with such a value, whatever other nodes have.
+            # A search would stop at such a value, whatever other nodes have.
             if not math.isfinite(result.expiration_time):
                 raise BadRecord("malformed", "value that never expires")
         return response

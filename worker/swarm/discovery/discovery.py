@@ -24,14 +24,14 @@ FIRST_PAUSE_SECONDS = 0.5
 ALONE_PAUSE_SECONDS = 10.0
 NUM_GREETINGS = 8
 DEAF_AFTER = 5
-"""Consecutive turns with a deaf DHT node after which the daemon's session is restarted.
+"""The daemon is restarted after this many consecutive turns without an answer to our DHT node.
 
-In such a turn connected peers answered our greetings but not our DHT node.
+In such a turn connected peers answered our greetings, but not our DHT node.
 """
 
 
 class DiscoveryLoop:
-    """The loop for one life of the daemon. `run` ends only with an exception."""
+    """The loop during one run of the daemon. `run` ends only with an exception."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class DiscoveryLoop:
             num_deaf = num_deaf + 1 if num_spoke and not membership.num_neighbours else 0
             if num_deaf >= DEAF_AFTER:
                 raise SwarmError(
-                    f"DHT node gets no answer from {num_spoke} peers that the daemon reaches"
+                    f"DHT node gets no answer from {num_spoke} peers that answer the daemon"
                 )
             try:
                 if await self._has_moved() or (membership.num_neighbours and not had_neighbours):
@@ -100,10 +100,10 @@ class DiscoveryLoop:
             context.learn(member.sealed, sender="")
 
     async def _reach_out(self) -> int:
-        """Dial known addresses of peers that we are not connected with; return how many answered.
+        """Dial known addresses of peers that we are not connected to; return how many answered.
 
-        Without any connection these are all bootnodes, else a few peers, so that separated parts of
-        the swarm find each other again.
+        Without any connection it dials all bootnodes, otherwise a few peers, so that separated
+        parts of the swarm find each other again.
         """
         context, peers = self._context, self._peers
         contacts = self._list_contacts()
@@ -118,15 +118,15 @@ class DiscoveryLoop:
             targets = [*bootnodes, *self._rng.sample(others, num_others)]
         else:
             targets = self._rng.sample(missing, min(2, len(missing)))
-            # Peers that were connected before they could answer a greeting; bootnodes only while
-            # there are no others.
+            # Peers that connected before they could answer a greeting; bootnodes only while there
+            # are no others.
             lonely = not self._membership.num_neighbours or not len(peers)
             known = [p for p in contacts if p in connected and (lonely or not peers.knows(p))]
             targets += [p for p in known if lonely or p not in bootnodes][:NUM_GREETINGS]
         return await self._converse(targets, contacts)
 
     def _list_contacts(self) -> dict[str, list[str]]:
-        """Return addresses by peer: of the bootnodes, and of the peers heard last in any run."""
+        """Return the addresses of bootnodes and of the peers heard last (in any run), by peer."""
         context = self._context
         cached = (*context.cache.peers, *context.cache.bootnodes)
         contacts = _by_peer(
@@ -138,13 +138,13 @@ class DiscoveryLoop:
     async def _converse(
         self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None
     ) -> int:
-        """Greet peers at the same time; return how many answered."""
+        """Greet peers concurrently; return how many answered."""
         addresses = contacts or {}
         greetings = [self._greet(p, addresses.get(p, ())) for p in peer_ids]
         return sum(await asyncio.gather(*greetings))
 
     def _note_foreign(self, peer_id: str) -> None:
-        """Record and log that a bootnode is a plain libp2p or hivemind node."""
+        """Record and log that a bootnode is a plain libp2p or hivemind node, not hivewright's."""
         context = self._context
         if peer_id not in _by_peer((*context.bootnodes, *context.cache.bootnodes)):
             return
@@ -162,7 +162,7 @@ class DiscoveryLoop:
         peer_id: str,
         addresses: Sequence[str],
     ) -> bool:
-        """Introduce ourselves and learn which peers the other one knows.
+        """Send our record to a peer and learn which peers it knows.
 
         Return False if it was not reached or sent invalid data.
         """

@@ -1,6 +1,6 @@
 """The part of the network's state that survives a restart: port, bootnodes and peers' addresses.
 
-Losing it costs nothing but time.
+A node that has lost it only takes longer to find its peers.
 """
 
 import json
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 MAX_ADDRESSES_CACHED = 128
 MAX_FILE_BYTES = 256 << 10
-"""Far more than we write: 128 peers and 128 bootnodes, with addresses of 256 characters at most."""
+"""Limit in bytes, far more than is written: 128 peers and 128 bootnodes of 256 characters each."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """`port`: ours, 0: none yet. The others are full addresses (with /p2p/)."""
+    """`port`: our port, 0: none yet. The other fields are full addresses (with /p2p/)."""
 
     port: int = 0
     peers: tuple[str, ...] = ()
@@ -33,8 +33,8 @@ def load(path: Path) -> Cache:
     """Return the cache at `path`; empty if there is none or if it is corrupt, which is logged."""
     try:
         with path.open("rb") as file:
-            # A longer file is not valid JSON. Unlike json.loads, from_json limits how deep lists
-            # are nested, whatever recursion limit a library has set.
+            # A longer file is cut and so not valid JSON. Unlike json.loads, from_json limits how
+            # deep lists are nested, whatever recursion limit a library has set.
             data = from_json(file.read(MAX_FILE_BYTES))
         port = int(data["port"])
         peers, bootnodes = _texts(data["peers"]), _texts(data.get("bootnodes", []))

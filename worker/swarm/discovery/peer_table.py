@@ -1,9 +1,9 @@
 """A node's knowledge about its peers: records, when they were heard, how they behaved.
 
-It is in memory only and bounded by MAX_PEERS_KNOWN. Peers that were silent longest are removed
-first; among all, those that we don't exchange with before the others, and those known only from
-others before those that spoke to us: a record costs its maker nothing. New peers are still
-discovered, through places that are reserved for them here and in each draw.
+It is in memory only and bounded by MAX_PEERS_KNOWN. Removed first are peers that we don't exchange
+groups with, then peers known only by hearsay (from other peers, since a record costs its maker
+nothing), then peers that contacted us; in each kind those that were silent longest. New peers are
+still discovered, because places are reserved for them here and in each draw.
 """
 
 import logging
@@ -25,10 +25,10 @@ from worker.swarm.protocol.messages import Member
 log = logging.getLogger(__name__)
 
 MAX_PEERS_KNOWN = 512
-PLACES_FOR_TOLD = 64
-"""For peers known only from others, regardless of how many spoke to us."""
-SHARE_OF_TOLD = 0.25
-"""Probability that such a peer is drawn while there are others."""
+HEARSAY_PLACES = 64
+"""Number of peers known only by hearsay to keep, however many contacted us."""
+HEARSAY_SHARE = 0.25
+"""Probability that a peer known only by hearsay is drawn while there are others."""
 MAX_PEERS_CACHED = 64
 ENOUGH_MET = 8
 FEW_GREETINGS = 2
@@ -37,13 +37,13 @@ CLOCK_TOLERANCE_SECONDS = 600
 FIRST_QUARANTINE_SECONDS = 60.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
 GOOD_PER_STRIKE = 5
-"""Valid answers that make up for an invalid one: a peer that lies every other time is detected."""
+"""Valid answers that cancel an invalid one: a peer that lies every other time is detected."""
 LEAST_PREFERENCE = 0.1
-"""Minimum of each of the draw's three weights, of 1: every peer is drawn now and then."""
+"""Minimum of each of the three weights (at most 1), so that every peer is drawn sometimes."""
 LEARNING_RATE = 0.3
-"""Weight of a peer's newest answer in its usefulness."""
+"""Weight of a peer's newest answer in the running mean of its usefulness."""
 PLANTED_FACTOR = 0.25
-"""Of a peer's weight in the draw, each time that its text was planted."""
+"""Factor of a peer's weight in the draw, for each step in which its text was planted."""
 LEAST_TRUST = 0.01
 TRUST_DOUBLES_SECONDS = 1800.0
 """Time in which the weight of a peer that no longer sends planted text doubles."""
@@ -53,11 +53,12 @@ TRUST_DOUBLES_SECONDS = 1800.0
 class _Peer:
     """The state of one peer; times are monotonic seconds.
 
-    `newest`: issue time of the newest record; `member` is an older one after the peer corrected its
-    clock. `seen`: when a newer record came, from any peer. `met`: when the peer itself spoke to us.
-    `failures`: consecutive failures to reach it or get an answer. `told`: whether its other version
-    of an environment was logged. `closed`: when it last refused to exchange groups with us.
-    `useful`: running mean of the share of its groups that had a signal; 1 until it was asked.
+    `newest`: issue time of the newest record; after a peer sets its clock back, `member` has an
+    older one. `seen`: when a newer record last arrived, from any peer. `met`: when the peer itself
+    last contacted us. `failures`: consecutive failures to reach it or get an answer. `was_logged`:
+    whether it was logged that its versions differ. `closed`: when it last refused to exchange
+    groups with us. `useful`: running mean of the share of its groups that had a signal; 1 until it
+    was asked.
     """
 
     member: Member
@@ -65,7 +66,7 @@ class _Peer:
     seen: float
     met: float | None = None
     failures: int = 0
-    told: bool = False
+    was_logged: bool = False
     closed: float | None = None
     useful: float = 1.0
 
@@ -85,7 +86,7 @@ class _Conduct:
 
 @dataclass(frozen=True, slots=True)
 class _Trust:
-    """The factor of a peer's weight in the draw, LEAST_TRUST to 1, as it was at `since`."""
+    """A factor of a peer's weight in the draw, from LEAST_TRUST to 1: its value at `since`."""
 
     factor: float
     since: float
@@ -95,7 +96,7 @@ class _Trust:
 
 
 class Peers:
-    """The view of one node. Only used in the network's event loop; `clock` is monotonic seconds."""
+    """The peers that one node knows. Only used in the event loop; `clock` is monotonic seconds."""
 
     def __init__(
         self,
@@ -107,8 +108,8 @@ class Peers:
     ) -> None:
         """Start with no peers.
 
-        `environments`: those of our tasks; empty for a bootnode, which learns from nobody.
-        `families`: those of our mix, as in a record.
+        `environments`: names and versions of our environments; empty for a bootnode, which learns
+        from no peer. `families`: hashes of our task families, as in a record.
         """
         self.lifetime_seconds = 3 * swarm.announce_every_seconds
         self._me = me
@@ -118,7 +119,7 @@ class Peers:
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
         self._conduct: FIFOCache[str, _Conduct] = FIFOCache(MAX_PEERS_KNOWN)
-        # Peers that sent planted text; it outlives their records.
+        # Of peers that sent planted text; kept longer than their records.
         self._trust: FIFOCache[str, _Trust] = FIFOCache(MAX_PEERS_KNOWN)
         # Peers that speak another version -> that version, and when it was heard.
         self._versions: FIFOCache[str, tuple[int, float]] = FIFOCache(MAX_PEERS_KNOWN)
@@ -137,9 +138,9 @@ class Peers:
     ) -> bool:
         """Store a record. Return whether the peer is new here.
 
-        A record that the peer itself shows is always stored, whatever its clock says now or said
-        before. A record from another peer must not be expired, and must be newer than all that we
-        have seen.
+        A record that the peer itself sent is always stored, whatever its clock says now or said
+        before. A record from another peer must not be expired, and must be newer than every record
+        of the peer that we have seen.
         """
         now = self._clock()
         if member.peer_id == self._me:
@@ -159,12 +160,12 @@ class Peers:
         return is_new
 
     def answered(self, peer_id: str) -> None:
-        """Record that the peer spoke to us."""
+        """Record that the peer contacted us, or answered."""
         if peer := self._peers.get(peer_id):
             peer.met, peer.seen, peer.failures = self._clock(), self._clock(), 0
 
     def failed(self, peer_id: str) -> None:
-        """Record that the peer was not reached, or did not answer."""
+        """Record that the peer could not be reached, or did not answer."""
         if peer := self._peers.get(peer_id):
             peer.failures += 1
 
@@ -173,7 +174,7 @@ class Peers:
         return self._live()
 
     def num_failures(self, peer_id: str) -> int:
-        """Return how often in a row the peer was not reached or did not answer."""
+        """Return the number of consecutive failures to reach the peer or get an answer."""
         peer = self._peers.get(peer_id)
         return peer.failures if peer else 0
 
@@ -206,7 +207,7 @@ class Peers:
 
     @property
     def whom_allowed(self) -> str:
-        """Return the explanation for peers that the settings exclude."""
+        """Return the explanation that is sent to peers that the settings exclude."""
         if self._swarm.only_registered:
             return (
                 "this node exchanges groups only with peers that were registered on the chain when"
@@ -221,7 +222,7 @@ class Peers:
     def is_open(self, peer_id: str) -> bool:
         """Return whether we could learn from the peer and it accepts us.
 
-        It does unless it has refused within a record's lifetime.
+        It counts as accepting us unless it has refused within a record's lifetime.
         """
         peer, since = self._peers.get(peer_id), self._clock() - self.lifetime_seconds
         is_closed = peer is not None and peer.closed is not None and peer.closed >= since
@@ -275,11 +276,10 @@ class Peers:
         rng: random.Random,
         exclude: Collection[str],
     ) -> str | None:
-        """Draw a random peer by weight; None: nobody is left.
+        """Draw a random peer by weight; None: there is none left.
 
-        It is a peer that we can learn from and that is not in quarantine, now and then one that is
-        known only from others. One that failed lately, or refuses us, is drawn only if there is no
-        other.
+        It is a peer that we can learn from and that is not in quarantine, sometimes one known only
+        by hearsay. A peer that failed recently or refuses us is drawn only if there is no other.
         """
         now = self._clock()
         free = [
@@ -295,7 +295,7 @@ class Peers:
         if 0 < len(told) < len(sound):
             all_told = sum(weights[p] for p in told)
             all_met = sum(weights.values()) - all_told
-            factor = SHARE_OF_TOLD / (1 - SHARE_OF_TOLD) * all_met / all_told
+            factor = HEARSAY_SHARE / (1 - HEARSAY_SHARE) * all_met / all_told
             weights.update((p, weights[p] * factor) for p in told)
         return rng.choices(sound, list(weights.values()))[0]
 
@@ -308,7 +308,7 @@ class Peers:
         """Record that the peer sent planted text; it is drawn much less until it has stopped."""
         now = self._clock()
         factor = max(LEAST_TRUST, PLANTED_FACTOR * self._trust_of(peer_id, now))
-        self._trust.pop(peer_id, None)  # the one named last is forgotten last
+        self._trust.pop(peer_id, None)  # the latest is forgotten last
         self._trust[peer_id] = _Trust(factor, now)
 
     def to_greet(
@@ -319,9 +319,9 @@ class Peers:
         """Return at most `count` peers to greet.
 
         These are peers that were silent for half a record's lifetime or did not answer last time,
-        and peers known only from others: at least half of the places for either kind, those that
-        failed most last. Only a few once enough peers spoke to us lately: a greeting brings up to
-        10 KB of records.
+        and peers known only by hearsay. Either kind may take at least half of the places; peers
+        that failed most often come last. If enough peers contacted us recently, only a few are
+        greeted, because a greeting brings up to 10 KB of records.
         """
         now = self._clock()
         stale = now - self.lifetime_seconds / 2
@@ -347,9 +347,9 @@ class Peers:
         count: int,
         exclude: str,
     ) -> list[bytes]:
-        """Return records to relay: of peers that we heard ourselves within a record's lifetime.
+        """Return records to relay: those of peers that contacted us within a record's lifetime.
 
-        Records of dead peers would circulate otherwise.
+        Otherwise records of dead peers would circulate.
         """
         now = self._clock()
         met = [p for p in self._live() if p != exclude and self._is_met(p, now)]
@@ -358,7 +358,7 @@ class Peers:
     def strike(self, peer_id: str) -> float:
         """Record that the peer sent invalid data; return the seconds of quarantine, 0: none.
 
-        From the second time in a row on, it is not asked for a growing time.
+        The quarantine begins with the second strike and grows with each further one.
         """
         conduct = self._conduct.setdefault(peer_id, _Conduct())
         conduct.strikes, conduct.num_good = conduct.strikes + 1, 0
@@ -372,7 +372,7 @@ class Peers:
         return seconds
 
     def absolve(self, peer_id: str) -> None:
-        """Record that the peer sent only valid groups; GOOD_PER_STRIKE of these cancel a strike."""
+        """Record an answer with only valid groups; GOOD_PER_STRIKE such answers cancel a strike."""
         conduct = self._conduct.get(peer_id)
         if conduct is None:
             return
@@ -407,8 +407,8 @@ class Peers:
     def _weigh(self, peer_id: str, now: float) -> float:
         """Return the draw's weight of a peer.
 
-        It is the product of three preferences from LEAST_PREFERENCE to 1, each to the power in its
-        setting, and of the trust in its text.
+        It is the product of three preferences from LEAST_PREFERENCE to 1, each raised to the power
+        in its setting, and of the trust in the peer's text.
         """
         peer = self._peers[peer_id]
         shared = (
@@ -436,9 +436,9 @@ class Peers:
         return differing
 
     def _tell(self, peer: _Peer) -> None:
-        """Log other versions once for each peer, and again after it had our versions."""
+        """Log a peer's other versions once, and again if it had our versions in the meantime."""
         differing = self._differing(peer)
-        if differing and not peer.told and self._throttle.may():
+        if differing and not peer.was_logged and self._throttle.may():
             log.warning(
                 "peer runs another version, so its tasks can't be verified here peer=%s theirs=%s"
                 " ours=%s: upgrade the older of the two",
@@ -446,14 +446,14 @@ class Peers:
                 ", ".join(differing),
                 ", ".join(self._environments.values()),
             )
-        peer.told = bool(differing)
+        peer.was_logged = bool(differing)
 
     def _is_quarantined(self, peer_id: str, now: float) -> bool:
         conduct = self._conduct.get(peer_id)
         return conduct is not None and now < conduct.until
 
     def _is_met(self, peer_id: str, now: float) -> bool:
-        """Return whether the peer itself spoke to us within a record's lifetime."""
+        """Return whether the peer itself contacted us within a record's lifetime."""
         met = self._peers[peer_id].met
         return met is not None and met >= now - self.lifetime_seconds
 
@@ -463,5 +463,5 @@ class Peers:
             told = [p for p in self._peers if not self._is_met(p, now)]
             met = [p for p in self._peers if self._is_met(p, now)]
             of_no_use = [p for p in self._peers if not self.is_allowed(p)]
-            candidates = of_no_use or (told if len(told) > PLACES_FOR_TOLD else met)
+            candidates = of_no_use or (told if len(told) > HEARSAY_PLACES else met)
             del self._peers[min(candidates, key=lambda p: self._peers[p].seen)]

@@ -1,7 +1,7 @@
-"""The signed groups of our last rounds on the disk, served to auditors, also after a restart.
+"""Store the signed groups of our last rounds on disk, to serve them to auditors.
 
-A file is named by its round and the digest of its bytes. A round that was run again after a crash
-may have two: the ledger says which of them the reward is for.
+They survive a restart. A file is named by its round and the digest of its bytes. A round that was
+repeated after a crash may have two files: the ledger says which of them the reward is for.
 """
 
 from contextlib import suppress
@@ -34,7 +34,7 @@ class Archive:
         """Return the groups with this digest, None if they are not stored."""
         for file in self._files():
             if file.stem.endswith(f"-{digest}"):
-                # A round that ends meanwhile may remove it.
+                # A round that ends at the same time may remove the file.
                 with suppress(FileNotFoundError):
                     return file.read_bytes()
         return None

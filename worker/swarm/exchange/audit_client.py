@@ -1,7 +1,7 @@
 """A client for auditors: requests signed groups from members without being a member.
 
-Its key earns nothing, so it creates that itself. It has no groups, is not drawn, and can't be
-distinguished from an untrusted peer.
+Its key earns nothing, so it creates the key itself. It has no groups, is never drawn as a peer, and
+can't be distinguished from any other untrusted peer.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ _KEY_FILE = "auditor.pem"
 _LOOK_SECONDS = 0.2
 _FETCH_SECONDS = 30.0
 _PEER_SECONDS = 30.0
-"""Time for one peer to be found; those of a swarm are found together."""
+"""Seconds to wait until one peer is found; all peers of a swarm are found at about that time."""
 
 
 class Listener:
-    """Requests groups from peers, within `timeout_seconds` in all. Its state is in `folder`."""
+    """Requests groups from peers, within `timeout_seconds` in total. Its state is in `folder`."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """The requests of a node: draw peers at random, ask them, verify answers, replace failed peers.
 
-A round that waits for its peers (`run` to its end) asks for the groups of that round alone. A node
-that does not wait keeps its requests open while it works: it takes what has come (`take`), and asks
-on (`renew`), for whatever is the newest that a peer has and that it has not used yet.
+A round that waits for its peers (`run` to its end) asks only for the groups of that round. A node
+that does not wait keeps its requests open while it works: it takes the groups that have arrived
+(`take`), and continues to ask (`renew`) each peer for its newest groups that were not used yet.
 """
 
 import asyncio
@@ -31,29 +31,29 @@ from worker.swarm.transport.streams import UNREACHABLE
 log = logging.getLogger(__name__)
 
 MAX_DRAWS_PER_PEER = 3
-"""Peers asked in a round at most, for each of `peers_per_round`: bounds the cost of failures."""
+"""At most this many times `peers_per_round` peers are asked in a round, despite failures."""
 MAX_WAITS = 100
 RETRY_PAUSE_SECONDS = 2.0
-"""Before an unreachable peer is asked again, if there is no other and none was heard yet."""
+"""Pause before an unreachable peer is asked again, if there is no other and none answered yet."""
 LOOK_EVERY_SECONDS = 1.0
-"""Poll interval; also how long only as many peers are asked as suffice if all are ready."""
+"""Poll interval; in the first interval only as many peers are asked as suffice if all are ready."""
 OWN_SECONDS = 2.0
 """Scoring time that a sender's groups must have had before it is blamed for unscored ones."""
 UNHURRIED_SECONDS = 30.0
 """Scoring time of a sender's groups if no round waits for them."""
 SLOW_FACTOR = 10.0
-"""A group that takes this many times as long to score as the usual one is its sender's fault."""
+"""A sender is blamed if its groups take this many times as long to score as usual."""
 USUAL_GROUPS = 64
-"""The groups that were scored last, of all senders, whose median time is the usual one."""
+"""Number of groups scored last, of all senders, whose median time is the usual one."""
 TO_END_SECONDS = 0.25
 """Scoring ends this long before the deadline, so that its result is used."""
 CLOSED = frozenset({"not-allowed", "environment", "version"})
-"""Reasons of a peer that refuses us in general, not only in this round."""
+"""Reasons with which a peer refuses us in general, not only in this round."""
 
 
 @dataclass
 class Span:
-    """The groups to ask for: of rounds `first` to `last`, and later than those already used.
+    """The groups to ask for: those of rounds `first` to `last` that are newer than the used ones.
 
     `used`: the newest place that was used, by owner.
     """
@@ -65,13 +65,13 @@ class Span:
     def oldest(self, owner: str) -> Place:
         """Return the earliest place of `owner` that is of use."""
         used, oldest = self.used.get(owner), Place(self.first, 0)
-        # A place beyond the last round is of before the chain was restored from an older state.
+        # A place after the last round dates from before the chain was reset to an older state.
         return oldest if used is None or used.round > self.last else max(oldest, used.after())
 
 
 @dataclass
 class Checked:
-    """The result of one answer, filled by a thread; a partial result counts, too."""
+    """The result of one answer, filled by a thread; a partial result is used, too."""
 
     place: Place | None = None  # until it is decoded
     num_groups: int = 1  # until it is decoded
@@ -81,7 +81,7 @@ class Checked:
 
 
 class Scoring:
-    """The verifier in a thread of its own: one sender at a time."""
+    """The verifier in its own thread, which checks one sender at a time."""
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
@@ -117,10 +117,10 @@ class Scoring:
                 async with asyncio.timeout(seconds):
                     await work
             except TimeoutError:
-                log.debug("no more time to score groups of peer=%s seconds=%.1f", peer_id, seconds)
+                log.debug("no time left to score groups peer=%s seconds=%.1f", peer_id, seconds)
             finally:
                 if work.cancelled():
-                    # The thread ends after its current group; the next sender gets a new one.
+                    # The thread ends after its current group; the next sender gets a new thread.
                     self.close()
                     self._pool = self._make_pool()
         checked = Checked(
@@ -157,7 +157,7 @@ class Scoring:
         if not ask.covers(place):
             raise BadRecord(
                 "round",
-                f"groups are of part {place.part} of round {place.round}; asked for were those of"
+                f"groups are of part {place.part} of round {place.round}; expected those of"
                 f" rounds {ask.oldest.round} to {ask.round}, from part {ask.oldest.part} on",
             )
         filling.place, filling.num_groups = place, len(groups)
@@ -186,11 +186,11 @@ class _Request(NamedTuple):
 
 @dataclass
 class Collecting:
-    """The requests of a round; `run` again only after `renew`.
+    """The requests of a round. `run` may be called again only after `renew`.
 
-    `round`: ours; `want`: groups, `deadline`: monotonic seconds, `num_peers`: k. `stays`: `run`
-    goes on though nobody is left to ask, for peers that become known. `behind`: number of groups by
-    how many rounds older than ours they are.
+    `round`: our round; `want`: number of groups; `deadline`: monotonic seconds; `num_peers`: k.
+    `stays`: `run` continues when there is no peer left to ask, and waits for new ones. `behind`:
+    number of groups by the number of rounds that they are older than ours.
     """
 
     context: SwarmContext
@@ -217,7 +217,7 @@ class Collecting:
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
     _answered: int = 0  # requests that brought at least one group
     _tasks: "dict[asyncio.Task[int], _Request]" = field(default_factory=dict)
-    _told_to_wait: set[str] = field(default_factory=set)  # by these peers, right now
+    _told_to_wait: set[str] = field(default_factory=set)  # being sent by these peers now
 
     def __post_init__(self) -> None:
         self._plan()
@@ -229,14 +229,14 @@ class Collecting:
 
     @property
     def is_silent(self) -> bool:
-        """Return whether nobody was reached since the last `take`, as far as is known by now."""
+        """Return whether no peer was reached since the last `take`, as far as is known now."""
         is_known = not self._tasks or bool(self._gone)
         return is_known and not any(map(self.context.peers.is_open, self.heard))
 
     def take(self, seconds_waiting: float = 0.0) -> Collected:
-        """Return what came since the last call; the open requests stay.
+        """Return the groups that arrived since the last call; open requests stay open.
 
-        `heard` has all peers that answered, among them those that said that we shall wait.
+        `heard` has all peers that answered, including those that told us to wait.
         """
         # The training data must not depend on which peer was faster.
         groups = sorted(self.groups, key=sender_and_index)
@@ -253,7 +253,7 @@ class Collecting:
         want: int,
         deadline: float,
     ) -> None:
-        """Ask on: peers that have answered may be drawn again, for what is new by now."""
+        """Continue to ask: peers that have answered may be drawn again, for their newer groups."""
         self.round, self.span, self.want, self.deadline = round, span, want, deadline
         self.drawn = self._asked()
         self._gone, self._answered = [], 0
@@ -268,7 +268,7 @@ class Collecting:
                 left = self.deadline - time.monotonic()
                 if left > 0:
                     self._draw()
-                elif not (self.stays and self._num_judging):  # nobody waits: what came is scored
+                elif not (self.stays and self._num_judging):  # no round waits: finish scoring
                     return
                 pause = min(left, LOOK_EVERY_SECONDS) if left > 0 else LOOK_EVERY_SECONDS
                 if not self._tasks:
@@ -290,7 +290,7 @@ class Collecting:
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
-        """Count the time of the block as scoring; blocks may overlap, as answers are concurrent."""
+        """Count the time in the block as scoring; blocks may overlap, as answers are concurrent."""
         if self._num_judging == 0:
             self._judging_since = time.monotonic()
         self._num_judging += 1
@@ -302,9 +302,10 @@ class Collecting:
                 self.seconds_scoring += time.monotonic() - self._judging_since
 
     def _draw(self) -> None:
-        """Start requests until enough are open or there is nobody left to ask.
+        """Start requests until enough are open or there is no peer left to ask.
 
-        First come new peers, then holders of the groups of unreachable ones, then a second attempt.
+        New peers come first, then peers that hold the groups of unreachable ones, then a second
+        attempt.
         """
         peers, rng = self.context.peers, self.context.rng
         num_open = self._choose_number()
@@ -329,11 +330,10 @@ class Collecting:
     def _choose_number(self) -> int:
         """Return the number of requests to have open.
 
-        There are k requests that were answered or are still open; in the second half of the time
-        twice those still open. At first only as many as bring enough if every peer is ready and has
-        as many groups as the last one had. A node that does not wait for a round asks another peer
-        in the place of each that is not ready or that is slow, so that those that are ready are
-        found.
+        It is k minus the number of answered requests; in the second half of the time, twice that.
+        At first it is not more than suffices if every peer is ready and has as many groups as the
+        last one had. A node that does not wait for a round asks one more peer for each that is not
+        ready or is slow, so that it finds those that are ready.
         """
         now, number = time.monotonic(), self.num_peers - self._answered
         if not self.stays and now >= self._hedge_at:
@@ -359,7 +359,7 @@ class Collecting:
     ) -> int:
         """Get the groups of a peer; return how many are valid.
 
-        They come from itself or, when it is full, from the holders that it names.
+        They come from the peer itself or, if it is full, from the holders that it names.
         """
         await asyncio.sleep(pause_seconds)
         ask = self._make_ask(peer_id)
@@ -402,14 +402,14 @@ class Collecting:
                 self._blame(holder, [error])
             except (Refused, *UNREACHABLE) as error:
                 log.debug("groups not held peer=%s owner=%s reason=%r", holder, owner, error)
-        raise Refused("full: nobody else has these groups")
+        raise Refused("full: no other peer has these groups")
 
     def _make_ask(
         self,
         owner: str,
         is_owner: bool = True,
     ) -> Ask:
-        """Return a request for groups of `owner`, to itself or to another peer that has them."""
+        """Return a request for groups of `owner`, to the owner or to another peer that has them."""
         patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
         return Ask(
             self.span.last,
@@ -428,7 +428,7 @@ class Collecting:
         async with self.connections.stream(peer_id) as stream:
             request = messages.encode_ask(ask)
             try:
-                # Once its answer begins, a peer on a slow line has the rest of the round for it.
+                # Once its answer has begun, a slow peer has the rest of the round for it.
                 kind, payload = await stream.ask(request, messages.MAX_FRAME_BYTES)
             except Refused as refusal:
                 self._note_refusal(peer_id, refusal)
@@ -466,7 +466,7 @@ class Collecting:
         scored, bad = checked.scored, checked.bad
         if checked.place is not None and scored:
             if checked.place < self.span.oldest(owner):
-                return 0  # they came from another peer meanwhile, or our round moved on
+                return 0  # another peer sent them meanwhile, or our round moved on
             self.span.used[owner] = checked.place
             self.behind[max(0, self.round - checked.place.round)] += len(scored)
         self.tally.take_in(checked.num_groups, len(scored))
@@ -500,7 +500,7 @@ class Collecting:
         self.context.hear(peer_id)
 
     def _settle(self, task: "asyncio.Task[int]", peer_id: str) -> None:
-        """Handle a request that ended; one without valid groups makes room for another draw."""
+        """Handle a request that ended; if it brought no valid group, another peer may be drawn."""
         error, peers = task.exception(), self.context.peers
         if error is None:
             self._answered += task.result() > 0

@@ -1,9 +1,9 @@
-"""Serve groups to the peers that ask for them: ours, and verified ones of other peers.
+"""Serve groups to the peers that ask for them: our own, and verified ones of other peers.
 
-A peer gets the newest groups of those that it asks for, at once if there are any.
+A peer gets the newest groups that match its request, immediately if there are any.
 
-A node that many ask at once serves a bounded number of them and names other holders of its groups
-to the rest. Groups are signed by their owner, so it does not matter which peer relays them.
+If many peers ask at once, the node serves a limited number of them, and names to the rest other
+peers that hold its groups. Groups are signed by their owner, so any peer may relay them.
 """
 
 import asyncio
@@ -26,18 +26,18 @@ from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, Stream
 log = logging.getLogger(__name__)
 
 MAX_BYTES_HELD = 16 << 20
-"""Of other peers' groups, all rounds together."""
+"""Bytes of other peers' groups to keep, all rounds together."""
 MAX_HOLDERS_KNOWN = 16
 MAX_ROUNDS_AHEAD = 100
-"""Of ours, in a request that waits for our round; we would not get there while it waits."""
+"""A request for a round further ahead of ours is refused: it would wait in vain."""
 MAX_TIMES_SERVED = 3
-"""The same groups to the same peer: it may have been killed before it had trained on them."""
+"""How often a peer may get the same groups: it may be killed before it has trained on them."""
 MAX_SERVED_REMEMBERED = 4096
 
 
 @dataclass
 class _Published:
-    """Our groups of a part of a round as a frame, and the peers that got them last."""
+    """Our groups of a part of a round, as a frame, and the peers that got them last."""
 
     frame: bytes
     num_groups: int
@@ -45,7 +45,7 @@ class _Published:
 
 
 class Serving:
-    """The groups that are ready for others. Only used in the network's event loop."""
+    """The groups that peers can get. Only used in the network's event loop."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Serving:
         self._ours: dict[Place, _Published] = {}
         self._held: dict[tuple[Place, str], bytes] = {}  # place, owner -> GROUPS frame
         self._published = asyncio.Event()
-        self._asking: dict[str, asyncio.Task[None]] = {}  # the askers, one request each
+        self._asking: dict[str, asyncio.Task[None]] = {}  # the peers being served, one request each
         # By place, owner and asker.
         self._num_served: FIFOCache[tuple[Place, str, str], int] = FIFOCache(MAX_SERVED_REMEMBERED)
 
@@ -72,7 +72,7 @@ class Serving:
     ) -> None:
         """Serve our groups of a part of a round.
 
-        Those of the oldest rounds are dropped, and those of all further parts but the newest.
+        The groups of the oldest rounds are dropped, and those of further parts except the newest.
         """
         self._ours[place] = _Published(frame, num_groups)
         newest = max(self._ours)
@@ -108,14 +108,14 @@ class Serving:
         ask: messages.Ask,
         stream: Stream,
     ) -> None:
-        """Answer a peer's standing request with the groups, when they are ready, or a refusal."""
+        """Answer a peer's standing request with groups as soon as they are ready, or refuse it."""
         context = self._context
         owner = ask.owner or context.identity.peer_id
         if not context.peers.is_allowed(peer_id):
             await context.refuse(peer_id, stream, "not-allowed", context.peers.whom_allowed)
         elif not context.peers.is_understood(peer_id):
             ours = ", ".join(context.own_record.environments)
-            explanation = f"this node has {ours}, the asker does not; upgrade the older of the two"
+            explanation = f"this node has {ours}, yours does not; upgrade the older of the two"
             await context.refuse(peer_id, stream, "environment", explanation)
         elif owner != context.identity.peer_id:
             await self._hand_on(peer_id, ask, stream)
@@ -126,7 +126,7 @@ class Serving:
                 await self._answer_in_time(peer_id, ask, stream)
 
     async def answer_audit(self, digest: str, stream: Stream) -> None:
-        """Send the groups that we signed and committed to."""
+        """Send the groups with this digest, which we signed and submitted to the chain."""
         sealed = self._archive.find(digest)
         if sealed is None:
             await stream.refuse(
@@ -166,11 +166,11 @@ class Serving:
                 self._tally.groups["offered"] += published.num_groups
 
     def _find(self, ask: messages.Ask) -> Place | None:
-        """Return the newest place of ours that is asked for, None if there is none (yet)."""
+        """Return our newest place that matches the request; None: there is none (yet)."""
         return max(filter(ask.covers, self._ours), default=None)
 
     def _may_come(self, ask: messages.Ask) -> bool:
-        """Return whether there is nothing yet that is asked for, and may be later."""
+        """Return whether no groups match the request yet, but some may do so later."""
         return self._find(ask) is None and self._context.newest_round <= ask.round
 
     async def _serve(
@@ -181,7 +181,7 @@ class Serving:
         frame: bytes,
         stream: Stream,
     ) -> bool:
-        """Send groups; return False if the peer was given them too often and is refused."""
+        """Send groups; return False if the peer got them too often and was refused."""
         key = place, owner, peer_id
         num_served = self._num_served.get(key, 0)
         if num_served >= MAX_TIMES_SERVED:
@@ -218,7 +218,7 @@ class Serving:
         ask: messages.Ask,
         stream: Stream,
     ) -> None:
-        """Name the peers that got our groups last, since we are full."""
+        """Name the peers that got our groups last, because all our places are taken."""
         place, context = self._find(ask), self._context
         holders = self._ours[place].holders if place is not None else ()
         newest_first = dict.fromkeys(reversed(holders))
@@ -228,7 +228,7 @@ class Serving:
             if holder != peer_id and record is not None:
                 records.append(record)
         if not records:
-            full = f"{len(self._asking)} peers are being served; ask somebody else"
+            full = f"{len(self._asking)} peers are being served; ask another peer"
             await context.refuse(peer_id, stream, "full", full)
             return
         context.refused["elsewhere"] += 1
@@ -237,7 +237,7 @@ class Serving:
 
     @contextlib.contextmanager
     def _asked_by(self, peer_id: str) -> Iterator[None]:
-        """Occupy one of the places for askers during the block; end the peer's older request."""
+        """Occupy a place among the served peers during the block; end the peer's older request."""
         this = asyncio.current_task()
         if this is None:
             raise RuntimeError("requests are answered in tasks")
@@ -256,7 +256,10 @@ class Serving:
         patience: float,
         stream: Stream,
     ) -> bool:
-        """Wait until the groups are ready, or too late, or time is up; False if the asker left."""
+        """Wait until the groups are ready, can't come any more, or `patience` seconds have passed.
+
+        Return False if the peer has left.
+        """
         deadline = time.monotonic() + patience
         gone = asyncio.create_task(stream.wait_closed())
         try:
@@ -273,4 +276,4 @@ class Serving:
             return True
         finally:
             gone.cancel()
-            await asyncio.wait({gone})  # until it no longer reads: the stream has one reader
+            await asyncio.wait({gone})  # a stream can have only one reader

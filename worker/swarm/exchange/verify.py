@@ -1,6 +1,6 @@
 """Verify peers' groups: regenerate each task and score its completions here.
 
-No statement of a peer about a question, an answer or a reward is used; none of that is sent.
+Questions, right answers and rewards are never taken from a peer; they are not even sent.
 """
 
 import math
@@ -15,13 +15,13 @@ from worker.records import MAX_PART_TASKS, Group, Rollout, ScoredGroup, Task, ro
 from worker.swarm.protocol.messages import Limits, hash_families
 
 INNOCENT = frozenset({"version", "unknown-task", "late"})
-"""Reasons for which a group is dropped and its sender not blamed.
+"""Reasons for which a group is dropped without blaming its sender.
 
-It runs another version or other task families, or the round was too short, or this machine too
-slow, to score it.
+The sender runs another version or other task families, or there was not enough time to score the
+group, because of the round or of this machine.
 """
 MIN_COMPLETIONS = 2
-"""One completion alone has no advantage over others."""
+"""A group with fewer completions has no advantages."""
 
 
 class TaskSource(Protocol):
@@ -37,7 +37,7 @@ class TaskSource(Protocol):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Return the task families of the mix; two nodes name one alike if its tasks agree."""
+        """Return the names of the mix's task families; on two nodes, same name means same tasks."""
         ...
 
     def question(self, task: Task) -> str: ...
@@ -95,7 +95,7 @@ class Verifier:
         if longest > limits.completion_bytes:
             raise BadRecord(
                 "too-long",
-                f"completion of {longest} bytes; at most {limits.completion_bytes} are taken",
+                f"completion of {longest} bytes; at most {limits.completion_bytes} are accepted",
             )
         question = self._tasks.question(task)
         rewards = self._tasks.score(task, group.completions)
@@ -114,7 +114,7 @@ class Verifier:
         groups: Sequence[Group],
         part: int = 0,
     ) -> Iterator[ScoredGroup | BadRecord]:
-        """Yield each group if it is valid, or the error. A task that comes twice counts once."""
+        """Yield each group if it is valid, otherwise the error. A repeated task counts once."""
         seen = Counter[Task]()
         for group in groups:
             seen[group.task] += 1
@@ -138,8 +138,8 @@ class Verifier:
     ) -> tuple[list[ScoredGroup], list[BadRecord]]:
         """Return a peer's valid groups, and the errors of the others.
 
-        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and groups
-        are left.
+        Raises BadRecord ("slow-to-score") if `until` (monotonic seconds) passes before all groups
+        are scored.
         """
         results: list[ScoredGroup | BadRecord] = []
         for result in self.verify_each(peer_id, round, groups):

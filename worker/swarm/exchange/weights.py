@@ -1,7 +1,7 @@
 """Offer our weights to peers, and fetch theirs, in checked pieces over bounded streams.
 
-What arrives is a file that its sender may have made up. Nothing here reads it: the taker checks and
-tries it (worker/adoption.py). A transfer that breaks off, or a node that restarts, goes on with the
+The content of a fetched file is untrusted, and nothing here interprets it; worker/adoption.py
+checks the weights and tries them. After an interruption or a restart, a transfer continues with the
 next piece if the peer still offers the same file.
 """
 
@@ -27,18 +27,18 @@ from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, 
 log = logging.getLogger(__name__)
 
 MAX_TAKERS = 2
-"""Transfers at the same time; others are told to ask somebody else."""
+"""Number of concurrent transfers to peers; further peers are refused as "full"."""
 MAX_TIMES_SERVED = 3
-"""Of one file to one peer, counted in pieces."""
+"""How often a peer may get the same file, counted in pieces."""
 MAX_SERVED_REMEMBERED = 4096
 PIECE_SECONDS = 30.0
-"""For a piece to arrive, and for our peer to read one: 35 KB/s at least."""
+"""Time for one piece to arrive or to be read by the peer: at least 35 KB/s."""
 MIN_BYTES_PER_SECOND = 64 << 10
-"""Of a whole transfer; a peer that sends more slowly is given up."""
+"""Minimum speed of a whole transfer; with a slower peer it is abandoned."""
 MAX_PARTS_KEPT = 2
-"""Files of transfers that broke off, besides the present one."""
+"""Number of incomplete files of other transfers to keep."""
 MAX_ATTEMPTS = 3
-"""Streams of one transfer that may bring nothing."""
+"""Number of streams of one transfer that may end without a new piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def describe(
 
 
 class WeightServing:
-    """Our offer, and the answers to those who want it. Only used in the network's event loop."""
+    """Our offer, and the answers to requests for it. Only used in the network's event loop."""
 
     def __init__(self, context: SwarmContext) -> None:
         self._context = context
@@ -139,7 +139,7 @@ def read_piece(file: Path, number: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A peer's weights in `file`, as it sent them: not to be believed."""
+    """A peer's weights in `file`, as it sent them: untrusted."""
 
     peer_id: str
     file: Path
@@ -188,7 +188,7 @@ class Fetching:
         file: Path,
         num_done: int,
     ) -> None:
-        """Fetch the pieces that are missing; try again where a stream breaks off."""
+        """Fetch the missing pieces; if a stream breaks off, continue with another."""
         num_failed = 0
         while num_done < len(offer.pieces):
             before = num_done
@@ -203,7 +203,7 @@ class Fetching:
                 await asyncio.sleep(ANSWER_TIMEOUT_SECONDS * num_failed)
 
     def _sweep(self, wanted: Path) -> None:
-        """Remove all but the newest parts of other transfers, so that the disk does not fill."""
+        """Remove all but the newest incomplete files of other transfers, to limit their number."""
         others = [path for path in self._folder.glob("*.part") if path != wanted]
         others.sort(key=lambda path: path.stat().st_mtime)
         for old in others[:-MAX_PARTS_KEPT]:
@@ -219,13 +219,12 @@ class Fetching:
             raise BadRecord("malformed", f"answer to a request for weights is {kind.name}")
         offer = weight_messages.decode_offer(payload)
         if offer.num_bytes > self._max_bytes:
-            raise BadRecord(
-                "too-large", f"weights of {offer.num_bytes} bytes; ours are {self._max_bytes}"
-            )
+            explanation = f"weights of {offer.num_bytes} bytes; expected {self._max_bytes} at most"
+            raise BadRecord("too-large", explanation)
         return offer
 
     def _resume(self, offer: Offer, file: Path) -> int:
-        """Return how many pieces in the file are whole; what follows them is removed."""
+        """Return the number of complete, valid pieces in the file; cut the file after them."""
         num_whole = 0
         if not file.exists():
             return 0
@@ -245,7 +244,7 @@ class Fetching:
         file: Path,
         first: int,
     ) -> int:
-        """Append pieces from `first` on to the file; return the number of pieces in it."""
+        """Append pieces, from number `first` on, to the file; return the number of pieces in it."""
         request = WeightRequest(self._context.member().sealed, self._model, offer.digest, first)
         async with self._connections.stream(peer_id) as stream:
             with file.open("ab") as out:
@@ -287,7 +286,7 @@ class WeightTaking:
         note: Callable[[str, str], None],
     ) -> None:
         self._note = note
-        self._task: asyncio.Task[None] | None = None  # referred to, so that it is not collected
+        self._task: asyncio.Task[None] | None = None  # a reference, or it may be collected
         self._fetched: list[Fetched] = []
         self.is_running = False
 
@@ -303,7 +302,7 @@ class WeightTaking:
         self._task = asyncio.create_task(self._run(fetching, peer_ids))
 
     def take(self) -> list[Fetched]:
-        """Return what has arrived since the last call."""
+        """Return the weights that have arrived since the last call."""
         fetched, self._fetched = self._fetched, []
         return fetched
 
@@ -325,7 +324,7 @@ class WeightTaking:
             self._note(peer_id, error.reason)
             log.warning("weights refused peer=%s reason=%s", peer_id, error)
         except (Refused, *UNREACHABLE) as error:
-            log.info("no weights peer=%s reason=%r", peer_id, error)
+            log.info("weights not fetched peer=%s reason=%r", peer_id, error)
         else:
             self._fetched.append(fetched)
             log.info(

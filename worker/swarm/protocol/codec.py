@@ -2,8 +2,8 @@
 
 A schema is a type of msgspec: fixed tuples, lists with a maximum length, texts, bytes and integers
 with bounds. Every value is checked while it is read, and the first invalid one ends the decoding.
-A decoder that builds a message before it is checked builds whatever a peer sends: 1.4 KB on the
-wire become 8 MiB of nested empty lists, and those become 560 MB of objects.
+A decoder that checks a message only after building it would build whatever a peer sends: 1.4 KB on
+the wire decompress to 8 MiB of nested empty lists, and those become 560 MB of objects.
 """
 
 from types import GenericAlias
@@ -15,7 +15,7 @@ from worker.errors import BadRecord
 
 MAX_INTEGER = 2**63 - 1
 
-# Schemas are made at run time, which type checkers do not permit in Annotated itself.
+# Schemas are made at run time, which type checkers do not allow for Annotated itself.
 _Annotated: Any = Annotated
 
 
@@ -56,5 +56,5 @@ def whole(low: int, high: int = MAX_INTEGER) -> Any:
 
 
 def is_text(data: bytes) -> bool:
-    """Return whether a message begins as a text does; msgspec can't tell text from bytes itself."""
+    """Return whether a message begins like a text; msgspec does not distinguish text from bytes."""
     return bool(data) and (0xA0 <= data[0] <= 0xBF or 0xD9 <= data[0] <= 0xDB)

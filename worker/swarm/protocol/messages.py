@@ -1,9 +1,9 @@
 """Messages between peers, as bytes: versioned frames, msgpack, zstd, signatures.
 
 A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header
-and refusals keep their form in every version, so that nodes of different versions can still report
-why they don't understand each other. Two payloads are signed with the sender's libp2p key, and so
-can be relayed by others: a member's record and the groups of a part of a round.
+and refusals have the same form in every version, so that nodes of different versions can still
+report why they don't understand each other. Two payloads are signed with the sender's libp2p key,
+so others can relay them: a member's record, and the groups of a part of a round.
 
 Every decoder raises BadRecord, and only that, for any input; its memory is bounded by the limits
 below.
@@ -27,57 +27,57 @@ from worker.swarm.identity import Identity, verify
 from worker.swarm.protocol.codec import Schema, at_most, binary, record, whole
 
 VERSION = 4
-"""4: a request names a span of groups, and a round has parts; 3: a member's record names its task
-families, and peers may relay each other's groups."""
+"""Version of the protocol. Since 4 a request names a span of groups, and a round has parts; since 3
+a member's record names its task families, and peers may relay each other's groups."""
 MAX_MEMBER_BYTES = 3584
 MAX_ADDRESSES = 8
 MAX_PEERS = 16
-"""Records in one answer to a greeting."""
+"""Number of records in one answer to a greeting."""
 MAX_GROUPS_BYTES = 8 << 20
-"""All groups of a round, decompressed.
+"""Size of all groups of a round, decompressed.
 
-9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire.
+For comparison: 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire.
 """
 MAX_SERVED_BYTES = MAX_GROUPS_BYTES // 4
-"""Of our own groups of a round, uncompressed: text that does not compress still fits a frame."""
+"""Size of our own groups of a round, uncompressed: even incompressible text fits into a frame."""
 ZSTD_LEVEL = 9
-"""6 % smaller than level 3 for half a millisecond more, once a round.
+"""Messages are 6 % smaller than at level 3, for half a millisecond more per round.
 
-Level 19 would save 4 % more and take 10 ms.
+Level 19 would save another 4 % and take 10 ms.
 """
 MAX_GROUPS = MAX_PART_TASKS
-"""Of a peer in a part of a round; no setting allows more."""
+"""Number of a peer's groups in a part of a round; no setting allows more."""
 MAX_COMPLETIONS = 256
-"""Of a group; no setting allows more."""
+"""Number of completions in a group; no setting allows more."""
 MAX_FRAME_BYTES = 2 << 20
 MAX_REQUEST_BYTES = MAX_MEMBER_BYTES + 128
 MAX_PATIENCE_SECONDS = 600
 MAX_FAMILIES = 64
-"""Task families in a record."""
+"""Number of task families in a record."""
 FAMILY_BYTES = 4
 MAX_HOLDERS = 3
-"""Records of other holders in one ELSEWHERE answer."""
+"""Number of records of other holders in one ELSEWHERE answer."""
 MAX_LISTED = 16
-"""Addresses and environments that are accepted in a record."""
+"""Number of addresses, and of environments, that are accepted in a record."""
 MAX_NAME_BYTES = 128
-"""Of a task family, and of a configuration's digest."""
+"""Size of a task family's name, and of a configuration's digest."""
 PIECE_BYTES = 1 << 20
-"""Of a file of weights; the last piece may be smaller."""
+"""Size of a piece of a file of weights; the last piece may be smaller."""
 MAX_PIECES = 1 << 13
-"""Of a file of weights: 8 GiB."""
+"""Number of pieces of a file of weights, which is 8 GiB."""
 MAX_KEY_BYTES = 1024
-"""Of a public key, and of a signature."""
+"""Size of a public key, and of a signature."""
 
 _HEADER = struct.Struct(">2sBBI")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"hw"
 _MEMBER_DOMAIN = b"hivewright/member/3\n"
 _GROUPS_DOMAIN = b"hivewright/groups/3\n"
-# Of the further parts of a round, which earn nothing: no audit takes them for the first one.
+# For further parts of a round, which earn nothing, so that no audit mistakes one for the first.
 _PART_DOMAIN = b"hivewright/part/4\n"
 _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 
-# What is signed: the key, the signature, and the signed bytes.
+# Signed bytes: the public key, the signature, and the bytes themselves.
 _SEALED = Schema(record(binary(MAX_KEY_BYTES), binary(MAX_KEY_BYTES), bytes))
 # Peer id, addresses, round, version, issued, expires, environments, families.
 _TEXTS = at_most(str, MAX_LISTED)
@@ -90,7 +90,7 @@ _ASK = Schema(
 _RECORDS = Schema(at_most(binary(MAX_MEMBER_BYTES), MAX_PEERS))
 # Family, digest of its configuration, seed, index, completions.
 _GROUP = record(str, str, whole(0), whole(0), at_most(str, MAX_COMPLETIONS))
-# Peer id, round, groups; and of a further part its number.
+# Peer id, round, groups; for a further part also its number.
 _GROUPS = Schema(record(str, whole(0), at_most(_GROUP, MAX_GROUPS)))
 _PART = Schema(record(str, whole(0), at_most(_GROUP, MAX_GROUPS), whole(1, MAX_PARTS - 1)))
 
@@ -99,13 +99,13 @@ class Kind(enum.IntEnum):
     """The kinds of frames."""
 
     HELLO = 1
-    """A member's record, empty from a peer that is not a member; answered by PEERS."""
+    """The sender's record, empty if it is not a member; answered by PEERS."""
     PEERS = 2
-    """Records of members that the sender heard itself."""
+    """Records of members that contacted the sender."""
     ASK = 3
-    """For the newest groups of a span; answered by WAIT, repeatedly, then by GROUPS or REFUSAL."""
+    """Request for the newest groups of a span; answered by WAITs, then by GROUPS or REFUSAL."""
     WAIT = 4
-    """The groups are not ready; they follow in this stream."""
+    """The groups are not ready yet; they follow in this stream."""
     GROUPS = 5
     """Signed groups."""
     REFUSAL = 6
@@ -113,9 +113,9 @@ class Kind(enum.IntEnum):
     ELSEWHERE = 7
     """Sent instead of WAIT when full: records of peers that have these groups."""
     AUDIT = 8
-    """For signed groups by their digest, from anyone; answered by GROUPS or REFUSAL."""
+    """Request for signed groups by their digest, from anyone; answered by GROUPS or REFUSAL."""
     WEIGHTS = 9
-    """For weights (weight_messages.py); answered by OFFER, or by PIECEs, or by REFUSAL."""
+    """Request for weights (weight_messages.py); answered by OFFER, PIECEs, or REFUSAL."""
     OFFER = 10
     """The digests of the pieces of a file with the sender's weights."""
     PIECE = 11
@@ -161,9 +161,9 @@ class Member:
 class Ask:
     """A standing request for a peer's newest groups; the asker waits `patience` seconds.
 
-    They are of no later round than `round`, and of no earlier place than `oldest`. `member`: the
-    asker's own record, sealed. `owner`: the peer whose groups are wanted; empty: the peer that is
-    asked.
+    The groups are not newer than `round`, and not older than the place `oldest`. `member`: the
+    asker's own record, sealed. `owner`: the peer whose groups are wanted; empty: the receiver of
+    the request.
     """
 
     round: int
@@ -194,9 +194,10 @@ class Limits:
 
 
 class Refused(Exception):
-    """The other side refused in an orderly way.
+    """The peer sent a refusal.
 
-    `reason` is the first word: "full", "skipped", "version" ...; `version` is its protocol version.
+    `reason` is its first word: "full", "skipped", "version" ...; `version` is the peer's protocol
+    version.
     """
 
     def __init__(
@@ -232,8 +233,8 @@ async def read_frame(
     """Read the next frame.
 
     Raises BadRecord for a foreign frame, one of another version, or one larger than `max_bytes` or
-    than its kind permits; Refused for a refusal; asyncio.IncompleteReadError if the stream ends
-    early. The caller bounds the time; `on_begin` is called once the header has arrived.
+    than its kind allows; Refused for a refusal; asyncio.IncompleteReadError if the stream ends
+    early. The caller limits the time. `on_begin` is called when the header has arrived.
     """
     header = await reader.readexactly(_HEADER.size)
     if on_begin is not None:
@@ -250,14 +251,14 @@ async def read_frame(
         raise BadRecord("malformed", f"frame of unknown kind {kind} in version {VERSION}")
     max_bytes = min(max_bytes, _MAX_PAYLOAD_BYTES[Kind(kind)])
     if length > max_bytes:
-        raise BadRecord("too-large", f"frame of {length} bytes; at most {max_bytes} are read")
+        raise BadRecord("too-large", f"frame of {length} bytes; at most {max_bytes} are accepted")
     return Kind(kind), await reader.readexactly(length)
 
 
 def hash_families(families: Iterable[str]) -> frozenset[bytes]:
-    """Return the hashes of the families of a mix for a record, MAX_FAMILIES at most.
+    """Return the hashes of a mix's families for a record, MAX_FAMILIES at most.
 
-    Each family is named in full.
+    Each item of `families` is a full name.
     """
     hashes = {hashlib.sha256(family.encode()).digest()[:FAMILY_BYTES] for family in families}
     return frozenset(sorted(hashes)[:MAX_FAMILIES])
@@ -293,7 +294,7 @@ def seal_member(
 
 
 def open_member(sealed: bytes) -> Member:
-    """Verify and decode a membership record. Does not look at the clock."""
+    """Verify and decode a membership record. It may be expired."""
     member = read_member(sealed)
     if not is_genuine(member):
         raise BadRecord("signature", f"membership record is not signed by {member.peer_id}")
@@ -301,7 +302,7 @@ def open_member(sealed: bytes) -> Member:
 
 
 def read_member(sealed: bytes) -> Member:
-    """Decode a membership record without verifying the signature, which is cheap."""
+    """Decode a membership record. This is cheap, because the signature is not verified."""
     _, _, body = _open(sealed, MAX_MEMBER_BYTES)
     peer_id, addresses, *numbers, environments, families = _MEMBER.decode(body)
     if not is_peer_id(peer_id):
@@ -371,7 +372,7 @@ def encode_elsewhere(members: Sequence[bytes]) -> bytes:
 
 
 def decode_peers(payload: bytes) -> list[bytes]:
-    """Return the sealed records of PEERS or ELSEWHERE; each is still to be opened."""
+    """Return the sealed records of PEERS or ELSEWHERE; `open_member` verifies each."""
     records: list[bytes] = _RECORDS.decode(payload)
     return records
 
@@ -390,7 +391,7 @@ def find_excess(
     limits: Limits,
     part: int = 0,
 ) -> str | None:
-    """Return the reason why no peer with these limits would accept a group; None: they would."""
+    """Return the reason why peers with these limits would refuse a group; None: they accept it."""
     if group.task.index - part * MAX_PART_TASKS >= limits.num_groups:
         return "index"
     if len(group.completions) > limits.num_completions:
@@ -424,13 +425,13 @@ def open_groups(
     round: int,
     limits: Limits,
 ) -> tuple[Group, ...]:
-    """Return the groups of the first part of `round`, the one that earns. See `open_served`."""
+    """Return the groups of the first part of `round`, which alone earns. See `open_served`."""
     served = open_served(sealed, peer_id, limits)
     if served.place.part:
         raise BadRecord("round", f"groups are of part {served.place.part} of the round; expected 0")
     if served.place.round != round:
         raise BadRecord(
-            "round", f"groups are of round {served.place.round}; round {round} was asked for"
+            "round", f"groups are of round {served.place.round}; expected round {round}"
         )
     return served.groups
 
@@ -442,8 +443,8 @@ def open_served(
 ) -> Served:
     """Verify and decode groups of `peer_id`.
 
-    The signature is verified before anything is decompressed. A group that is over the limits of
-    one group is decoded nevertheless: that is not a reason to drop the others, and the verifier
+    The signature is verified before anything is decompressed. A group that exceeds the limits of a
+    group is decoded nevertheless: it is not a reason to drop the others, and the verifier
     (verify.py) drops and counts it.
     """
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
@@ -458,7 +459,7 @@ def open_served(
     if sender != peer_id:
         raise BadRecord("sender", f"groups are of another peer than {peer_id}")
     if len(rows) > limits.num_groups:
-        raise BadRecord("too-large", f"{len(rows)} groups; at most {limits.num_groups} are read")
+        raise BadRecord("too-large", f"{len(rows)} groups; expected {limits.num_groups} at most")
     return Served(place, tuple(map(_read_group, rows)))
 
 
@@ -482,7 +483,7 @@ def _open(
     max_bytes: int,
 ) -> tuple[bytes, bytes, bytes]:
     if len(sealed) > max_bytes:
-        raise BadRecord("too-large", f"{len(sealed)} signed bytes; at most {max_bytes} are read")
+        raise BadRecord("too-large", f"{len(sealed)} signed bytes; expected {max_bytes} at most")
     public_key, signature, body = _SEALED.decode(sealed)
     return public_key, signature, body
 

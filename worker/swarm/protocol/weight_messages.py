@@ -1,7 +1,7 @@
 """Messages about weights: a request, the answer with an offer, and pieces of a file.
 
 An offer lists the digest of every piece of a safetensors file, so each piece is checked when it
-arrives, and a transfer that broke off goes on with the next piece, in another stream. Decoders
+arrives, and a transfer that broke off continues with the next piece in another stream. Decoders
 raise BadRecord for any invalid input, as in messages.py.
 """
 
@@ -23,7 +23,7 @@ from worker.swarm.protocol.messages import (
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
-# The asker's record, the model, the digest of the offer (empty: describe it), the first piece.
+# The asker's record, the model, the digest of the offer (empty: send the offer), the first piece.
 _REQUEST = Schema(
     record(
         binary(MAX_MEMBER_BYTES), binary(DIGEST_BYTES), binary(DIGEST_BYTES), whole(0, MAX_PIECES)
@@ -37,7 +37,8 @@ _OFFER = Schema(record(whole(1), whole(0), binary(MAX_PIECES * DIGEST_BYTES)))
 class WeightRequest:
     """A request for weights of the model with the digest `model`.
 
-    `offer`: digest of the offer whose pieces are wanted, from `first` on; None: describe the offer.
+    `offer`: digest of the offer whose pieces are wanted, from number `first` on; None: the offer
+    itself is wanted.
     """
 
     member: bytes
@@ -85,7 +86,7 @@ def decode_offer(payload: bytes) -> Offer:
     pieces = _split(joined)
     if len(pieces) != -(-num_bytes // PIECE_BYTES):
         raise BadRecord(
-            "malformed", f"{len(pieces)} digests of pieces of {PIECE_BYTES} for {num_bytes} bytes"
+            "malformed", f"{len(pieces)} digests for {num_bytes} bytes in pieces of {PIECE_BYTES}"
         )
     return Offer(num_bytes, rounds_trained, pieces)
 

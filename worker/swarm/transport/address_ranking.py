@@ -1,8 +1,8 @@
 """Rank a machine's addresses by how useful they are to peers.
 
-A record has room for eight, and a peer that keeps addresses for its next start keeps the first two:
-globally reachable ones come first, and networks that end inside this machine (those of containers)
-are left out.
+A record has room for eight addresses, and a peer that stores addresses for its next start stores
+the first two. So globally reachable ones come first, and those in networks inside this machine
+(such as containers') are left out.
 """
 
 import re
@@ -25,9 +25,8 @@ def ranked(
 ) -> tuple[str, ...]:
     """Return multiaddrs, the most useful first, without those of `inner` hosts.
 
-    Public addresses and names come first, then addresses at a relay, then those of private
-    networks, then link-local ones, then loopback. If there are only `inner` ones and loopback, they
-    are kept.
+    Public addresses and names come first, then addresses at a relay, private networks, link-local
+    addresses and loopback. `inner` hosts are kept if there are no others except loopback.
     """
     known = sorted(dict.fromkeys(addresses), key=lambda address: (_rank(address), address))
     outer = [address for address in known if _host_of(address) not in inner]
@@ -62,12 +61,12 @@ def _host_of(address: str) -> str:
 def inner_hosts(interfaces: Path = INTERFACES) -> frozenset[str]:
     """Return this machine's IPv4 addresses on bridges without a physical port.
 
-    Such are the bridges of Docker, libvirt and CNI. A bridge with a network card in it (a
-    hypervisor's own) leads outside and is not included.
+    Docker, libvirt and CNI make such bridges. A bridge that contains a network card (such as a
+    hypervisor's own) leads outside, so its addresses are not included.
     """
     try:
         bridges = [folder for folder in interfaces.iterdir() if (folder / "bridge").is_dir()]
-    except OSError:  # no sysfs: nothing is known of bridges
+    except OSError:  # no sysfs: the bridges are unknown
         return frozenset()
     addresses = set()
     for bridge in bridges:

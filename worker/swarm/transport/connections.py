@@ -1,4 +1,4 @@
-"""Streams to and from peers, over the daemon that runs now."""
+"""Streams to and from peers, through the daemon that runs now."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 class Connections:
-    """Opens streams. `addresses_of` gives a peer's newest addresses; `traffic` counts bytes."""
+    """Opens streams. `addresses_of` returns a peer's newest addresses; `traffic` counts bytes."""
 
     def __init__(
         self, addresses_of: Callable[[str], Sequence[str]], traffic: "Counter[str]"
@@ -28,7 +28,7 @@ class Connections:
         self._asking: Counter[str] = Counter()  # our streams, by peer
 
     def is_talking_with(self, peer_id: str) -> bool:
-        """Return whether a stream is open, the peer's or ours."""
+        """Return whether a stream with the peer is open, opened by it or by us."""
         return self._asking[peer_id] > 0 or self.admission.has_open(peer_id)
 
     @contextlib.asynccontextmanager
@@ -50,7 +50,7 @@ class Connections:
             with contextlib.closing(writer), counted(self._asking, peer_id):
                 yield Stream(reader, writer, self.traffic)
         except TimeoutError:
-            # A peer that is slow here may be waiting for our groups in another stream.
+            # A peer that is slow in this stream may be waiting for our groups in another.
             if not self.is_talking_with(peer_id):
                 await self._hang_up(daemon, peer_id)
             raise

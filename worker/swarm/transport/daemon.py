@@ -1,9 +1,9 @@
 """libp2p's daemon (`p2pd`, from hivemind's wheel) as our child process.
 
-The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. It
-gets its bootstrap peers from us later (dht.py), because with `-bootstrapPeers` it gives up when
-none of them answers. hivemind's own way to start it is not used: that starts a second daemon with a
-fixed timeout first, and creates a missing identity silently.
+The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. We
+connect it to bootnodes after its start (dht.py), because with `-bootstrapPeers` it exits if none of
+them answers. hivemind's own code to start it is not used, because that starts a second daemon with
+a fixed timeout first, and silently creates a missing identity.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ CONTROL_TIMEOUT_SECONDS = 5.0
 STOP_TIMEOUT_SECONDS = 3.0
 MAX_PEERS_MET = 512
 
-# Becomes p2pd after prctl(PR_SET_PDEATHSIG, SIGKILL), which outlives exec. The check closes the gap
-# before that call.
+# This process becomes p2pd after prctl(PR_SET_PDEATHSIG, SIGKILL), which survives exec. It exits if
+# the parent died before that call.
 _GUARD = (
     "import ctypes, os, sys\n"
     "ctypes.CDLL(None).prctl(1, 9)\n"
@@ -61,7 +61,7 @@ _P2P_CODE = b"\xa5\x03"  # of /p2p/ in multiaddrs: 421 as a varint
 _FOLDER_PREFIX = "hivewright-p2pd-"
 
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Serves one incoming stream; the text is the caller's peer id, authenticated by libp2p."""
+"""Serves one incoming stream; the string is the caller's peer id, authenticated by libp2p."""
 
 
 class Daemon:
@@ -79,7 +79,7 @@ class Daemon:
         self._output: asyncio.Task[None] | None = None
         self._last_line = ""
         self._said_ready = asyncio.Event()
-        # The peers that we connected with last.
+        # The peers that we connected to last.
         self._met: LRUCache[str, None] = LRUCache(MAX_PEERS_MET)
         self.died = asyncio.Event()
         self.control = f"/unix{folder}/control.sock"
@@ -96,10 +96,10 @@ class Daemon:
     ) -> "Daemon":
         """Start p2pd on the settings' host and `port`, and wait until it answers.
 
-        Port 0: the kernel chooses. `relays`: the result of relays.find. Must run in a long-lived
-        thread.
+        Port 0: the kernel chooses. `relays`: the result of relays.find. It must be called in a
+        thread that lives as long as the daemon.
         """
-        # 0700, and a short path: that of a socket has 108 bytes at most.
+        # Mode 0700, and a short path: a socket's path has at most 108 bytes.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         place = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}"]
@@ -150,7 +150,7 @@ class Daemon:
 
     @property
     def death_notice(self) -> str:
-        """Return the known facts about the end of a daemon that died."""
+        """Return the exit status and the last output of a daemon that died."""
         return f"libp2p daemon ended with {self._process.poll()}: {self._last_line or 'no output'}"
 
     async def serve(self, protocol: str, handler: Handler) -> None:
@@ -182,7 +182,7 @@ class Daemon:
     ) -> None:
         """Connect to the peer.
 
-        It is dialled at one of `addresses` or, without any, where libp2p's own DHT finds it.
+        It is dialled at one of `addresses`; if there are none, at those in libp2p's own DHT.
         """
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.CONNECT,
@@ -197,7 +197,7 @@ class Daemon:
         self._met[peer_id] = None
 
     def has_met(self, peer_id: str) -> bool:
-        """Return whether `connect` worked for this peer and it was not disconnected since."""
+        """Return whether `connect` reached this peer and `disconnect` was not called since."""
         return peer_id in self._met
 
     async def disconnect(self, peer_id: str) -> None:
@@ -223,9 +223,9 @@ class Daemon:
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
-        """Return our addresses as far as libp2p knows them by now, the best first.
+        """Return our addresses that libp2p knows by now, the best first.
 
-        Relays and routers add to them later.
+        Relays and routers add more later.
         """
         response = await self._identify()
         return _sorted(response.identify.addrs)
@@ -309,7 +309,7 @@ class Daemon:
             async with asyncio.timeout(timeout_seconds):
                 reader, writer = await asyncio.open_unix_connection(self._folder / "control.sock")
                 data = request.SerializeToString()
-                # At once: hivemind's write_pbmsg makes one system call for each byte.
+                # In one call: hivemind's write_pbmsg makes a system call for each byte.
                 writer.write(varint(len(data)) + data)
                 await read_pbmsg_safe(reader, response)
             if response.type == p2pd_pb2.Response.ERROR:
@@ -341,7 +341,7 @@ def multiaddr(host: str, port: int) -> str:
     return f"/dns/{host}/tcp/{port}"
 
 
-# Each request converts a peer id, and hivemind's base 58 is slow Python: cached, once a peer.
+# Cached, because each request converts a peer id, and hivemind's base 58 is slow Python.
 @lru_cache(1024)
 def _peer_id(data: bytes) -> str:
     return str(PeerID(data).to_base58())
@@ -356,7 +356,7 @@ def _peer_bytes(peer_id: str) -> bytes:
 
 
 def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
-    """Return libp2p's form of the addresses, without those that it does not understand."""
+    """Return the addresses in libp2p's binary form, without those that it does not understand."""
     encoded = []
     for address in addresses:
         try:
@@ -398,8 +398,8 @@ def _arguments(
         f"-relayService={int(swarm.relay_others)}",
     ]
     if not swarm.relay_others and not relays:
-        # p2pd relays for anybody by default and no flag alone stops that. Peers at relays are
-        # reached all the same.
+        # By default p2pd relays for anybody, and no flag turns that off. Peers at relays can
+        # still be reached.
         (folder / "config.json").write_text('{"Relay": {"Enabled": false}}')
         arguments += [f"-f={folder}/config.json", "-relay=0"]
     if swarm.announce:
@@ -414,20 +414,20 @@ def _arguments(
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
     """Return addresses as text, in the order of `address_ranking.ranked`.
 
-    Those that only the daemon understands, such as webtransport's, are left out, and those that
-    lead to no other machine.
+    Addresses that only the daemon understands (such as webtransport's) are left out, and so are
+    those that no other machine can reach.
     """
     texts = []
     for address in addresses:
         try:
             texts.append(str(Multiaddr(address)))
-        except (ValueError, LookupError, TypeError) as error:  # TypeError: a code that is cut short
+        except (ValueError, LookupError, TypeError) as error:  # TypeError: a truncated code
             log.debug("address ignored address=%s reason=%s", address.hex(), error)
     return ranked(texts, inner_hosts())
 
 
 def _remove_leftovers() -> None:
-    """Remove the socket folders of our own processes that were killed with SIGKILL."""
+    """Remove the socket folders that this user's killed processes (SIGKILL) left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         is_ours = folder.stat().st_uid == os.getuid()

@@ -1,10 +1,10 @@
-"""Further attempts at hole punching.
+"""Repeat hole punching by reconnecting to peers that are connected through a relay.
 
-libp2p tries to punch a hole when a connection through a relay is made, and at no other time: not
-when it learns only later at which address others see it, which takes four direct connections. And a
-peer that has reached us through a relay counts as connected, so that libp2p does not dial it again,
-even if it is public. So a connection that goes through a relay is made again from time to time,
-while it is not in use.
+libp2p tries to punch a hole only when a connection through a relay is made. It does not try again
+when it later learns at which address others see it, which takes four direct connections. Also, a
+peer that has reached us through a relay counts as connected, so libp2p does not dial it again even
+if it is public. Therefore connections through relays are renewed from time to time, while they are
+not in use.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 1800.0
-"""Some firewalls can't be traversed. A relay ends a connection after that time anyway."""
+"""Some firewalls can't be traversed. A relay ends each connection after this time anyway."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Relayed:
 
 
 class HolePunching:
-    """Renewal of relayed connections, for one life of the daemon."""
+    """Renewal of relayed connections, during one run of the daemon."""
 
     def __init__(self, connections: Connections, daemon: Daemon) -> None:
         self._connections = connections

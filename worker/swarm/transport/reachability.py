@@ -17,7 +17,7 @@ DIAL_SECONDS = 10.0
 
 
 def reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
-    """Dial addresses that end in /p2p/PEER; return None or the reason of the failure for each.
+    """Dial addresses that end in /p2p/PEER; return the reason of failure for each, None if reached.
 
     Takes 30 s at most. It uses a temporary identity, so a node that runs here is not disturbed.
     """

@@ -12,9 +12,9 @@ PROBE_TIMEOUT_SECONDS = 2.0
 
 
 async def find(addresses: Iterable[str]) -> list[str]:
-    """Return one address for each relay that accepts connections now; if none does, one for each.
+    """Return an address of each relay that accepts connections now; if none does, of every relay.
 
-    libp2p waits for all the relays that it is given, for three minutes, before it uses those that
+    libp2p waits up to three minutes for all relays that it is given, before it uses those that
     answer.
     """
     candidates: dict[str, list[tuple[str, str, int]]] = {}
@@ -29,7 +29,7 @@ async def find(addresses: Iterable[str]) -> list[str]:
 
 
 def is_dialable(address: str) -> bool:
-    """Return whether it is an address of a peer that p2pd accepts; any other would end p2pd.
+    """Return whether p2pd accepts this address of a peer as a relay; with any other it exits.
 
     Bootnodes on the chain are untrusted text.
     """

@@ -1,4 +1,4 @@
-"""One conversation with a peer, and limits on how many untrusted peers may have with us."""
+"""A stream to a peer, and limits on the streams that untrusted peers open."""
 
 import asyncio
 import contextlib
@@ -17,16 +17,16 @@ REQUEST_WINDOW_SECONDS = 10.0
 MAX_PEERS_REMEMBERED = 1024
 LINGER_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 5.0
-"""For the first sign of life in a stream, and for a whole request to come in."""
+"""Time until an answer must begin, and until a request must be complete."""
 UNREACHABLE = (SwarmError, OSError, EOFError, TimeoutError)
-"""Exceptions of a conversation if the peer, or our own daemon, does not answer.
+"""Exceptions of a stream if the peer, or our own daemon, does not answer.
 
-BadRecord is to be caught before.
+Catch BadRecord, which is a SwarmError, before these.
 """
 
 
 class Stream:
-    """One conversation with a peer, with its bytes counted."""
+    """One stream to or from a peer; its bytes are counted."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ def counted(counter: "Counter[str]", key: str) -> Iterator[None]:
 
 
 class Rate:
-    """Limit on how often each peer asks: `max_requests` within REQUEST_WINDOW_SECONDS."""
+    """Limit on each peer's requests: `max_requests` within REQUEST_WINDOW_SECONDS."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
@@ -126,7 +126,7 @@ class Admission:
         self,
         peer_id: str,
     ) -> tuple[str, str] | None:
-        """Return reason and explanation if this peer's next stream is refused, else None."""
+        """Return reason and explanation if this peer's next stream is refused, otherwise None."""
         if not self._rate.allows(peer_id):
             return (
                 "flood",
@@ -135,7 +135,7 @@ class Admission:
         if self._open[peer_id] >= MAX_STREAMS_PER_PEER:
             return "flood", f"{MAX_STREAMS_PER_PEER} requests of yours are open; close one first"
         if self._open.total() >= MAX_STREAMS:
-            return "full", f"{MAX_STREAMS} requests are open; ask somebody else"
+            return "full", f"{MAX_STREAMS} requests are open; ask another peer"
         return None
 
     def admitted(self, peer_id: str) -> contextlib.AbstractContextManager[None]:

@@ -39,9 +39,9 @@ _ARGUMENTS = {
     "run_step": [_POINTER],
 }
 _COUNTS = ("panel_bytes", "block_bytes", "ask_for_tiles")
-"""Functions that return an integer; the others return nothing."""
+"""The C functions that return an integer; the others return nothing."""
 QUERIES = 4
-"""Most queries that attention treats at once; the size of the `scores` buffer depends on it."""
+"""Largest number of queries that attention computes at once; it sets the size of `scores`."""
 
 
 def is_gelu(activation: Any) -> bool:
@@ -76,7 +76,7 @@ def _take_room(size: int) -> Tensor:
 def _map_memory(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
@@ -100,7 +100,7 @@ class Panels:
         weight: Tensor,
         bias: Tensor | None,
     ) -> None:
-        """Replace the weight by another one of the same shape."""
+        """Replace weight and bias by others of the same shapes."""
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
         self._functions.pack(
@@ -161,7 +161,7 @@ _reasons: list[str] = []
 
 
 def why_not() -> str:
-    """Return why `load` returned None."""
+    """Return the reason why `load` returned None."""
     return _reasons[-1] if _reasons else "not tried"
 
 
@@ -170,7 +170,7 @@ def _load(way: str | None, *flags: str) -> Any | None:
     try:
         if way:
             return _link(*flags, f"-DWANTED_{way.upper()}")
-        return _link_what_is_allowed(*flags)
+        return _link_with_allowed(*flags)
     except _NotCompiledError as error:
         if way:
             raise ModelError(
@@ -194,7 +194,7 @@ class _TilesRefusedError(_NotCompiledError):
     """The processor has AMX, but the kernel does not let this process use it."""
 
 
-def _link_what_is_allowed(*flags: str) -> Any:
+def _link_with_allowed(*flags: str) -> Any:
     try:
         return _link(*flags)
     except _TilesRefusedError as error:

@@ -1,7 +1,8 @@
-"""Compiles the sources of this folder for this machine, and keeps the library in the user's cache.
+"""Compile the sources of this folder for this machine, and keep the library in the user's cache.
 
-Compiling takes four seconds of a processor, and a worker starts often. The cache is
-`~/.cache/hivewright` (XDG_CACHE_HOME); a library is named by the digest of all that it is made of.
+Compiling takes four seconds of processor time, and a worker starts often. The cache is
+`~/.cache/hivewright` (or in XDG_CACHE_HOME); a library's name is the digest of its sources, flags,
+compiler and processor.
 """
 
 import ctypes
@@ -37,7 +38,9 @@ def compile_library(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(str(library))
         except OSError as error:
-            log.warning("compiled again: %s is damaged: %s", library, error)
+            log.warning(
+                "native library damaged, compiling it again path=%s error=%s", library, error
+            )
     # Not in the system's folder for temporary files, which may be another file system.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         _build(compiler, more_flags, Path(temporary)).replace(library)
@@ -45,9 +48,9 @@ def compile_library(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
 
 
 def _cache_folder() -> Path | None:
-    """Return the folder of compiled libraries; None: this user has none that they alone can write.
+    """Return the folder of compiled libraries; None: there is none that only this user can write.
 
-    Whoever can write there decides what this process executes.
+    A user who can write there decides what this process executes.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "hivewright" / "native"
@@ -76,7 +79,7 @@ def _digest(compiler: str, more_flags: Sequence[str]) -> str:
 
 
 def _processor() -> list[str]:
-    """Return what the machine says of its processor's kind and instructions."""
+    """Return the lines of /proc/cpuinfo about the processor's model and instructions."""
     try:
         lines = _CPUINFO.read_text().partition("\n\n")[0].splitlines()
     except OSError:
@@ -87,7 +90,7 @@ def _processor() -> list[str]:
 
 
 def _openmp() -> list[str]:
-    """Return torch's own OpenMP library, so that there is one pool of threads; empty: none."""
+    """Return torch's own OpenMP library, so that there is one thread pool; empty: none found."""
     found = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
     return [str(found[0])] if len(found) == 1 else []
 
