@@ -26,7 +26,7 @@ class AnswerRecords:
         groups: Sequence[ScoredGroup],
         learned: Sequence[Learned],
     ) -> None:
-        """Write a record of each group; `learned` says which of them the step trained on."""
+        """Write a record of each group; `learned` has those that the step trained on."""
         by_task = {(each.group.peer_id, each.group.task): each for each in learned}
         records = [
             self._make(round, group, by_task.get((group.peer_id, group.task))) for group in groups

@@ -1,7 +1,7 @@
 """The command line: a table of commands, each a "module:function" imported when it is called.
 
-So `hivewright --help` is fast, and a role imports only what it needs. Only this module turns errors
-into exit codes and reads the environment (systemd's NOTIFY_SOCKET).
+This keeps `hivewright --help` fast, and a role imports only what it needs. Only this module turns
+errors into exit codes and reads the environment (systemd's NOTIFY_SOCKET).
 """
 
 import argparse
@@ -38,10 +38,10 @@ _MACHINE_ERRORS = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command. `target` is called with settings and parsed options, or with options alone.
+    """A command. `target` is called with the settings and the parsed options.
 
-    The latter is so for commands without --settings. `options` adds arguments to a parser; one of
-    another package is named like a target.
+    Commands without --settings are called with the options alone. `options` adds arguments to a
+    parser: a function, or "module:function" if it is in another package.
     """
 
     name: str
@@ -57,7 +57,7 @@ def _enrol_options(parser: argparse.ArgumentParser) -> None:
         "--move",
         action="store_true",
         help=(
-            "take the peer, with what it earned, from another account that holds it (contracts of"
+            "take the peer, with its rewards, from another account that has it (contracts of"
             " ours only)"
         ),
     )
@@ -154,7 +154,7 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME_OR_FOLDER",
-        help="instead say which way this model would go, from its configuration alone",
+        help="only predict which engine this model would get, from its configuration",
     )
 
 
@@ -282,7 +282,7 @@ COMMANDS = (
     ),
     Command(
         "account code",
-        "print a code for somebody who waits at the sign-in page",
+        "print a sign-in code for a person who waits at the sign-in page",
         "worker.commands.account_admin:code",
         _code_options,
     ),
@@ -333,7 +333,7 @@ COMMANDS = (
     ),
     Command(
         "ledger",
-        "what this node has earned, and what the chain says of it",
+        "what this node has earned, and which rewards are on the chain",
         "worker.commands.reports:print_ledger",
         _output_options,
     ),
@@ -381,7 +381,7 @@ COMMANDS = (
     ),
     Command(
         "doctor",
-        "whether this machine can do what the settings ask",
+        "check whether this machine can do what the settings ask",
         "worker.commands.doctor:run",
         _doctor_options,
     ),
@@ -434,38 +434,38 @@ COMMANDS = (
             ("restart", "restart the services", "commands:restart", "services"),
             (
                 "rollback",
-                "have hosts as they were before their last deploy",
+                "bring hosts back to the state before their last deploy",
                 "commands:rollback",
                 "changes",
             ),
             (
                 "backup",
-                "bring identities and ledgers into one encrypted file",
+                "save identities and ledgers in one encrypted file",
                 "backup_command:run",
                 "backup",
             ),
             (
                 "restore",
-                "bring them back, or to another host",
+                "restore identities and ledgers, to the same or other hosts",
                 "restore_command:restore",
                 "restore",
             ),
             (
                 "fetch-token",
-                "bring the fleet's enrolment token to this machine",
+                "fetch the fleet's enrolment token to this machine",
                 "tokens:fetch",
                 "inventory",
             ),
             ("rotate-token", "give the fleet a new enrolment token", "tokens:rotate", "rotation"),
             (
                 "harvest",
-                "bring the best model of the fleet home, or the average of its nodes",
+                "fetch the best model of the fleet, or the average of its nodes",
                 "harvest_command:run",
                 "harvest",
             ),
             (
                 "take-back",
-                "give hosts the keys back that a move has set aside",
+                "put keys back on hosts where a move has set them aside",
                 "restore_command:take_back",
                 "changes",
             ),
@@ -507,7 +507,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}",
         )
     except BrokenPipeError:
-        # The reader of our output closed it (`hivewright ledger | head`).
+        # The program that reads our output has closed it (`hivewright ledger | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS:
@@ -559,16 +559,16 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
 def _load(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     limit = sys.getrecursionlimit()
-    # What imports make stays until the process ends. The garbage collector would look through it
-    # again and again, at the end too: two of the six seconds of a worker that starts and stops.
+    # Imported objects stay until the process ends. The garbage collector would scan them again and
+    # again, also at the end: two of the six seconds in which a worker starts and stops.
     gc.disable()
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     finally:
         gc.freeze()
         gc.enable()
-    # web3 imports py_ecc, which raises it a hundredfold: a deeply nested answer of a peer or an RPC
-    # server would then overflow the stack and end the process, instead of being refused.
+    # web3 imports py_ecc, which raises the limit a hundredfold: a deeply nested answer of a peer or
+    # an RPC server would then overflow the stack and end the process, instead of being refused.
     sys.setrecursionlimit(limit)
     return function
 
@@ -585,7 +585,7 @@ def _parser() -> argparse.ArgumentParser:
     top = parser.add_subparsers(metavar="COMMAND", required=True)
     folders: dict[str, Any] = {"": top}
     named = {each.name for each in COMMANDS}
-    # A command with others below it: argparse would ask for its settings twice.
+    # A command with subcommands: argparse would require --settings twice.
     parents = {each.name.rpartition(" ")[0] for each in COMMANDS} & named
     for command in COMMANDS:
         folder, _, name = command.name.rpartition(" ")
@@ -627,7 +627,7 @@ class _Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         _exit(
             SettingsError.exit_code,
-            f"{self.prog}: {message}; `{self.prog} --help` shows what there is",
+            f"{self.prog}: {message}; `{self.prog} --help` lists commands and options",
         )
 
 

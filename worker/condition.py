@@ -1,4 +1,4 @@
-"""Collect the figures that a node's health is judged by (worker/telemetry/health.py)."""
+"""Collect the figures from which a node's health is determined (worker/telemetry/health.py)."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from worker.trainer.micro_batch import Budget
 
 
 def see_policy(found: Condition, policy: Policy) -> None:
-    """Fill in how the model computes, which engine generates, and how questions are put."""
+    """Fill in the precision of the model, its generation engine, and its prompt template."""
     found.precision = str(policy.model.dtype).removeprefix("torch.")
     found.template = "no chat template" if policy.template.is_plain else "its own chat template"
     found.answers_share = policy.answers_share
@@ -24,7 +24,7 @@ def see_policy(found: Condition, policy: Policy) -> None:
 
 
 def see_budget(found: Condition, budget: Budget) -> None:
-    """Fill in the sizes of the pieces that a training step is cut into."""
+    """Fill in the sizes of the micro-batches of a training step."""
     found.training_tokens = budget.tokens
     full_tokens = budget.full_tokens or budget.tokens
     found.training_share = min(1.0, budget.tokens / full_tokens)

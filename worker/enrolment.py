@@ -1,7 +1,7 @@
 """Enrolment: create a node's key, get its token and account, and choose its model.
 
-Run again it changes nothing. A worker that is not enrolled stops with a message; nothing else ever
-creates a key.
+Running it again changes nothing. A worker that is not enrolled stops with a message; it never
+creates a key itself.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def run(
 def _model(settings: Settings, peer_id: str) -> str:
     if settings.model.name != "auto":
         return settings.model.name
-    # This imports torch, which measures the machine; other models do not need it.
+    # This imports torch to measure the machine; it is not needed if the settings name a model.
     from worker.policy import model_sizing
 
     return model_sizing.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
@@ -129,7 +129,7 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
 
 
 def _enrolment_token(settings: Settings) -> str | None:
-    """Return the token; None if no file is named: a node that has its own token needs none."""
+    """Return the token; None if the settings name no file: a node with its own token needs none."""
     file = settings.chain.enrolment_token_file
     if file is None:
         return None

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree; the exit code is on the class.
+"""All errors that hivewright raises on purpose, as one tree; each class has its exit code.
 
     WorkerError                      1   anything that has no code of its own
     ├── SettingsError (ValueError)   2   invalid settings, inventory data or command line
@@ -84,7 +84,7 @@ class ModelError(WorkerError):
 
 
 class NotScored(WorkerError):
-    """The model can't score the choices of a question, in its lengths, time and memory."""
+    """The model can't score a question's choices within the limits of length, time and memory."""
 
 
 class ChainError(WorkerError):
@@ -98,10 +98,10 @@ class ChainUnreachable(ChainError):
 
 
 class BadAnswer(ChainUnreachable):
-    """The chain answered with an error of its own, or not in the form that the method has.
+    """The chain answered with an internal error, or in an unexpected form.
 
-    Servers behind a public address do that now and then (a page in HTML, "header not found"), so a
-    role waits.
+    Servers behind a public address do that sometimes (an HTML page, "header not found"), so a role
+    waits.
     """
 
 

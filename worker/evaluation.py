@@ -22,17 +22,17 @@ from worker.records import Completion, Task
 from worker.telemetry.evaluation_log import Evaluation, FamilyScore
 
 HELD_OUT = 1 << 31
-"""Seeds of rounds have 31 bits."""
+"""First seed of held-out tasks: seeds of rounds have only 31 bits."""
 RIGHT = 0.999
-"""Rewards of at least this are right answers."""
+"""Answers with at least this reward are right."""
 _TASKS_AT_ONCE = 16
 NUM_CHOICES = settings.Judge().choices
-"""Choices of the questions that measure calibration, as in the prediction market."""
+"""Number of choices of the questions that measure calibration, as in the prediction market."""
 _QUANTILE = 1.96  # of the normal distribution: intervals of 95 %
 
 
 class Answering(Protocol):
-    """The object of an evaluation: a `policy.Policy`."""
+    """The part of `policy.Policy` that an evaluation uses."""
 
     def generate(
         self, questions: Sequence[str], generation: settings.Generation, seed: int
@@ -41,7 +41,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share or a mean reward, with its 95 % confidence interval."""
+    """A share or a mean, with its confidence interval (95 %, unless another is stated)."""
 
     value: float
     low: float
@@ -53,7 +53,7 @@ class Score:
     """The result of one family at one level; `pass_at` by k.
 
     `closed`: share of answers with a closed tag; `truncated`: share of truncated answers.
-    `too_long`: number of tasks that were skipped, as their prompts are too long. `rewards`: the
+    `too_long`: number of tasks that were skipped because their prompts are too long. `rewards`: the
     mean reward of each of `tasks`, in the order in which they were asked. `brier`: mean Brier score
     of the model's probabilities of right and wrong answers; None: not measured.
     """
@@ -99,10 +99,10 @@ def evaluate(
 ) -> list[Score]:
     """Put `tasks_each` held-out tasks of each of `asked` to the policy, and return the scores.
 
-    A task gets `generation.num_generations` answers. The tasks alternate between the families, so
-    that an evaluation that ends early (`until`, monotonic seconds) has asked all of them about as
-    often; `Score.tasks` tells how many. `progress` is called before each batch. With `opinion`,
-    the calibration is measured, too. Raises SettingsError for an unknown family or level.
+    Each task gets `generation.num_generations` answers. The tasks alternate between the families,
+    so that an evaluation that ends early (`until`, monotonic seconds) has asked about equally many
+    of each; `Score.tasks` is their number. `progress` is called before each batch. With `opinion`,
+    the calibration is measured too. Raises SettingsError for an unknown family or level.
     """
     tallies: dict[Asked, _Tally] = {one: _Tally() for one in asked}
     drawn = {one: environment.tasks_of(*one, HELD_OUT + seed, tasks_each) for one in asked}
@@ -121,9 +121,9 @@ def evaluate(
 
 
 def fixed_tasks(environment: Environment) -> list[Asked]:
-    """Return what a node evaluates: each family at its curriculum's first level.
+    """Return the families that a node evaluates, each at its curriculum's first level.
 
-    The choice never changes, so that evaluations of one node compare.
+    The choice never changes, so that the evaluations of a node can be compared.
     """
     curricula = environment.levels
     return [(name, 0 if name in curricula else None) for name in environment.names]
@@ -145,9 +145,9 @@ def measure(
 ) -> Evaluation:
     """Evaluate the policy for at most `seconds`, and return a record for the evaluation log.
 
-    `tasks_each` held-out tasks of each of `asked` are put to it. `progress` is called now and
-    then. `opinion`: the model's log-probabilities, to measure its calibration. Raises TrainingError
-    if not even one task was answered.
+    `tasks_each` held-out tasks of each of `asked` are put to it. `progress` is called before each
+    batch. `opinion`: the model's log-probabilities, to measure its calibration. Raises
+    TrainingError if no task was answered.
     """
     started = time.monotonic()
     scores = evaluate(
@@ -178,7 +178,7 @@ def measure(
 
 
 def mean_reward(scores: Sequence[Score]) -> float:
-    """Return the mean over families and levels, each counting once, without those not asked."""
+    """Return the mean over families and levels with equal weights, without those not asked."""
     values = [score.reward.value for score in scores if score.tasks]
     return sum(values) / len(values) if values else math.nan
 
@@ -188,14 +188,14 @@ def pass_at_k(
     num_right: int,
     k: int,
 ) -> float:
-    """Return the unbiased chance that one of k answers, drawn without replacement, is right."""
+    """Return the unbiased estimate of the chance that at least one of k answers is right."""
     if num_answers - num_right < k:
         return 1.0
     return 1.0 - math.comb(num_answers - num_right, k) / math.comb(num_answers, k)
 
 
 def interval(mean: float, count: int) -> Estimate:
-    """Return Wilson's interval for a mean of `count` values in [0, 1], even if all are equal."""
+    """Return Wilson's interval for a mean of `count` values in [0, 1]; valid if all are equal."""
     if not count:
         return Estimate(math.nan, 0.0, 1.0)
     square = _QUANTILE**2
@@ -244,7 +244,7 @@ def _count(
 
 
 def _calibrate(tally: _Tally, environment: Environment, task: Task, opinion: Opinion) -> None:
-    """Add the Brier score of a task with choices; none if it has too few, or too long ones."""
+    """Add the Brier score of a task with choices, unless it has too few or too long ones."""
     problem = problems.of_task(environment, task, NUM_CHOICES, 1, task.seed)
     if problem is None:
         return

@@ -1,4 +1,4 @@
-"""Evaluate a node's policy on held-out tasks from time to time, and keep the results."""
+"""Evaluate a node's policy on held-out tasks at intervals, and store the results."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ EVAL_TASKS = 24
 class HeldOut:
     """The evaluations of a node: every `node.eval_every_rounds` trained rounds.
 
-    Their rewards are in `status`, those of earlier processes too.
+    `status` has their rewards, including those from before a restart.
     """
 
     def __init__(

@@ -31,18 +31,18 @@ _IN_ADDRESSES = (
 
 _PASSWORD = re.compile(r"\w+://[^/\s\"':@]*:([^/\s\"']+)@")
 _SHORTEST_HIDDEN = 12
-"""Shorter secrets are not looked for: they are parts of too many words."""
+"""Shorter secrets are not redacted: they occur in too many words."""
 _hidden: set[str] = set()
 
 
 def hide(secret: str) -> None:
-    """Redact `secret` from now on in all that this process logs or reports."""
+    """Redact `secret` from now on in everything that this process logs or reports."""
     if len(secret) >= _SHORTEST_HIDDEN:
         _hidden.add(secret)
 
 
 def hide_passwords(text: str) -> None:
-    """Redact the passwords of all addresses in `text` from now on, also without their addresses."""
+    """Redact the passwords of all URLs in `text` from now on, even where they occur alone."""
     for password in _PASSWORD.findall(text):
         hide(password)
 
@@ -50,10 +50,9 @@ def hide_passwords(text: str) -> None:
 def discreet(text: str) -> str:
     """Return `text` with hidden secrets, and credentials in URLs, redacted.
 
-    More people read a journal than may read a secret. A server may quote in an error what it was
-    sent.
+    More people may read a journal than a secret, and a server may quote a request in its error.
     """
-    # The longest first: what is left of a secret that contains another one would be shown.
+    # The longest first: if a part of a secret were replaced before it, the rest would be shown.
     for secret in sorted(_hidden, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     if "://" in text:
@@ -77,7 +76,7 @@ class _TextFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """Format the traceback, indented.
 
-        Its end may quote untrusted peers, and must not look like a line of the log.
+        It may quote untrusted peers at its end, which must not look like a line of the log.
         """
         return "\n".join(
             f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n")

@@ -1,7 +1,7 @@
-"""The endpoint for Prometheus that every service process serves, if `metrics.port` is set.
+"""The Prometheus endpoint of a service process, if `metrics.port` is set.
 
-A worker's and the keeper's figures are read from their status files at each scrape, so that the
-endpoint needs no lock and no part of the program waits for it.
+At each scrape, the figures of a worker or keeper are read from its status file, so the endpoint
+needs no lock and no part of the program waits for it.
 """
 
 import logging
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 _MAX_ERROR = 500
 _KEY_SECONDS = 3600.0
-"""Time between two questions for the Tailscale key."""
+"""Seconds between two queries for the expiry of the Tailscale key."""
 
 
 @contextmanager
 def serving(role: str, settings: Settings) -> Iterator[None]:
     """Serve the figures of this process while the block runs.
 
-    Raises ResourceError if the address can't be listened on.
+    Raises ResourceError if it can't listen on the address.
     """
     address, port = settings.metrics.host, settings.metrics.port
     if port is None:
@@ -108,7 +108,7 @@ class _Collector:
         return self._key_expires_at
 
     def describe(self) -> tuple[Metric, ...]:
-        """Return nothing: at the start there may be no status, and no scrape is made for it."""
+        """Return nothing, so that registering does not scrape: there may be no status yet."""
         return ()
 
 

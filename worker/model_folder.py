@@ -60,7 +60,7 @@ def make(
     folder: Path,
     fill: Callable[[Path], None],
 ) -> None:
-    """Make `folder` with what `fill` writes; nothing remains at that name if `fill` fails."""
+    """Make `folder`, with the files that `fill` writes; it does not exist if `fill` fails."""
     require_new(folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
         unfinished = Path(parent) / folder.name

@@ -1,6 +1,6 @@
 """Load a node's model and decide the prompt form and training method that its settings leave open.
 
-Shared by the node, `eval` and `chat`.
+The node and the commands `eval` and `chat` use it.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def load_policy(all_settings: settings.Settings) -> Policy:
     """Load the model named in the settings and apply their chat template options.
 
-    Raises the errors of `policies.load`.
+    Raises the errors of `policy.load`.
     """
     policy = policies.load(model_sizing.settle(all_settings.model, all_settings.node.state_dir))
     policy.require_context(all_settings.generation)
@@ -38,7 +38,8 @@ def settle_method(
 ) -> settings.Trainer:
     """Decide on adapters and learning rate where the settings leave them open.
 
-    Existing checkpoints without adapters rule adapters out; otherwise the model's size decides.
+    If there are checkpoints without adapters, no adapters are used; otherwise the model's size
+    decides.
     """
     if trainer.lora == "auto" and checkpoint.has_adapters(StateDir(state_dir).checkpoints) is False:
         trainer = trainer.model_copy(update={"lora": None})
@@ -50,8 +51,8 @@ def settle_form(
 ) -> None:
     """Set the policy's prompt form.
 
-    It is the form named in the settings, else the one found at an earlier start, else the best one
-    measured now.
+    It is the form named in the settings, or else the one stored at an earlier start, or else the
+    best one in a trial now.
     """
     tasks = environment.easy_tasks(HELD_OUT, form_choice.NUM_QUESTIONS)
     form_choice.settle(

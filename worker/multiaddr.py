@@ -1,8 +1,8 @@
 """Syntax of libp2p's peer ids and addresses.
 
-Used for settings, messages, the account service and readers of the chain. A peer id is base58: 46
-characters (Qm...) for the RSA keys of this swarm, up to 62 for other keys of libp2p.
-swarm/identity.py checks that the bytes of an id are the hash of a key, where a key is at hand.
+Settings, messages, the account service and readers of the chain use it. A peer id is base58: 46
+characters (Qm...) for the RSA keys of this swarm, up to 62 for other keys of libp2p. Whether an id
+is the hash of a key can be checked only with the key (swarm/identity.py).
 """
 
 import re
@@ -15,7 +15,7 @@ MAX_RECORDED_ID_LENGTH = 512
 BASE58 = "[1-9A-HJ-NP-Za-km-z]"
 PEER_ID = BASE58 + "{16,64}"
 PEER_ID_TO_REGISTER = BASE58 + "{1,128}"
-"""Clients of the existing swarm register any name; the account service accepts that."""
+"""Clients of RL Swarm register any name as a peer id; the account service accepts that."""
 
 _RSA_PEER_ID = f"Qm{BASE58}{{44}}"
 _PEER_ID = re.compile(PEER_ID)

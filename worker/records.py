@@ -1,6 +1,6 @@
-"""Records that the parts pass to each other and that travel between peers.
+"""Records that the parts of a node pass to each other and that nodes send to each other.
 
-Plain data: no behaviour, no network, no torch. A task travels as a recipe, never as text: the
+Plain data: no behaviour, no network, no torch. A task is sent as a recipe, never as text: the
 receiver regenerates question and answer itself and scores the completions itself, so a peer can't
 lie about either (docs/decisions/0001).
 """
@@ -14,23 +14,23 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 MAX_PARTS = 256
-"""Of a round."""
+"""Largest number of parts of a round."""
 MAX_PART_TASKS = 256
-"""Of a part: it has the indices from `part * MAX_PART_TASKS` on. The first part may have more if
-the node trains alone; peers take no more."""
+"""Largest number of tasks of a part, whose indices begin at `part * MAX_PART_TASKS`. The first part
+may have more if the node trains alone, because peers accept no more."""
 REWARD_STD_FLOOR = 0.2
-"""Standard deviation of a group's rewards from which on they differ as right and wrong answers do.
-One right answer in eight gives 0.35; answers that earn 0.01 and 0.05, 0.02."""
+"""Smallest standard deviation of a group's rewards that differ as right and wrong answers do.
+One right answer in eight gives 0.35; half 0.01 and half 0.05 give 0.02."""
 
 BetState = Literal["planned", "sent", "confirmed", "claiming", "paid", "lost", "missed", "skipped"]
 """The state of a node's bet in the prediction market (worker/market/journal.py)."""
 
 
 class Place(NamedTuple):
-    """A part of a round; ordered by time.
+    """A part of a round. Places are ordered by time.
 
-    Part 0 is answered, exchanged and rewarded once in each round. The parts after it are what a
-    node answers while the round is still open; they earn nothing (docs/decisions/0033).
+    Part 0 is answered, exchanged and rewarded once in each round. A node answers further parts
+    while the round is still open; they earn nothing (docs/decisions/0033).
     """
 
     round: int
@@ -70,9 +70,9 @@ class Group:
 class Completion:
     """One sampled answer of our own policy.
 
-    `token_ids` (T,) are the sampled tokens, the end token included if there was one; `logprobs`
+    `token_ids` (T,) are the sampled tokens, including the end token if there was one; `logprobs`
     (T,) are their log-probabilities (worker/policy/engines/engine.py says of which distribution),
-    or empty if the sampler reported none; `truncated`: no end token came.
+    or empty if the sampler reported none; `truncated`: the answer has no end token.
     """
 
     text: str
@@ -86,9 +86,8 @@ class Rollout:
     """One completion that was scored here.
 
     `reward` in [0, 1] was computed here, never received. `sampled`: the tokens of our own policy;
-    None for a peer's completion, whose text is tokenised again and scored by our own policy.
-    `credit` replaces rewards that are all 0, in the advantages alone (trainer/credit.py); nothing
-    else reads it.
+    None for a peer's completion, whose text is tokenised here. `credit` replaces the reward in the
+    advantages of a group whose rewards are all 0 (trainer/credit.py), and is used for nothing else.
     """
 
     text: str
@@ -129,7 +128,7 @@ class ScoredGroup:
 
     @property
     def signal(self) -> float:
-        """Return how much the group teaches, 0 to 1: 1 if its rewards differ as right and wrong do.
+        """Return how much the group teaches, 0 to 1; 1 if its rewards differ as right and wrong do.
 
         Small differences, such as 0.05 for a readable wrong answer, would otherwise outweigh right
         answers, because advantages are divided by the rewards' standard deviation. 0 for a group
@@ -166,11 +165,11 @@ class Collected:
     heard: tuple[str, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
     behind: dict[int, int] = field(default_factory=dict, compare=False)
-    # A measurement, which is never the same twice: results are compared without it.
+    # Not compared, because a measured time is never the same twice.
     seconds_waiting: float = field(default=0.0, compare=False)
 
     def plus(self, later: "Collected") -> "Collected":
-        """Return this and what came later in the same step, in an order of its own."""
+        """Return this together with a later result of the same step, sorted by sender and index."""
         return Collected(
             tuple(sorted((*self.groups, *later.groups), key=sender_and_index)),
             tuple(sorted({*self.heard, *later.heard})),
@@ -187,12 +186,13 @@ class StepQuality:
     None: not measured. The importance sampling ratio and the difference of log-probabilities
     compare the trainer, before the step, with the engine that sampled, over our own completions
     that were trained on; `sampling_kl` estimates the KL divergence of the engine from the trainer
-    (the k3 estimator). `entropy` is that of the distributions that the trained tokens were drawn
-    from, in nats. `completions_*` and `frac_reward_zero_std` (the share of groups without a signal)
-    are of all that was sampled for the step; `completions_clipped_ratio` is the share that was
-    truncated. `clip_ratio_low_mean` and `clip_ratio_high_mean` are the shares of tokens whose ratio
-    was clipped at the lower and at the upper bound; `clip_ratio` is their sum (TRL's
-    `clip_ratio/region_mean`). `reward_std` is the standard deviation over all sampled answers.
+    (the k3 estimator). `entropy` is the mean entropy, in nats, of the distributions from which the
+    trained tokens were drawn. `completions_*` and `frac_reward_zero_std` (the share of groups
+    without a signal) are over everything sampled for the step; `completions_clipped_ratio` is the
+    share that was truncated. `clip_ratio_low_mean` and `clip_ratio_high_mean` are the shares of
+    tokens whose ratio was clipped at the lower and at the upper bound; `clip_ratio` is their sum
+    (TRL's `clip_ratio/region_mean`). `reward_std` is the standard deviation over all sampled
+    answers.
     """
 
     clip_ratio: float | None = None
@@ -218,8 +218,8 @@ class StepQuality:
 class StepMetrics:
     """The result of one optimizer step.
 
-    `skipped`: the reason why no step was made, else None ("no-signal", "non-finite"). `quality` has
-    further figures, see `StepQuality`.
+    `skipped`: the reason why no step was made ("no-signal", "non-finite"); None: one was made.
+    `quality` has further figures, see `StepQuality`.
     """
 
     loss: float
@@ -239,7 +239,7 @@ class StepMetrics:
 
 
 def sender_and_index(group: ScoredGroup) -> tuple[str, int]:
-    """Return the key of an order that does not depend on which peer was faster."""
+    """Return a sort key of groups that does not depend on which peer was faster."""
     return group.peer_id or "", group.task.index
 
 
@@ -254,14 +254,14 @@ def milli_reward(means: Sequence[float]) -> int:
 def round_seed(peer_id: str, round: int) -> int:
     """Return the seed of a peer's tasks in a round: 31 bits of sha256("PEER/ROUND").
 
-    Bound to peer and round, so that a peer can neither choose easy tasks nor reuse last round's
-    groups.
+    It depends on peer and round, so that a peer can neither choose easy tasks nor reuse groups of
+    another round.
     """
     return derived_seed(f"{peer_id}/{round}")
 
 
 def part_seed(peer_id: str, place: Place) -> int:
-    """Return the seed of a peer's sampling in a part of a round; its tasks have `round_seed`."""
+    """Return the seed for sampling answers in a part of a round; its tasks use `round_seed`."""
     seed = round_seed(peer_id, place.round)
     return derived_seed(f"{seed}/part/{place.part}") if place.part else seed
 

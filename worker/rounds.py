@@ -13,9 +13,9 @@ from worker.runtime.outage import Outage
 logger = logging.getLogger(__name__)
 
 OPEN_FOR_LONG = 0.5
-"""Parts for which the last round stayed open after our first one, so that another was worth it."""
+"""A further part begins at once if the last round stayed open this many parts after our first."""
 PATIENCE = 0.25
-"""Parts for which a node waits for the next round if the last one did not."""
+"""Otherwise a node first waits for the next round for as long as this many parts take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Clock(Protocol):
         waiting: Callable[[], None],
         deadline: float | None = None,
     ) -> Tick | None:
-        """Block until the round is later than `after`, calling `waiting` each time it is checked.
+        """Block until the round is later than `after`, calling `waiting` after each check.
 
-        After `deadline` (time.monotonic) it returns the round as it is, which is `after` itself.
+        After `deadline` (time.monotonic) it returns the current round, which is `after` itself.
         Returns None if the round is unknown: the chain can't be reached, or is behind `after`
         because it was restored from an older state.
         """
@@ -51,7 +51,7 @@ class RoundSource(Protocol):
 
 
 class ChainClock:
-    """The chain's round, read every `poll_seconds`. Missed rounds are not made up for."""
+    """The chain's round, read every `poll_seconds`. Rounds that were missed stay untrained."""
 
     def __init__(self, coordinator: RoundSource, poll_seconds: float) -> None:
         self._coordinator = coordinator
@@ -84,8 +84,8 @@ class ChainClock:
             if current.round < after:
                 if not self._is_behind:
                     logger.warning(
-                        "chain is behind, was it restored? training continues without it until"
-                        " it has caught up round=%d last_trained=%d",
+                        "chain is behind, as after a restore; training continues without it until"
+                        " it catches up round=%d last_trained=%d",
                         current.round,
                         after,
                     )
@@ -100,10 +100,10 @@ class ChainClock:
 class Pace:
     """Decides how long a node waits for the next round before it answers more tasks of this one.
 
-    In a swarm of equal nodes the next round begins as soon as all have reported, and a node that
-    has just begun a further part would be late for it. With a slow node, or long rounds, it begins
-    much later. So the node waits a little, unless the last round stayed open for long. `clock` is
-    monotonic seconds.
+    In a swarm of equally fast nodes the next round begins as soon as all have reported, and a node
+    that has just begun a further part would be late for it. With a slow node, or with long rounds,
+    the next round begins much later. So the node waits a little, unless the last round stayed open
+    for long. `clock` returns monotonic seconds.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._reported_at = clock()  # the end of the first part of the current round
+        self._reported_at = clock()  # when the first part of the current round ended
         self._part_seconds = 0.0
-        self._open_seconds = 0.0  # of the current round, after its first part, as far as was seen
-        self._last_open_seconds = 0.0  # of the round before
-        self._num_further_steps = 0  # of the current round, after the first
+        self._open_seconds = 0.0  # of the current round after its first part, so far
+        self._last_open_seconds = 0.0  # of the last round
+        self._num_further_steps = 0  # of the current round, after its first part
 
     def finish(self, part: int, seconds: float) -> None:
-        """Note that a step is done, which began with `part` and took so long."""
+        """Note the end of a step that began with `part` and took this many seconds."""
         self._part_seconds = seconds
         self._num_further_steps += 1
         if part == 0:
@@ -137,7 +137,7 @@ class Pace:
 
 
 class LocalClock:
-    """No chain is set: a round follows as soon as the last one is done."""
+    """The clock without a chain: each round begins when the last one has ended."""
 
     def next(
         self,

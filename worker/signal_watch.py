@@ -1,4 +1,4 @@
-"""Warn about a node whose answers teach it nothing, and advise on what is wrong with them."""
+"""Warn if a node's answers have no learning signal, with advice on the likely cause."""
 
 import logging
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class SignalWatch:
             )
 
     def _advise(self, local: Sequence[ScoredGroup]) -> str:
-        """Return advice on answers without a signal, based on what is wrong with them."""
+        """Return advice on the likely cause of answers without a signal."""
         limit = self._generation.max_completion_length
         cut = truncated_share(local, limit)
         closed = closed_share(local, is_closed)
@@ -55,7 +55,7 @@ class SignalWatch:
                 " model.name"
             )
         return (
-            "if this goes on, name easier tasks in environment.families (level: auto), or another"
+            "if this continues, name easier tasks in environment.families (level: auto), or another"
             " model in model.name"
         )
 

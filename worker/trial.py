@@ -1,4 +1,4 @@
-"""Compare weights on the same held-out tasks: which are better, and is it more than noise?"""
+"""Compare weights on the same held-out tasks, and test whether a difference is significant."""
 
 import hashlib
 import math
@@ -8,13 +8,13 @@ from worker.environments import Environment
 from worker.evaluation import HELD_OUT, Asked, Estimate, Score, fixed_tasks
 
 QUANTILE = 3.5
-"""Of the normal distribution. A trial looks up to eleven times (worker/adoption.py): one in 250
-equal candidates looks better than the own weights in one of them."""
+"""Quantile of the normal distribution for intervals. A trial (worker/adoption.py) computes up to
+eleven; in one of them, one in 250 candidates that are no better seems to be better."""
 MIN_TASKS = 16
-"""With fewer paired tasks nothing is beyond noise."""
+"""With fewer paired tasks no difference is significant."""
 
 Rewards = Mapping[Asked, Sequence[float]]
-"""By family and level, the mean reward of each task, in the order of the tasks."""
+"""The mean reward of each task, in the order of the tasks, by family and level."""
 
 
 def choose_tasks(
@@ -37,7 +37,7 @@ def tasks_digest(
     count: int,
     seed: int,
 ) -> str:
-    """Return a digest of the recipes; evaluations with another one can't be compared."""
+    """Return a digest of the recipes; evaluations with different digests can't be compared."""
     digest = hashlib.sha256()
     for one in asked:
         for task in environment.tasks_of(*one, HELD_OUT + seed, count):
@@ -68,7 +68,7 @@ def common_means(candidates: Sequence[Rewards]) -> list[float]:
 
 
 def pair_up(ours: Rewards, theirs: Rewards) -> list[float]:
-    """Return how much more they earn than we do, for each task that both have answered."""
+    """Return `theirs` minus `ours` for each task that both have answered."""
     return [
         their - our
         for one in ours
@@ -77,7 +77,7 @@ def pair_up(ours: Rewards, theirs: Rewards) -> list[float]:
 
 
 def estimate(pairs: Sequence[float]) -> Estimate:
-    """Return the mean of differences by task, with an interval of QUANTILE.
+    """Return the mean of the tasks' differences, with an interval of QUANTILE standard errors.
 
     With fewer than MIN_TASKS the interval is infinite.
     """

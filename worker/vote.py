@@ -13,8 +13,8 @@ def winners(
 ) -> list[str]:
     """Return our vote: the peer with the highest mean reward that we verified in this round.
 
-    We vote for ourselves only if our mean reward is higher than that of every peer that we heard,
-    and for nobody if we heard no peer.
+    We vote for ourselves only if our mean reward is higher than that of every peer that we heard.
+    Without any such peer the result is empty.
     """
     rewards: dict[str, list[float]] = {}
     for group in external:

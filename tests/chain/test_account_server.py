@@ -242,7 +242,7 @@ def test_compressed_body_is_refused(service) -> None:
     answer = requests.post(service.url + "/api/enrol", data=b"{}", headers=headers, timeout=10)
     assert (answer.status_code, answer.json()) == (
         415,
-        {"error": "Content-Encoding: bodies are taken as they are; send it without"},
+        {"error": "Content-Encoding: got a compressed body; send it uncompressed"},
     )
 
 

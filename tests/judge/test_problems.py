@@ -72,7 +72,7 @@ def test_problem_of_a_file_is_asked_once_also_after_a_restart(tmp_path, caplog):
     ("line", "message"),
     [
         ('{"clues": ["x"], "choices": ["a", "b"], "answer": 2}', "answer is 2, and there are 2"),
-        ('{"clues": ["x"], "choices": ["a", "a"], "answer": 0}', "a choice is there twice"),
+        ('{"clues": ["x"], "choices": ["a", "a"], "answer": 0}', "a choice occurs twice"),
         ('{"clues": [], "choices": ["a", "b"], "answer": 0}', "line 1: clues"),
         ("{", "line 1"),
         ("", "is empty"),
@@ -124,7 +124,7 @@ def test_file_that_is_missing_or_of_something_else_is_named(tmp_path):
         with pytest.raises(SettingsError, match=rf"can't be read: .*{reason}"):
             problems.read(file)
     (tmp_path / "image").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(SettingsError, match=r"can't be read: .*; expected a problem a line"):
+    with pytest.raises(SettingsError, match=r"can't be read: .*; expected one problem per line"):
         problems.read(tmp_path / "image")
 
 

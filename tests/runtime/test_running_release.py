@@ -47,5 +47,5 @@ def test_note_of_a_rollback_that_is_none_is_refused(tmp_path: Path, text: str) -
     release = tmp_path / "releases" / COMMIT
     release.mkdir(parents=True)
     (tmp_path / "rolled-back.json").write_text(text)
-    with pytest.raises(WorkerError, match=r"rolled-back\.json: not the note of a rollback"):
+    with pytest.raises(WorkerError, match=r"rolled-back\.json: not the record of a rollback"):
         last_rollback(release)

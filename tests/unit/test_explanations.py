@@ -36,7 +36,7 @@ def nested(raw: dict[str, Any]) -> list[str]:
         ),
         (
             {"trainer": {"learning_rate": "1e-5"}},
-            "here: trainer.learning_rate: got '1e-5'; expected a number; YAML takes it for text:"
+            "here: trainer.learning_rate: got '1e-5'; expected a number; YAML reads it as text:"
             " write it with a point and without quotes, such as 1.0e-5",
         ),
     ],

@@ -170,7 +170,7 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         (
             "trainer: {learning_rate: 1e-06}\n",
             (
-                "trainer.learning_rate: got '1e-06'; expected a number; YAML takes it for text:"
+                "trainer.learning_rate: got '1e-06'; expected a number; YAML reads it as text:"
                 " write it with a point and without quotes, such as 1.0e-5"
             ),
         ),

@@ -1,9 +1,9 @@
 """Task sources: an environment turns recipes into questions and answers into rewards.
 
-A new environment is one file. The node sees the mix of all families that its settings name
-(mixture.py). An environment is a module here whose `SOURCE` makes a `Source` (source.py). Families
-are named after it: `code/lists` is of `code.py`, `a-b/c` of `a_b.py`; a name without a slash is a
-family of reasoning-gym.
+An environment is one file: a module here whose `SOURCE` makes a `Source` (source.py). The node uses
+the mix of all families that its settings name (mixture.py). The name of a family begins with its
+environment: `code/lists` is in `code.py`, `a-b/c` in `a_b.py`; a name without a slash is a family
+of reasoning-gym.
 """
 
 import importlib
@@ -25,7 +25,7 @@ def load(environment: settings.Environment) -> Environment:
 
 
 def _load_source(name: str) -> Source:
-    """Import one environment alone: reasoning-gym takes a second, and not every role needs it."""
+    """Import only this environment: reasoning-gym takes a second, and not every role needs it."""
     module = name.replace("-", "_")
     if module in _modules():
         make = getattr(importlib.import_module(f"{__name__}.{module}"), "SOURCE", None)
@@ -43,7 +43,7 @@ def _modules() -> list[str]:
 
 
 def _names() -> str:
-    """Names of the environments, as families have them in front."""
+    """Names of the environments, as prefixes of families."""
     names = []
     for name in _modules():
         is_environment = hasattr(importlib.import_module(f"{__name__}.{name}"), "SOURCE")

@@ -1,8 +1,8 @@
-"""The tags around an answer, and the text between them; the only place that defines them."""
+"""Define the tags around an answer, and extract the text between them."""
 
 BEGIN, END = "<answer>", "</answer>"
 PLACEHOLDER = "your answer"
-"""The text between the tags in the instruction: quoted, it is not an answer."""
+"""The text between the tags in the instruction; repeated by a model, it is not an answer."""
 
 
 def tagged(answer: str) -> str:
@@ -12,7 +12,7 @@ def tagged(answer: str) -> str:
 def extract_answer(completion: str) -> str | None:
     """Return the text of the last answer tag, stripped.
 
-    None without one, and for the instruction's own example.
+    None if there is no tag, or if the text is the instruction's own example.
     """
     head, closing, _ = completion.rpartition(END)
     _, opening, answer = head.rpartition(BEGIN)

@@ -1,10 +1,10 @@
 """Code tasks: write a function for a list of steps, scored by hidden tests in the sandbox.
 
-A task is made from a small grammar: a chain of steps on a list, a text or a whole number, each an
-English phrase and the expression that does it. Phrases make the question, expressions the
-reference. Both come from the seed alone, so every peer has the same task and the same hidden tests,
-and scores an untrusted peer's function itself. The reward is the share of the hidden tests that the
-function passes.
+A task is made from a small grammar: a chain of steps on a list, a text or a whole number. Each step
+is an English phrase with its Python expression; the phrases make the question, the expressions the
+reference program. Both depend on the seed alone, so every peer has the same task and the same
+hidden tests, and scores an untrusted peer's function itself. The reward is the share of the hidden
+tests that the function passes.
 """
 
 import itertools
@@ -25,8 +25,7 @@ NUM_TESTS = 12
 MAX_STEPS = 6
 MAX_PROGRAM_LENGTH = 8192
 
-# (phrase, expression over x); {k}, {m} and {n} are numbers from -9..9 without 0, from 2..9 and from
-# 1..4.
+# (phrase, expression over x). {k} is a number in -9..9 except 0, {m} one in 2..9, {n} one in 1..4.
 Steps = tuple[tuple[str, str], ...]
 
 _LIST_STEPS: Steps = (
@@ -166,7 +165,7 @@ class Code:
     """See `environments.Source`. Raises ResourceError if untrusted programs can't be isolated."""
 
     version = "code 1"
-    """Incremented with every change of the task or of the tests of a recipe."""
+    """Incremented with every change of the task or the tests that a recipe makes."""
 
     def __init__(self) -> None:
         require_isolation()
@@ -252,7 +251,7 @@ def _share(
 ) -> float:
     if outputs is None:
         return 0.0
-    # As texts: for JSON, 1, 1.0 and true differ; a tuple is a list.
+    # Compared as JSON text, in which 1, 1.0 and true differ, and a tuple is a list.
     expected = [result for _, result in task.tests]
     num_right = sum(map(operator.eq, expected, outputs))
     return float(num_right / len(task.tests))

@@ -1,13 +1,12 @@
 """Guards over reasoning-gym's scorers: skip useless items, give cheating answers no reward.
 
-A scorer of reasoning-gym compares an answer with the answer that its author expected. A policy
-under reinforcement learning, or a peer, gives whatever answer earns a reward: a premise copied from
-the question, "nan", a formula with a gap. Each guard here closes such a gap of one family.
-`scripts/survey_families.py` found them by giving every family cheap answers; `families.json` has
-its measurements.
+reasoning-gym's scorers were written for honest answers. A policy under reinforcement learning, or a
+peer, gives any answer that earns a reward: a premise copied from the question, "nan", an unusual
+formula. Each guard here closes such a loophole of one family. `scripts/survey_families.py` found
+the loopholes by giving cheap answers to every family; `families.json` has its measurements.
 
-A guard is part of the definition of a task: `ReasoningGym.version_of` names it, so nodes with and
-without it do not exchange groups of that family, and neither takes the other for a liar.
+A guard is part of the definition of a task: `ReasoningGym.version_of` includes it, so nodes with
+and without it do not exchange groups of that family, and do not blame each other.
 """
 
 import math
@@ -25,7 +24,7 @@ Scorer = Callable[[], float]
 """The family's own reward for the answer."""
 
 _HUGE_EXPONENT = re.compile(r"e[+-]?[\d_]{3,}", re.IGNORECASE)
-"""Fraction("1e999999999") computes a number of a billion digits; `coin_flip` parses so."""
+"""Fraction("1e999999999"), as in `coin_flip`, computes a number of a billion digits."""
 _NOT_FINITE = re.compile(r"(?<![a-z])(s?nan\d*|inf(inity)?)[ij]?(?![a-z])", re.IGNORECASE)
 """Comparisons with nan are false: `complex_arithmetic` accepts "nan" as an exact result."""
 _IGNORED_BY_SCORERS = re.compile(r"[\s,_*]")
@@ -39,9 +38,9 @@ _FRACTION = re.compile(
 class Guard:
     """Rules for the items and rewards of one family whose own rules are too generous.
 
-    `reason`: the gap, for people. `is_sound` decides whether an item may be used. `score` replaces
-    the family's scorer, which it gets as a function without arguments. `revision` rises with every
-    change of either.
+    `reason`: the loophole, in words. `is_sound` decides whether an item may be used. `score`
+    replaces the family's scorer, which it gets as a function without arguments. `revision` is
+    incremented with every change of either.
     """
 
     reason: str
@@ -51,7 +50,7 @@ class Guard:
 
 
 def is_refused_answer(answer: str) -> bool:
-    """Return whether no scorer may see this answer: not finite, or unbounded time to parse."""
+    """Return whether an answer must not reach a scorer: not finite, or unbounded time to parse."""
     readings = answer, _IGNORED_BY_SCORERS.sub("", answer)
     return any(_HUGE_EXPONENT.search(text) or _NOT_FINITE.search(text) for text in readings)
 
@@ -59,9 +58,8 @@ def is_refused_answer(answer: str) -> bool:
 def bounded(reward: float) -> float:
     """Return `reward` if it is a valid reward, else 0.
 
-    Rewards over 1 come from formulas that left their range: `calendar_arithmetic` divides by a
-    negative number where the right answer is -1, and every other number then earns e^(5 x
-    distance).
+    Rewards over 1 come from formulas outside their range: `calendar_arithmetic` divides by a
+    negative number if the right answer is -1, and every other number then earns e^(5 x distance).
     """
     return reward if math.isfinite(reward) and 0.0 <= reward <= 1.0 else 0.0
 

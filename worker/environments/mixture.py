@@ -1,8 +1,8 @@
 """A weighted mix of families: the tasks of a seed, the known recipes, and their difficulty.
 
 A family of the settings is at one level of its curriculum, or at no level. The configurations of
-*all* its levels are known here, so that a peer at another level is understood: its task names the
-configuration by digest.
+*all* its levels are known here, so that tasks of a peer at another level can be made too: a task
+names its configuration by a digest.
 """
 
 import hashlib
@@ -23,21 +23,20 @@ from worker.records import MAX_PART_TASKS, MAX_PARTS, ScoredGroup, Task, derived
 log = logging.getLogger(__name__)
 
 MAX_INDEX = MAX_PARTS * MAX_PART_TASKS
-"""Tasks of one seed: far above any round, and a bound for the recipes of untrusted peers."""
+"""Largest number of tasks of a seed: far more than any round has; recipes of peers are checked."""
 RISE_AFTER = 10
-"""Groups at a level before it may rise. With the default mix a family has about one group a round.
-"""
+"""Number of groups at a level before it may rise; a family of the default mix has one a round."""
 SOLVED_AFTER = 3
 """Consecutive solved groups after which a level of `auto` rises at once."""
 SOLVED = 0.95
 AUTO_RISE_AT = 0.7
-"""`rise_at` of a family whose level is `auto`, unless the settings give one."""
+"""`rise_at` of a family whose level is `auto`, unless the settings have one."""
 FALL_AFTER = 6
 """Consecutive groups without a signal and with almost no reward after which a level falls."""
 HOPELESS = 0.1
 MAX_FALLS = 4
 DRAWN_BY = 8
-"""Recent groups whose mean signal weights the draw of a family with level `auto`."""
+"""Number of recent groups whose mean signal is the weight of a family with level `auto`."""
 
 
 @dataclass
@@ -45,8 +44,8 @@ class _Standing:
     """The state of a family's curriculum.
 
     `rewards`: mean rewards of our last groups at this level, the newest last; `strengths`: the
-    signal (`ScoredGroup.signal`) of our last groups of the family; `falls`: how often the level has
-    fallen.
+    signals (`ScoredGroup.signal`) of our last groups of the family; `falls`: how often the level
+    has fallen.
     """
 
     level: int
@@ -67,7 +66,7 @@ class _Standing:
     def is_solved(self, family: settings.Family) -> bool:
         """Return whether the level should rise.
 
-        Each time that a level has fallen, it rises more slowly again.
+        After each fall of the level it rises more slowly.
         """
         is_auto = family.level == "auto"
         last = self.rewards[-SOLVED_AFTER:]
@@ -83,7 +82,7 @@ class _Standing:
         return sum(self.rewards[-wanted:]) / wanted >= rise_at
 
     def is_hopeless(self, family: settings.Family) -> bool:
-        """Return whether the level should fall: for some groups it taught nothing."""
+        """Return whether the level should fall, because the last groups taught nothing."""
         is_auto = family.level == "auto"
         floor = 0 if family.level == "auto" else family.level
         if floor is None or self.level <= floor:
@@ -106,8 +105,9 @@ class _Standing:
 class _Entry:
     """A family of the settings.
 
-    `digests`: of its configuration alone or, with a level, of all levels in order; `base`: of its
-    configuration alone, `levels`: of all levels, whatever the settings name.
+    `digests`: those of the configurations that it uses: of all levels in order, or without a level
+    of its plain configuration. `base`: digest of its plain configuration; `levels`: digests of all
+    levels, whatever the settings name.
     """
 
     family: settings.Family
@@ -197,7 +197,7 @@ class Mix:
     def level_of(self, task: Task) -> int | None:
         """Return the level of a task in its family's curriculum.
 
-        None: it is at no level, or of no family of this mix.
+        None: it is at no level, or not in this mix.
         """
         for entry in self._entries:
             if entry.family.name == task.family and task.config_digest in entry.levels:
@@ -286,7 +286,7 @@ class Mix:
     ) -> None:
         """Restore the levels of the families that are in the settings; others start as configured.
 
-        State that can't be restored is logged: of a family that is gone or has another
+        State that can't be restored is logged, such as that of a family that is gone or has another
         configuration, or of a level that no longer exists.
         """
         try:
@@ -393,7 +393,7 @@ class Mix:
 
 
 def _key_of(task: Task) -> tuple[str, str]:
-    """Return family and digest, which say how a task is made."""
+    """Return family and digest, which determine how a task is made."""
     return task.family, task.config_digest
 
 
@@ -402,6 +402,6 @@ def config_digest(
     family: str,
     config: Config,
 ) -> str:
-    """Return 12 hex digits that two nodes share exactly if a recipe gives both the same task."""
+    """Return 12 hex digits, equal on two nodes exactly if a recipe makes the same task on both."""
     canonical = json.dumps([version, family, config], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Valid conclusions in reasoning-gym's `propositional_logic`: none that one premise implies.
+"""Score conclusions in reasoning-gym's `propositional_logic`: none that one premise implies.
 
 A truth table over n variables is an integer of 2^n bits, one for each assignment. A clause is a set
 of literals, and is true unless all of them are false. A conclusion earns a reward if
@@ -6,12 +6,12 @@ of literals, and is true unless all of them are false. A conclusion earns a rewa
 * it follows from the premises together and is not a tautology;
 * none of its prime implicates (the shortest clauses that it implies) follows from one premise
   alone, so neither a copied premise, nor a weakened one, nor several joined by "and" earn;
-* it is written with no more literals than its prime implicates have: premises joined in disguise
-  do not earn.
+* it is written with no more literals than its prime implicates have, so a disguised conjunction of
+  premises does not earn.
 
 Items whose premises contradict each other, or that have no such conclusion of one or two literals,
-are not used. Of those that imply a variable itself, which are by far the most at the easiest level,
-only one in three is used: otherwise "Q" alone, whatever the premises are, earns 0.4.
+are not used. Of those that imply a single variable (most items at the easiest level) only one in
+three is used: otherwise the answer "Q", whatever the premises are, would earn 0.4.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ WELL_FORMED = 0.05
 """Reward of a formula that is not a valid conclusion, as in the family's own scorer."""
 
 MAX_LENGTH = 256
-"""Characters of an answer; ten literals with connectives fit.
+"""Largest number of characters of an answer: enough for ten literals with connectives.
 
 reasoning-gym's parser takes quadratic time.
 """
 
 MAX_VARIABLES = 6
-"""Of a conclusion: all of its 3^n clauses are examined."""
+"""Largest number n of variables in a conclusion: all of its 3^n clauses are examined."""
 
 
 class Tables:

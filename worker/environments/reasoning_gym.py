@@ -4,8 +4,8 @@ A task is a data set with one item. reasoning-gym's own index is not used: its i
 item i - 1 of seed s + 1, so neighbouring seeds would share tasks.
 
 Answers are untrusted text. `scripts/survey_families.py` measured how each family handles them, and
-whether two processes make the same tasks of a recipe; `check` uses its result in `families.json`.
-Gaps in scorers are closed in guards.py.
+whether two processes make the same task from a recipe; `check` uses its results in `families.json`.
+guards.py closes loopholes in scorers.
 """
 
 import ast
@@ -36,15 +36,15 @@ from worker.records import derived_seed
 
 log = logging.getLogger(__name__)
 
-# These modules `eval` the answer before they compare it. A module-level name shadows the builtin:
-# literals only.
+# These modules `eval` the answer before they compare it. A module-level name shadows the builtin,
+# so that only literals are evaluated.
 _EVALUATING_MODULES = (
     "reasoning_gym.algorithmic.binary_matrix",
     "reasoning_gym.algorithmic.spiral_matrix",
     "reasoning_gym.algorithmic.string_insertion",
     "reasoning_gym.games.n_queens",
 )
-# Python warns of odd programs, a line for each place: an answer could fill the log.
+# Python prints a warning for each suspicious place in a program: an answer could flood the log.
 warnings.filterwarnings("ignore", category=SyntaxWarning)
 for _name in _EVALUATING_MODULES:
     vars(importlib.import_module(_name))["eval"] = ast.literal_eval
@@ -54,14 +54,14 @@ FAMILIES_FILE = Path(__file__).with_name("families.json")
 """
 
 MAX_DRAWS = 512
-"""Items drawn for one task until one is sound.
+"""Largest number of items drawn for one task until one is sound.
 
 A configuration with fewer than one sound item in 16 is refused.
 """
 _CHECKED_ITEMS = 32
 
 _REFUSALS = (AssertionError, TypeError, ValueError)
-"""Raised by the `validate` and the constructors of reasoning-gym for an invalid configuration."""
+"""Errors that reasoning-gym's `validate` and constructors raise for an invalid configuration."""
 
 _making = threading.Lock()
 
@@ -74,7 +74,7 @@ _UNREADABLE_ANSWER = (
     TypeError,
     ValueError,
 )
-"""Raised by reasoning-gym's scorers for answers that they can't parse."""
+"""Errors that reasoning-gym's scorers raise for answers that they can't parse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class ReasoningGym:
             try:
                 at_level = {**_level_config(curriculum, level), **config}
                 made = DATASETS[family][1](**at_level)
-                if hasattr(made, "validate"):  # two families' configurations have none
+                if hasattr(made, "validate"):  # the configurations of two families lack it
                     made.validate()
             except _REFUSALS:
                 return levels
@@ -219,9 +219,9 @@ def _level_config(
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
 def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
-    """Return the data set and the item of a recipe: its first draw that the guard finds sound.
+    """Return the data set and the item of a recipe: the first draw that the guard accepts.
 
-    Raises BadRecord ("unknown-task") if none of MAX_DRAWS is.
+    Raises BadRecord ("unknown-task") if it accepts none of MAX_DRAWS.
     """
     guard = guards.GUARDS.get(recipe.family)
     config = json.loads(recipe.config)
@@ -240,8 +240,8 @@ def _draw(
     config: Config,
     seed: int,
 ) -> tuple[Any, dict[str, Any]]:
-    # Family bf runs what it made, and that prints. The exchange's threads ask too, and there is one
-    # standard output.
+    # Family bf runs the program that it made, which prints. The exchange's threads call this too,
+    # and they share one standard output.
     with _making, contextlib.redirect_stdout(io.StringIO()):
         dataset = create_dataset(family, seed=seed, size=1, **config)
         return dataset, dataset[0]
@@ -272,7 +272,7 @@ def _count_sound(family: str, config: str) -> int:
 
 
 def _max_answer_length(item: dict[str, Any]) -> int:
-    """Return the length above which answers are wrong.
+    """Return the length, in characters, above which answers are wrong.
 
     Scorers parse untrusted text in quadratic time: 140 s for 16,000 negation signs.
     """

@@ -2,9 +2,9 @@
 
 Each `Runner` is a fresh Python interpreter without our modules, environment variables or open files
 (sandbox_child.py); each program runs in a fork of it under a seccomp filter: no files, no network,
-no processes, no signals, bounded memory, time and output. That needs no root, no namespaces and no
-package, and works within the systemd unit of a worker. Results are compared in the parent process,
-which the program can't reach.
+no processes, no signals, and limited memory, time and output. This needs neither root nor
+namespaces nor a package, and works in the systemd unit of a worker. Results are compared in the
+parent process, which the program can't reach.
 """
 
 import json
@@ -21,17 +21,17 @@ from typing import Any, Self
 from worker.errors import ResourceError
 
 CPU_SECONDS = 1
-"""A right program takes milliseconds."""
+"""Processor time of a program; a right one takes milliseconds."""
 WALL_SECONDS = 15.0
-"""For a busy machine that is slow to give it that second; a program can't sleep."""
+"""Time of a program on a busy machine, which is slow to give it that second; it can't sleep."""
 MEMORY_BYTES = 256 << 20
-"""Address space, the interpreter's own (about 30 MB) included."""
+"""Address space, including the interpreter's own (about 30 MB)."""
 OUTPUT_BYTES = 64 << 10
 _PATIENCE_SECONDS = 20.0
-"""For the runner itself, beyond the program's time: start, fork, scheduling."""
+"""Time of the runner itself, in addition to the program's: start, fork, scheduling."""
 
-# Only system calls that the filter of the worker's systemd unit permits: it would kill others,
-# such as ptrace, and the probe with them.
+# It tries only system calls that the filter of the worker's systemd unit permits. For others, such
+# as ptrace, that filter would kill the probe.
 _PROBE = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -90,7 +90,7 @@ class Runner:
             }
         )
         reply = self._ask(job)
-        if reply is None:  # the kernel may have killed it to free memory: try again
+        if reply is None:  # the kernel may have killed the process to free memory: try again
             self._stop()
             self._start()
             reply = self._ask(job)
@@ -138,7 +138,7 @@ class Runner:
             stdin.write(job.encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
-            pass  # it may have written a reply before it died
+            pass  # the process may have written a reply before it died
         deadline, data = time.monotonic() + WALL_SECONDS + _PATIENCE_SECONDS, b""
         # select() takes no file number above 1023, and a worker may have many connections.
         waiting = select.poll()

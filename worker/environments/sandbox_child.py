@@ -1,10 +1,10 @@
 """The inner side of the sandbox: a script run by `python -I -S`, without our other modules.
 
-It reads one job a line from standard input, runs the job's program in a sealed fork of itself, and
-writes the outcome as one line. The fork, once sealed, can compute, use a bounded amount of memory,
-and write to one pipe. It can't open, create, fork, execute, connect, signal or trace anything:
-seccomp refuses all those system calls, whatever the program does to the interpreter around it. The
-expected results are never in this process.
+It reads jobs from standard input, one per line, runs each job's program in a sealed fork of itself,
+and writes the result as one line. The fork, once sealed, can compute, use a limited amount of
+memory, and write to one pipe. It can't open, create, fork, execute, connect, signal or trace
+anything: seccomp refuses all those system calls, whatever the program does to the interpreter
+around it. The expected results are never in this process.
 """
 
 import bisect  # noqa: F401 - for the programs: a sealed process can import nothing that is not loaded
@@ -38,7 +38,7 @@ RESULT_FD = 3
 
 Arch = collections.namedtuple("Arch", "audit_arch syscalls")
 
-# The system calls of a sealed program; all others fail with EPERM. None of them waits: a program
+# The system calls of a sealed program; all others fail with EPERM. None of them waits, so a program
 # that does not end uses processor time, which is limited.
 ARCHITECTURES = {
     "x86_64": Arch(
@@ -67,7 +67,7 @@ ARCHITECTURES = {
 
 
 def filter_program(arch: Arch) -> bytes:
-    """Return the seccomp filter as BPF: (code, jump if true, jump if false, operand) each."""
+    """Return the seccomp filter in BPF: instructions of code, jump if true, if false, operand."""
     load, equal, answer = 0x20, 0x15, 0x06
     steps = [
         (load, 0, 0, 4),
@@ -82,7 +82,7 @@ def filter_program(arch: Arch) -> bytes:
 
 
 class Sealer:
-    """Created once, before any untrusted code is loaded; `seal` is called in the fork."""
+    """Seals a process. It is created once, before any untrusted code; a fork calls `seal`."""
 
     def __init__(self) -> None:
         arch = ARCHITECTURES.get(platform.machine())
@@ -139,7 +139,8 @@ def run_job(
 ) -> dict[str, typing.Any]:
     """Run one program.
 
-    `outputs`: its output, unchecked; None: nothing in time, too much, or it could not start.
+    `outputs` in the reply: its output, unchecked; None: it wrote nothing in time, or too much, or
+    could not start.
     """
     reading, writing = os.pipe()
     runner = os.getpid()
@@ -162,7 +163,7 @@ def read_result(
 ) -> dict[str, typing.Any]:
     """Read the output of the fork.
 
-    The fork writes "sealed" before the program starts: without it, nothing of the program has run.
+    The fork writes "sealed" before the program starts; without that, the program has not run.
     """
     data = b""
     while True:

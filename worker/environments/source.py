@@ -12,9 +12,10 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One task, as a source makes it.
+    """The recipe of one task within a source.
 
-    `family` is one of the source's own, `config` a configuration as JSON text, `seed` has 31 bits.
+    `family` is a name without the environment, `config` a configuration as JSON text; `seed` has 31
+    bits.
     """
 
     family: str
@@ -75,7 +76,7 @@ class Environment(Protocol):
     def families(self) -> tuple[str, ...]:
         """Return each family of the mix with its configuration.
 
-        Two peers have the families in common that both name alike.
+        Two peers share the families for which both return the same text.
         """
 
     @property

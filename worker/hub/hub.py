@@ -1,8 +1,8 @@
 """Push the model to the Hugging Face Hub every N rounds, in a separate process.
 
-It is pushed from a finished checkpoint. A round never waits for a push and never fails because of
-one: a failed push is logged and reported in the status, and the next one is tried when it is due.
-The uploading process (upload.py) has a deadline and ends with the worker.
+The files are those of a finished checkpoint. A round never waits for a push and never fails because
+of one: a failed push is logged and reported in the status, and the next push is tried when it is
+due. The uploading process (upload.py) has a deadline and ends with the worker.
 """
 
 import json
@@ -46,8 +46,8 @@ class HubStatus:
 class Hub:
     """Pushes of one node.
 
-    `name` completes a repository that is only a namespace: OWNER becomes OWNER/NAME. Raises
-    SettingsError for a token file without a token, since that can't resolve itself.
+    If the repository in the settings is only OWNER, it becomes OWNER/`name`. Raises SettingsError
+    for a token file without a token, which only a person can fix.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Hub:
     ) -> None:
         """Start to upload the file of `weights` and the files that `describe` writes next to it.
 
-        Returns at once. Without `weights`, `describe` writes them too, which takes as
-        long as the disk does. While the last push is still running, this one is skipped with a
-        warning.
+        Returns without waiting for the upload. `weights` None: `describe` writes them too, which
+        takes as long as the disk needs. While the last push is still running, this one is skipped
+        with a warning.
         """
         self._attempted = rounds_trained
         if self.status().state == "uploading":
@@ -152,7 +152,7 @@ class Hub:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the worker alone, which then ends it
+                start_new_session=True,  # Ctrl-C reaches only the worker, which then ends it
             )
 
     def _finish(self, code: int) -> None:

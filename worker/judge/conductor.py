@@ -1,9 +1,9 @@
 """Run games on the chain, one after the other, through any number of crashes.
 
-The queue of transactions (chain.transaction_queue) brings each call to the chain, and everything
-else is read from the contract: the game's round, whether it is settled. So a judge that was killed
-continues, and so does one whose chain has lost its last seconds. A game that the chain has
-forgotten is given up, and another one opened.
+The queue of transactions (chain.transaction_queue) sends each call to the chain. Everything else is
+read from the contract: the game's round, and whether it is settled. So a judge continues after it
+was killed, and after its chain has lost its last seconds. If the chain has forgotten a game, that
+game is given up, and another one is opened.
 """
 
 import json
@@ -37,7 +37,7 @@ NO_CLUE: dict[str, Any] = {
     "clue": "",
     "choices": [],
 }
-"""The answer while no game takes bets, in the existing judge's form."""
+"""The reply while no game accepts bets, in the format of RL Swarm's judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class State:
     """A game in progress, as it is on disk.
 
     `salt` hides the answer until it is revealed. `game` None: not known to be on the chain. `round`
-    began at `began_at` (Unix seconds); None: no round was seen yet. The game is opened after
-    `block`; 0: in any block, as in files of earlier versions. `is_told`: its answer was sent to the
-    chain, so that others may know it.
+    began at `began_at` (Unix seconds); None: no round was seen yet. The game is opened in a block
+    after `block`; 0: in any block, as in files of earlier versions. `is_told`: the answer was sent
+    to the chain, so others may know it.
     """
 
     problem: Problem
@@ -79,11 +79,11 @@ class Conductor:
         self._reveals = Reveals(folder / "reveals.json", market, self._sender)
         self._next_at = 0.0
         self.num_games = 0
-        """Games that ended since this process started."""
+        """Number of games that ended since this process started."""
         self._clue = NO_CLUE
 
     def clue(self) -> dict[str, Any]:
-        """Return the clue that bets are taken on now; NO_CLUE if there is none."""
+        """Return the clue on which bets are accepted now; NO_CLUE if there is none."""
         return self._clue
 
     def past_games(self, count: int) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ class Conductor:
         Raises ChainUnreachable and ChainError; the next step tries again.
         """
         if self._sender.tend():
-            return  # what is due next depends on it
+            return  # the next step depends on its result
         self._reveals.check()
         if self._state is None:
             self._plan()
@@ -114,12 +114,12 @@ class Conductor:
         block = self._market.client.block_number()
         problem = next(self._problems, None)
         if problem is not None:
-            # On disk before anybody sees its commitment: without the salt it could not be revealed.
+            # On disk before the commitment is sent: the answer can't be revealed without the salt.
             self._save(State(problem, secrets.randbits(256), block=block))
 
     def _open(self, state: State) -> None:
         newest = self._market.client.block_number()
-        if newest < state.block:  # the chain was restored, and makes other blocks from there on
+        if newest < state.block:  # the chain was restored to an older block
             state = replace(state, block=newest)
             self._save(state)
         problem = state.problem
@@ -140,11 +140,11 @@ class Conductor:
         except ContractRefused as refusal:
             if refusal.name != "UnknownGame":
                 raise
-            self._end(state, "lost")  # the chain was restored from before it
+            self._end(state, "lost")  # the chain was restored to before the game
             return
         if game.status == GameStatus.OPEN and state.is_told:
-            # The chain was restored from before its last round, and the answer may be known: the
-            # game expires, and all get back their bets.
+            # The chain was restored to before the game's last round, and the answer may be known:
+            # the game expires, and all bets are returned.
             self._end(state, "lost")
         elif game.status == GameStatus.OPEN:
             self._conduct_round(state, game)
@@ -170,14 +170,14 @@ class Conductor:
             "clue": state.problem.clues[game.round],
             "choices": list(state.problem.choices),
         }
-        if state.problem.family is not None:  # beyond the existing judge's form
+        if state.problem.family is not None:  # not in the format of RL Swarm's judge
             clue["family"] = state.problem.family
         self._clue = clue
         if time.time() - state.began_at >= self._settings.round_seconds:
             self._sender.send(self._market.call("incrementRound", state.game))
 
     def _end(self, state: State, result: str) -> None:
-        """Record how a game ended, and forget it; once, also after a crash in between."""
+        """Record how a game ended, and drop its state; safe to repeat after a crash in between."""
         self._clue = NO_CLUE
         problem = state.problem.model_dump(mode="json")
         self._past.add({"game": state.game, "result": result, "ended_at": time.time(), **problem})
@@ -194,7 +194,7 @@ class Conductor:
 
 
 def _read(file: Path) -> State | None:
-    """Return the game in progress. The file is replaced as a whole, so it is never half written.
+    """Return the game in progress, from a file that is written atomically.
 
     Raises WorkerError for a file that a judge can't have written.
     """

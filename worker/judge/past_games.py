@@ -8,13 +8,13 @@ from worker.errors import WorkerError
 from worker.runtime.files import write_whole
 
 FILE = "games.jsonl"
-"""Its name in the judge's folder."""
+"""Name of the file in the judge's folder."""
 MAX_GAMES = 1000
-"""Games kept; the oldest are forgotten."""
+"""Number of games to keep; the oldest are dropped."""
 
 
 class PastGames:
-    """The games in `file`, a JSON object a line. Raises WorkerError for a damaged file."""
+    """The games in `file`, one JSON object per line. Raises WorkerError for a damaged file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -25,7 +25,7 @@ class PastGames:
         return self._games[-count:][::-1]
 
     def add(self, game: dict[str, Any]) -> None:
-        """Add a game that ended. One that is there, as after a crash, is replaced."""
+        """Add a game that ended, or replace it if it is there already, as after a crash."""
         others = [other for other in self._games if other["game"] != game["game"]]
         games = [*others, game][-MAX_GAMES:]
         write_whole(self._file, "".join(json.dumps(each) + "\n" for each in games))

@@ -1,4 +1,4 @@
-"""Make the problems of games: a question with clues, and choices of which one is right.
+"""Make the problems of games: clues to a question, and choices, one of which is right.
 
 They come from the tasks of an environment, or from a file. A task's clues are growing parts of its
 text, and its wrong choices are the right answers of other tasks of its family.
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _RIGHT = 0.999
 _OTHER_TASKS = 8
-"""Tasks to draw for each wrong choice, as some have the same answer."""
+"""Number of tasks to draw for each wrong choice, because some have the same answer."""
 _MAX_DRAWS = 64
 _MAX_CHOICE = 200
 """Longest choice, in characters."""
@@ -39,7 +39,7 @@ Choice = Annotated[str, Field(min_length=1, max_length=_MAX_CHOICE)]
 class Problem(BaseModel):
     """A problem: a clue for each round, the choices, and the index of the right one.
 
-    `family`: the task family that it is from; None: not known.
+    `family`: the task family that it is from; None: unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +54,7 @@ class Problem(BaseModel):
         if self.answer >= len(self.choices):
             raise ValueError(f"answer is {self.answer}, and there are {len(self.choices)} choices")
         if len(set(self.choices)) < len(self.choices):
-            raise ValueError("a choice is there twice")
+            raise ValueError("a choice occurs twice")
         return self
 
 
@@ -62,7 +62,7 @@ def source(
     judge: Judge,
     load: Callable[[], Environment],
 ) -> Iterator[Problem]:
-    """Return the problems of `judge.problems_file`, each once, or without end ones drawn at random.
+    """Return the problems of `judge.problems_file`, each once, or endless random ones.
 
     Raises SettingsError if the file is invalid, or the environment has no task that fits.
     """
@@ -78,9 +78,11 @@ def read(file: Path) -> list[Problem]:
         # Texts may have the other separators that splitlines knows, such as U+2028.
         lines = file.read_text().removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{where}: can't be read: {error}; expected a problem a line") from None
+        raise SettingsError(
+            f"{where}: can't be read: {error}; expected one problem per line"
+        ) from None
     if lines == [""]:
-        raise SettingsError(f"{where}: is empty; expected a problem a line")
+        raise SettingsError(f"{where}: is empty; expected one problem per line")
     problems = []
     for number, line in enumerate(lines, 1):
         try:
@@ -96,10 +98,10 @@ def read(file: Path) -> list[Problem]:
 
 
 def _once(problems: list[Problem], judge: Judge) -> Iterator[Problem]:
-    """Yield the problems that this judge never asked: the answers of the others are public.
+    """Yield the problems that this judge has never asked: the answers of the others are public.
 
-    Their digests are kept, so lines may be added to the file, or move. Earlier versions kept only
-    the games that ended.
+    The digests of asked problems are stored, so lines may be added to the file or moved. Earlier
+    versions stored only the games that ended.
     """
     file = judge.state_dir / "asked.txt"
     past = past_games.read(judge.state_dir / past_games.FILE)
@@ -128,7 +130,7 @@ def _drawn(
     environment: Environment,
     judge: Judge,
 ) -> Iterator[Problem]:
-    """Draw from seeds that nobody can predict: who knew them could look up the answers."""
+    """Draw problems with unpredictable seeds: a player who knew them could compute the answers."""
     while True:
         for _ in range(_MAX_DRAWS):
             problem = of_seed(environment, judge, secrets.randbits(31))

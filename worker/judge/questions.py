@@ -1,4 +1,4 @@
-"""Evaluation questions: tasks that are handed out, and their answers scored, once each."""
+"""Ask tasks as evaluation questions, and score one answer to each."""
 
 import secrets
 import threading
@@ -9,7 +9,7 @@ from worker.environments.answers import extract_answer, tagged
 from worker.records import Task
 
 MAX_SESSIONS = 4096
-"""Questions that may be open at once; the oldest is forgotten."""
+"""Number of questions that may be open at once; the oldest is dropped for a new one."""
 MAX_ANSWER = 8192
 """Longest answer, in characters."""
 

@@ -1,7 +1,7 @@
-"""Answers that were revealed lately, to be revealed again if the chain forgets that it got them.
+"""Keep recently revealed answers, and reveal them again if the chain has lost the reveal.
 
-A chain that is restored from its last dump has forgotten its last seconds. A game that it has again
-as before the reveal would only wait to expire, and those who won would get back their bets.
+A chain that is restored from its last dump has lost its last seconds. A game whose reveal is lost
+would wait until it expires, and its winners would only get back their bets.
 """
 
 import json
@@ -55,12 +55,12 @@ class Reveals:
         self._sender.send(self._market.call("revealAnswer", game, answer, salt))
 
     def keep(self, game: int, answer: int, salt: int) -> None:
-        """Keep the reveal of a game that is settled on the chain."""
+        """Store the reveal of a game that is settled on the chain."""
         others = [reveal for reveal in self._reveals if reveal.game != game]
         self._save([*others, Reveal(game, answer, salt, time.time())])
 
     def check(self) -> None:
-        """Reveal again what the chain has forgotten, when the next check is due."""
+        """If the next check is due, reveal again the answers whose reveals the chain has lost."""
         now = time.time()
         if now < self._check_at:
             return
@@ -82,7 +82,7 @@ class Reveals:
             reason = status.name.lower()
         except ContractRefused as refusal:
             reason = refusal.name or str(refusal)
-        # Its answer is known by now: nothing that is bet in it from here on may count.
+        # The answer is public by now, so later bets in this game must not count.
         log.warning("chain forgot a game game=%d: %s; it is not settled", reveal.game, reason)
         return False
 

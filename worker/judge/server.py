@@ -1,6 +1,6 @@
-"""The judge (`hivewright judge`): HTTP in the existing judge's form, and the games behind it.
+"""The judge (`hivewright judge`): an HTTP service like RL Swarm's judge, and the games behind it.
 
-It starts and keeps running without a chain: no game takes bets until there is one.
+It starts and keeps running without a chain; no game accepts bets until there is one.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 64 * 1024
 QUESTIONS_PER_SECOND = 1.0
 QUESTIONS_BURST = 60.0
-"""Evaluation questions for one address: it does not push those of others out of the open ones."""
+"""Limits of evaluation questions per address, so that one can't displace all open questions."""
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
@@ -67,7 +67,7 @@ def run(settings: Settings) -> None:
 
 
 class Service:
-    """The calls. Tasks are made and scored, and the chain read, in threads."""
+    """The HTTP calls. Tasks are made and scored, and the chain is read, in threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -161,7 +161,7 @@ class Service:
         self,
         request: web.Request,
     ) -> web.Response:
-        """Answer the games that ended, newest first; ours, beyond the existing judge."""
+        """Answer the games that ended, newest first; RL Swarm's judge has no such call."""
         past = [] if self._conductor is None else self._conductor.past_games(_MAX_GAMES)
         return web.json_response({"games": past})
 

@@ -1,8 +1,8 @@
-"""Send bets, follow them on the chain, claim what they win, and rate the model's beliefs.
+"""Send bets, follow them on the chain, claim winnings, and rate the model's beliefs.
 
-A bet is in the journal before it is sent, and whether it counts is read from the contract: on our
-contract, which takes one bet for each clue, it is sent until it is there; on a foreign one it is
-sent once. What can't be read of one bet holds up no other.
+A bet is in the journal before it is sent, and the contract shows whether it counts. Our contract
+accepts one bet for each clue, so the bet is sent until it is there; to a foreign contract it is
+sent once. If one bet can't be read, the others are not delayed.
 """
 
 import logging
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 RESEND_SECONDS = 30.0
 RECHECK_SECONDS = 30.0
-"""Time between two looks at rows that ended lately: a restored chain may have forgotten why."""
+"""Time between two checks of recently ended rows: a restored chain may have lost their end."""
 _RECENT_SECONDS = 600.0
 _RECHECK_ROWS = 16
 _DAY = 86_400.0
 _FORGET_SECONDS = 600.0
-"""Time until a bet is given up whose game the chain does not know."""
+"""Time after which a bet is given up if the chain does not know its game."""
 _LONGEST_SECONDS = 7 * _DAY
-"""Time until a bet is given up whose game does not end: a foreign judge may never reveal."""
+"""Time after which a bet is given up if its game does not end: a judge may never reveal."""
 _LOOKS_PER_AGE = 0.1
-"""Time between two looks at what can wait, as a share of its age."""
+"""Time between two checks of a row that is not urgent, as a share of its age."""
 REPLACED = "the chain was restored from before the game"
 _NOT_ENDED = "the game did not end within 7 days"
 
@@ -40,8 +40,8 @@ _NOT_ENDED = "the game did not end within 7 days"
 class _Result:
     """How a game ended for us.
 
-    `right` None: it was cancelled. `payout` in units of a token; None: it is paid something, and a
-    foreign market does not say how much before.
+    `right` None: it was cancelled. `payout` in units of a token; None: it pays an unknown amount,
+    because a foreign market does not tell it in advance.
     """
 
     right: int | None
@@ -73,7 +73,7 @@ class Bets:
 
     def send(self, row: Row) -> None:
         """Send a bet of the journal. If the answer is lost, `follow` reads the contract."""
-        # Before the attempt: on a foreign market none may follow one whose result is not known.
+        # Before the attempt: on a foreign market a bet with an unknown result must not be repeated.
         self._journal.move(row, "sent")
         try:
             self._account.guess_answer(
@@ -85,11 +85,11 @@ class Bets:
                 self._end(row, "missed", refusal.name or str(refusal), f"no bet: {why}")
 
     def doubt(self) -> None:
-        """Note that there was an outage: a chain that comes back may have forgotten its end."""
+        """Note that there was an outage, after which the chain may have lost its last blocks."""
         self._is_in_doubt, self._recheck_at = True, 0.0
 
     def follow(self) -> None:
-        """Move all rows on, as far as the contract has them. Raises ChainUnreachable."""
+        """Update all open rows from the contract. Raises ChainUnreachable."""
         self._record.write()
         rows = self._journal.open_rows(self._market.address)
         waiting = self._journal.unrated_rows(self._market.address, time.time() - _LONGEST_SECONDS)
@@ -140,7 +140,7 @@ class Bets:
     def _claim(self, row: Row) -> None:
         """Rate a bet whose answer is known, and claim what it is paid."""
         if self._market.version is not None and self._is_lost(row):
-            # The chain was restored from before it: as if the answer to the bet were lost.
+            # The chain was restored to before the bet: treat it as sent without an answer.
             self._journal.move(row, "sent")
             return
         result = self._result(row)
@@ -164,13 +164,13 @@ class Bets:
         return found is None
 
     def _may_claim(self, row: Row) -> bool:
-        """Return whether a claim is to be sent: one for all bets of the game, until it is there."""
+        """Return whether to send a claim: one for all bets of the game, until it counts."""
         if row.state == "claiming":
             return _is_old(row)
         return not self._journal.has_other(row, "claiming")
 
     def _note_payment(self, row: Row, result: _Result) -> None:
-        """Close a row that is paid; the first one of its game tells of the payment of all."""
+        """Close a row that is paid; the line of a game's first row reports the payment of all."""
         line = None
         if not self._journal.has_other(row, "paid"):
             tokens = f"{(result.payout or 0) / TOKEN:.3f}"
@@ -187,9 +187,9 @@ class Bets:
                 raise
 
     def _note(self, row: Row, error: ChainError) -> None:
-        """Give up a bet of a game that the chain lost; try others again at the next look.
+        """Give up a bet if the chain has lost its game for long; otherwise try again later.
 
-        The judge may bring the game back, so that takes a while.
+        It waits because the judge may open the game again.
         """
         is_unknown = isinstance(error, ContractRefused) and error.name == "UnknownGame"
         if is_unknown and time.time() - row.changed_at > _FORGET_SECONDS:
@@ -202,7 +202,7 @@ class Bets:
         self._end(row, "missed", why, f"no bet: {why}")
 
     def _end(self, row: Row, state: BetState, reason: str | None, what: str | None) -> None:
-        """Move a row, together with the record's line about it; None: it gets none."""
+        """End a row in this state; `what`: text of the record's line about it, None: no line."""
         self._journal.move(row, state, reason, None if what is None else line_of(row, what))
         self._record.write()
 
@@ -217,12 +217,12 @@ class Bets:
         if market.version is not None:
             payout, is_claimed = market.payout(row.game, self._peer_id)
             return _Result(right, payout, is_claimed)
-        # A foreign market does not say what it pays, or whether it has. It pays once in any case,
+        # A foreign market does not tell what it pays, or whether it has paid. It pays only once,
         # so a claim whose answer was lost may be repeated.
         for event in market.events("RewardClaimed", {"gameIdx": row.game}, row.block):
             if event.arguments["peerId"] == self._peer_id:
                 return _Result(right, event.arguments["betTokensOut"], is_claimed=True)
-        # After the events: a market may take the shares when it pays.
+        # Read after the events, because a market may take the shares when it pays.
         has_shares = right is not None and market.shares_of(row.game, right, self._peer_id) > 0
         return _Result(right, None if has_shares else 0, is_claimed=False)
 
@@ -234,10 +234,10 @@ class Bets:
     # ---- rows that ended
 
     def _recheck(self) -> None:
-        """Open rows again that are not paid or lost any more: the chain forgot it.
+        """Open rows again whose payment or loss the chain has forgotten.
 
-        Those that ended lately; after a start and after an outage, those of the last day.
-        A foreign chain only replaces its last few blocks.
+        It checks rows that ended recently; after a start and after an outage, those of the last
+        day. (A foreign chain replaces only its last few blocks.)
         """
         is_restored = self._is_in_doubt and self._market.version is not None
         since = time.time() - (_DAY if is_restored else _RECENT_SECONDS)
@@ -250,7 +250,7 @@ class Bets:
         return self._journal.ended_rows(self._market.address, since, _RECHECK_ROWS)
 
     def _reopen(self, row: Row) -> bool:
-        """Open the row again if the contract does not say any more that it ended so."""
+        """Open the row again if its end is no longer in the contract; return whether it was."""
         try:
             result = self._result(row)
         except ChainError as error:
@@ -284,9 +284,9 @@ class Bets:
             self._journal.rate(row, policies.brier(row.beliefs, right))
 
     def _is_due(self, row: Row, young_seconds: float) -> bool:
-        """Return whether to look at a row now: the older it is, the less often.
+        """Return whether to check a row now, and note the check.
 
-        Each time, until it is `young_seconds` old. Notes the look.
+        It is checked each time until it is `young_seconds` old, then less and less often.
         """
         now = time.monotonic()
         if now < self._look_at.get(row.key, 0.0):
@@ -297,19 +297,19 @@ class Bets:
 
 
 def line_of(row: Row, what: str) -> str:
-    """Return a line that the guide's users know: Game, Round, and what was done."""
+    """Return a line of the record, in RL Swarm's format: time, game, round, and the action."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     return printable(f"[{stamp}] Game {row.game} Round {row.round}: {what}")
 
 
 def is_replaced(market: Market, row: Row) -> bool:
-    """Return whether the chain lost the row's game and gave its number to another one."""
+    """Return whether the chain has lost the row's game and reused its number for another."""
     creation = market.creation(row.game) if row.creation else None
     return creation not in (None, row.creation)
 
 
 def _is_old(row: Row) -> bool:
-    """Return whether what was sent for the row should have arrived by now."""
+    """Return whether a transaction that was sent for the row should have arrived by now."""
     return time.time() - row.changed_at > RESEND_SECONDS
 
 

@@ -3,8 +3,8 @@
     skipped -> planned -> sent -> confirmed -> claiming -> paid, or lost
                                -> missed (reason)
 
-A row is `skipped` from before the model is asked until there is a bet. Only the chain moves a row
-to `confirmed` and beyond.
+A new row is `skipped`, from before the model is asked until there is a bet. A row becomes
+`confirmed`, `claiming`, `paid` or `lost` only by what the chain shows.
 """
 
 import json
@@ -18,9 +18,9 @@ from worker.records import BetState
 
 OPEN_STATES = ("planned", "sent", "confirmed", "claiming")
 UNKNOWN_FAMILY = "unknown"
-"""The family of questions whose judge names none."""
+"""Name of the family for questions of a judge that does not name it."""
 _MAX_FAMILIES = 64
-"""Families reported: a foreign judge may name any number."""
+"""Number of families to report, because a foreign judge may name any number."""
 
 _FIRST_SCHEMA = """
     CREATE TABLE IF NOT EXISTS bets (
@@ -49,20 +49,20 @@ _RECORD_IN_THE_JOURNAL = (
     "CREATE TABLE lines (number INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT",
 )
 _MIGRATIONS = (_GAMES_WITH_THE_SAME_NUMBER, _RECORD_IN_THE_JOURNAL)
-"""Never change one that was released: append another."""
+"""Migrations of the database. Never change a released one: append another."""
 _THE_ROW = " WHERE market = ? AND game = ? AND round = ? AND creation = ?"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A clue and what became of it. `amount` in units of a token; `changed_at` in Unix seconds.
+    """A clue and our bet on it. `amount` in units of a token; `changed_at` in Unix seconds.
 
-    `block`: the newest block when it was written; the bet is in a later one. `beliefs`: the model's
-    probabilities, empty if it was not asked. `brier`: their score; None: the answer is not known.
-    `family`: the question's task family, as the judge says; None: it does not. `creation`: the
-    transaction that opened the game, since a chain that is restored from before it gives its number
-    to another game; empty: not known. `asked_at`: when the clue was read, in Unix seconds.
-    `answer`: the choice's text, for people; empty: not known.
+    `block`: the newest block when the row was written; the bet is in a later one. `beliefs`: the
+    model's probabilities, empty if it was not asked. `brier`: their score; None: the answer is
+    unknown. `family`: the question's task family, as the judge names it; None: it does not.
+    `creation`: the transaction that opened the game, because a chain that was restored to before it
+    may give its number to another game; empty: unknown. `asked_at`: when the clue was read, in Unix
+    seconds. `answer`: the text of the choice, for people; empty: unknown.
     """
 
     market: str
@@ -95,7 +95,7 @@ class Journal:
         self._database.migrate(_MIGRATIONS)
 
     def add(self, row: Row) -> None:
-        """Write a new row; one of the same clue stays as it is."""
+        """Write a new row; if the clue has a row already, keep that."""
         beliefs = json.dumps(list(row.beliefs))
         self._database.execute(
             "INSERT INTO bets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -120,9 +120,9 @@ class Journal:
         )
 
     def decide(self, row: Row, line: str | None = None) -> None:
-        """Write the decision on a clue, whose row is there since before the model was asked.
+        """Write the decision on a clue, whose row was added before the model was asked.
 
-        `line`: one for the record, as in `move`.
+        `line`: a line for the record, as in `move`.
         """
         self._update(
             row,
@@ -143,7 +143,7 @@ class Journal:
         round: int,
         creation: str,
     ) -> bool:
-        """Return whether the clue has a row; a game whose creation is not known may be any."""
+        """Return whether the clue has a row; an unknown creation equals any other."""
         found = self._database.execute(
             "SELECT 1 FROM bets WHERE market = ? AND game = ? AND round = ?"
             " AND (creation IN (?, '') OR ? = '')",
@@ -162,9 +162,9 @@ class Journal:
         since: float,
         limit: int,
     ) -> list[Row]:
-        """Return the rows that the contract says are paid or lost since then, newest first.
+        """Return the rows that were paid or lost, by the contract, since then; newest first.
 
-        Not those that were given up, which have a reason.
+        Rows that were given up, which have a reason, are left out.
         """
         condition = "(state = 'paid' OR (state = 'lost' AND reason IS NULL)) AND changed_at >= ?"
         return self._rows(f"{condition} ORDER BY changed_at DESC LIMIT ?", market, since, limit)
@@ -206,11 +206,11 @@ class Journal:
         reason: str | None = None,
         line: str | None = None,
     ) -> None:
-        """Move the row to a state; with `line`, the record gets this line about it, once."""
+        """Move the row to a state. `line`: for the record, which gets it once; None: no line."""
         self._update(row, line, state=state, changed_at=time.time(), reason=reason)
 
     def note(self, row: Row, reason: str) -> None:
-        """Note why a row does not move on."""
+        """Note the reason why a row's state does not change."""
         self._update(row, reason=reason)
 
     def rate(self, row: Row, brier: float) -> None:
@@ -241,7 +241,7 @@ class Journal:
         return int(count), mean
 
     def brier_by_family(self) -> dict[str, float]:
-        """Return the mean score of each family's rated rows, of those with the most rows."""
+        """Return the mean score of rated rows by family, for the families with the most rows."""
         return dict(
             self._database.execute(
                 "SELECT coalesce(family, ?), avg(brier) FROM bets WHERE brier IS NOT NULL"

@@ -1,4 +1,4 @@
-"""Read the judge's clue. The judge is not trusted: its answer is bounded and checked."""
+"""Read the judge's clue. The judge is not trusted: its answer is limited and checked."""
 
 from typing import Annotated, TypeVar
 
@@ -37,7 +37,7 @@ class Clue(BaseModel):
 
 
 class PastGame(BaseModel):
-    """A game that ended, as our judge tells it."""
+    """A game that ended, as hivewright's judge reports it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,7 +56,7 @@ class _PastGames(BaseModel):
 class JudgeClient:
     """Client of the judge at `url`.
 
-    Every method raises ChainUnreachable if the judge is away, BadAnswer if it talks nonsense.
+    Every method raises ChainUnreachable if there is no answer, BadAnswer for an invalid answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -68,7 +68,7 @@ class JudgeClient:
         return self._get("current_clue/", Clue, "a clue", _MAX_CLUE_BYTES)
 
     def past_games(self) -> list[PastGame]:
-        """Return the last games that ended; only our judge tells them."""
+        """Return the last games that ended; only hivewright's judge has this call."""
         return self._get("api/games", _PastGames, "the past games", _MAX_GAMES_BYTES).games
 
     def _get(self, path: str, model: type[_Answer], what: str, max_bytes: int) -> _Answer:

@@ -1,7 +1,8 @@
 """Play the prediction market: a thread that talks to judge and chain, and the model's opinion.
 
-The thread reads the clue and hands it to the round loop, which alone may use the model, between
-rounds (`think`), and decides on a bet. Whatever judge and chain do costs at most the bet.
+The thread reads the clue and passes it to the round loop, because only that may use the model,
+between rounds (`think`). Then the thread decides on a bet. Judge and chain are not trusted; at
+worst they cost the bet.
 """
 
 import logging
@@ -41,7 +42,7 @@ class Opinion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the market is: its contract's address, and the judge's URL."""
+    """The addresses of the market: that of its contract, and the judge's URL."""
 
     contract: str
     judge_url: str
@@ -50,7 +51,7 @@ class Place:
 def locate(market: MarketSettings, account: Account, client: Coordinator) -> Place | None:
     """Return the swarm's market; None if it has none.
 
-    The settings take precedence over the deployment file, that over the account service.
+    The settings take precedence over the deployment file, and that over the account service.
     """
     contract = market.contract or client.deployment.market
     judge_url = market.judge_url
@@ -85,7 +86,7 @@ class Player:
         self._outage = Outage(log)
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        # A clue, with its row; from the thread to the round loop, and back with the beliefs.
+        # A clue with its row: from the thread to the round loop, and back with the beliefs.
         self._asked: tuple[Clue, Row] | None = None
         self._seen: Clue | None = None
         self._opinion: tuple[Clue, Row] | None = None
@@ -95,7 +96,7 @@ class Player:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; a request in progress is waited for, up to its time limit."""
+        """End the thread; wait for a request in progress, up to its time limit."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(10.0)
@@ -122,15 +123,15 @@ class Player:
     def think(self, make_opinion: Callable[[], Opinion]) -> None:
         """Ask the model about a new clue, if there is one; called by the round loop.
 
-        It takes at most about `market.seconds_per_round`. A round that opens meanwhile begins after
-        it, so that is the longest delay.
+        It takes at most about `market.seconds_per_round`, which is also the longest delay of a
+        round that opens meanwhile.
         """
         with self._lock:
             asked = self._asked
         if asked is None:
             return
         clue, row = asked
-        # Before the model is asked: if that ends the worker, it is not asked again at the restart.
+        # Before the model is asked: if that kills the worker, it is not asked again at the restart.
         self.journal.add(row)
         seconds = self._settings.seconds_per_round
         try:
@@ -152,7 +153,7 @@ class Player:
             self._closing.wait(self._settings.poll_seconds)
 
     def _try_step(self) -> None:
-        """Locate the market if necessary, and look at it once. An outage is logged."""
+        """Locate the market if necessary, and do one step. An outage is logged."""
         try:
             if not self._find():
                 return
@@ -188,7 +189,7 @@ class Player:
         return True
 
     def step(self) -> None:
-        """Look once at open bets, then at the judge's clue. Errors leave the journal as it is."""
+        """Check open bets, then the judge's clue. After an error the journal is unchanged."""
         market, judge, bets = self._market, self._judge, self._bets
         if market is None or judge is None or bets is None:
             return
@@ -198,7 +199,7 @@ class Player:
         if not clue.is_open or clue == self._seen:
             return
         reason = self._obstacle(market, clue)
-        if reason is not None:  # the judge is ahead of the chain for a moment, or talks nonsense
+        if reason is not None:  # the judge is ahead of the chain for a moment, or its clue is wrong
             log.debug("clue ignored game=%d round=%d %s", clue.game_id, clue.clue_id, reason)
             return
         creation = market.creation(clue.game_id) or ""
@@ -207,7 +208,7 @@ class Player:
         self._seen = clue
 
     def _ask(self, market: Market, clue: Clue, creation: str) -> None:
-        """Hand a clue to the round loop."""
+        """Pass a clue to the round loop."""
         now = time.time()
         row = Row(
             market.address,
@@ -228,7 +229,7 @@ class Player:
             self._asked = clue, row
 
     def _take_opinion(self, market: Market, bets: Bets) -> None:
-        """Write down the decision on the clue that the model was asked about, and send the bet."""
+        """Record the decision on the clue that the model was asked about, and send the bet."""
         with self._lock:
             opinion = self._opinion
         if opinion is None:
@@ -266,7 +267,7 @@ class Player:
         )
 
     def _obstacle(self, market: Market, clue: Clue) -> str | None:
-        """Return why there is no bet on the clue: contract and judge must agree on the game."""
+        """Return why not to bet: contract and judge disagree about the game. None: they agree."""
         try:
             num_choices = int(market.read("choiceCount", clue.game_id))
             round = market.current_round(clue.game_id)

@@ -1,4 +1,4 @@
-"""How much to bet on which choice, from the model's probabilities. Pure functions."""
+"""Compute the bet from the model's probabilities: choice and amount. Pure functions."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _STEPS = 16
 """Number of amounts that are compared, closer to each other where they are small."""
 _LEAST_GROWTH = 1e-6
-"""Growth of the balance, as a share of it, that is worth a bet."""
+"""Smallest growth of the balance, as a share of it, for which a bet is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,11 @@ class Bet:
 
 @dataclass(frozen=True, slots=True)
 class Odds:
-    """The facts that decide what a game pays, in units of tokens and shares.
+    """The state of a game that determines its payments, in units of tokens and shares.
 
-    `pot`: all bets; `stake`: ours. `supplies` and `own`: by choice, the shares of all peers, and
-    ours. `opening`: the shares with which each choice opened, if they belong to all who bet, by
-    their bets; 0 if nobody is paid for them.
+    `pot`: the sum of all bets; `stake`: that of ours. `supplies` and `own`: by choice, the shares
+    of all peers, and ours. `opening`: the number of shares with which each choice opened, if their
+    payment is divided among all bets; 0 if nobody is paid for them.
     """
 
     pot: int
@@ -34,7 +34,7 @@ class Odds:
     opening: int
 
     def payment(self, right: int, choice: int, amount: int, shares: int) -> float:
-        """Return what we are paid if `right` is, after we bought `shares` of `choice`."""
+        """Return our payment if choice `right` is right, after buying `shares` of `choice`."""
         bought = shares if right == choice else 0
         supply = self.supplies[right] + self.opening + bought
         if supply == 0:
@@ -46,8 +46,8 @@ class Odds:
 def probabilities(logprobs: Sequence[float]) -> list[float]:
     """Return the probability of each choice, given that one of them is the answer.
 
-    Log-probabilities that are not finite are of a choice that the model excludes; if all are, the
-    choices are equally likely.
+    A log-probability that is not finite means that the model excludes the choice; if none is
+    finite, all choices are equally likely.
     """
     finite = [value if math.isfinite(value) else -math.inf for value in logprobs]
     highest = max(finite)
@@ -62,7 +62,7 @@ def even(
     balance: int,
     rounds_remaining: int,
 ) -> Bet:
-    """Return an even share of the balance on the likeliest choice, as existing nodes do."""
+    """Return an even share of the balance on the most likely choice, as RL Swarm's nodes do."""
     return Bet(likeliest(beliefs), balance // max(1, rounds_remaining))
 
 
@@ -73,11 +73,11 @@ def kelly(
     balance: int,
     fraction: float,
 ) -> Bet:
-    """Return `fraction` of Kelly's bet on the likeliest choice.
+    """Return `fraction` of Kelly's bet on the most likely choice.
 
-    That is the one of `offers`, amounts with the shares that they buy, by which the balance grows
-    fastest if the beliefs are right and nobody bets later. There is no bet by which it does not
-    grow: those of others on the same choice give nothing to win.
+    Kelly's bet is the one of `offers` (amounts with the shares that they buy) with which the
+    balance grows fastest if the beliefs are right and nobody bets later. There is no bet if the
+    balance does not grow, as when all others bet on the same choice, so nothing can be won.
     """
     choice = likeliest(beliefs)
 
@@ -96,7 +96,7 @@ def kelly(
         found = growth(amount, shares)
         if found > most:
             best, most = amount, found
-    # A balance has more digits than a float, which may be rounded up.
+    # A balance has more digits than a float, so the result may be rounded up.
     return Bet(choice, min(balance, int(best * fraction)))
 
 

@@ -1,6 +1,6 @@
-"""The record of a node's bets for people, prg_record.txt: each line once, whenever it is killed.
+"""The readable record of a node's bets, prg_record.txt: each line once, even if a node is killed.
 
-A line is written to the journal together with the change that it tells of, and from there to the
+A line is written to the journal together with the change that it describes, and from there to the
 file.
 """
 
@@ -15,7 +15,7 @@ from worker.runtime.outage import Outage
 log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 65_536
-"""Bytes at the end of the file in which a line is looked for that may be there already."""
+"""Number of bytes at the end of the file that are searched for lines that are there already."""
 
 
 class Record:
@@ -48,7 +48,7 @@ class Record:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         there = self._tail()
         for line in lines:
-            if line not in there:  # else the node was killed right after it
+            if line not in there:  # otherwise the node was killed right after it was written
                 append_line(self._path, line)
                 log.info("prediction market: %s", line)
 

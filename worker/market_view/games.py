@@ -1,4 +1,4 @@
-"""Games of a prediction market with their bets, and what follows from them. Plain data."""
+"""Games of a prediction market with their bets, and figures computed from them. Plain data."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from typing import Literal
 
 GameState = Literal["open", "closed", "settled", "cancelled"]
 OPENING = 100.0
-"""Shares of each choice with which a game of our contract opens."""
+"""Number of shares of each choice with which a game of our contract opens."""
 
 
 @dataclass(slots=True)
 class Bet:
-    """A bet: `amount` in tokens, `shares` (None: the contract does not tell), `at` in Unix time."""
+    """A bet: `amount` in tokens, `shares` (None: unknown), `at` in Unix time."""
 
     peer_id: str
     round: int
@@ -25,10 +25,10 @@ class Bet:
 class Game:
     """A game. `round_ends` and `ended_at` are Unix times; None: it has not ended, as far as known.
 
-    `paid`: tokens claimed, by peer. `returned`: the share of a wrong bet that comes back when the
-    game is settled; None: not known, or none was wrong. `family`, `question` and `choices` are the
-    judge's words; empty if it does not tell. `is_whole`: whether `question` has all clues.
-    `num_omitted`: bets beyond the limit on those kept.
+    `paid`: tokens claimed, by peer. `returned`: the share of a wrong bet that is returned when the
+    game is settled; None: unknown, or no bet was wrong. `family`, `question` and `choices` are the
+    judge's texts; empty: unknown. `is_whole`: whether `question` has all clues. `num_omitted`:
+    number of bets beyond the limit, which are not kept.
     """
 
     number: int
@@ -55,17 +55,17 @@ class Game:
 
     @property
     def pot(self) -> float:
-        """Tokens that were bet."""
+        """The sum of all bets, in tokens."""
         return sum(bet.amount for bet in self.bets)
 
     def name_of(self, choice: int) -> str:
-        """Return the judge's words for a choice, or its number from 1."""
+        """Return the judge's text of a choice, or its number from 1."""
         return self.choices[choice] if self.choices else f"choice {choice + 1}"
 
     def beliefs(self) -> list[tuple[float, list[float]]]:
-        """Return the market's probability of each choice, from each point in time on.
+        """Return times and the market's probability of each choice from that time on.
 
-        Empty if the shares of a bet are not known: then the prices are not known either.
+        Empty if the shares of a bet are unknown, because then the prices are unknown too.
         """
         if any(bet.shares is None for bet in self.bets) or self.num_omitted:
             return []
@@ -77,7 +77,7 @@ class Game:
         return points
 
     def result_of(self, bet: Bet) -> str:
-        """Return what came of a bet, in a word or two."""
+        """Return the result of a bet, in a word or two."""
         refund = "refunded" if bet.peer_id in self.paid else "refund due"
         if self.state == "cancelled":
             return refund
@@ -102,7 +102,7 @@ class Game:
 
 @dataclass(slots=True)
 class Standing:
-    """A peer's part in the games that are known; amounts in tokens. `balance` None: not read."""
+    """A peer's totals over the known games; amounts in tokens. `balance` None: not read."""
 
     peer_id: str
     num_bets: int = 0

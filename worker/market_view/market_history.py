@@ -1,7 +1,8 @@
 """Read a prediction market's games from its log, once, and the questions from its judge.
 
-Anyone may run a contract and a judge, so what is kept is bounded, and the judge's words count only
-where they fit the contract's game. What can't be read stays as it was, with the error next to it.
+Anyone may run a contract and a judge, so the stored data is limited, and the judge's texts are used
+only where they fit the contract's game. After an error the old data stays, with the error next to
+it.
 """
 
 import functools
@@ -26,11 +27,11 @@ log = logging.getLogger(__name__)
 
 MAX_GAMES = 50
 MAX_BETS = 1000
-"""Bets and claims kept of a game, and peers whose balance is read."""
+"""Number of bets and claims of a game that are kept, and of peers whose balance is read."""
 MAX_ROUNDS = 1000
-"""Ends of rounds kept of a game."""
+"""Number of ends of rounds of a game that are kept."""
 _PIECE_BLOCKS = 2000
-"""Blocks of the log per request; an error in between repeats that many."""
+"""Number of blocks of the log per request; after an error they are read again."""
 _EVENTS = ("NewGameCreated", "RoundIncremented", "NewGuess", "AnswerRevealed", "RewardClaimed")
 _OUR_EVENTS = (*_EVENTS, "GameCancelled")
 _STATES: dict[GameStatus, GameState] = {
@@ -42,7 +43,7 @@ _STATES: dict[GameStatus, GameState] = {
 _MAX_ERROR = 256
 _MAX_CHOICES = 64
 _JUDGE_SECONDS = 5.0
-"""Least time between two requests to the judge."""
+"""Shortest time between two requests to the judge."""
 
 
 @dataclass(slots=True)
@@ -186,7 +187,7 @@ class History:
         return newest < block or market.client.block_hash(block) != block_hash
 
     def _read_piece(self, market: Market, first: int, last: int) -> None:
-        """Read all of a piece before any of it counts: an error repeats the piece."""
+        """Read a whole piece before any of it is used: after an error the piece is read again."""
         block_time = functools.cache(market.client.block_time)
         entries = []
         for name in _EVENTS if market.version is None else _OUR_EVENTS:
@@ -225,7 +226,7 @@ class History:
             _add_bet(game, said, at, shares)
 
     def _read_states(self, market: Market) -> None:
-        """Read games in progress: one whose judge is gone is cancelled without an event."""
+        """Read games in progress: a game whose judge is gone is cancelled without an event."""
         for game in self._log.games.values():
             if not game.is_over:
                 now = market.game(game.number)
@@ -234,7 +235,7 @@ class History:
                     game.ended_at = float(now.deadline)
 
     def _read_returned(self, market: Market) -> None:
-        """Read what wrong bets get back in settled games, once: games differ in their rule."""
+        """Read once the share of wrong bets that a settled game returns; the rules differ."""
         for game in self._log.games.values():
             if game.right_choice is None or game.returned is not None or game.num_omitted:
                 continue
@@ -255,7 +256,7 @@ class History:
     # ---- the judge
 
     def _ask(self, judge: JudgeClient) -> None:
-        """Read the questions of games whose words are not known, if there are any."""
+        """Read the questions of games whose texts are unknown, if there are any."""
         if time.time() - self._asked_at < _JUDGE_SECONDS:
             return
         self._asked_at = time.time()

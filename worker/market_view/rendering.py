@@ -35,7 +35,7 @@ def prepare(environment: jinja2.Environment) -> None:
 def _moment(at: float | None) -> str:
     """Return a Unix time as date and time; a dash for None, and for a time beyond all calendars.
 
-    A contract of others may give any number.
+    A foreign contract may contain any number.
     """
     if at is None or not 0 <= at < _END_OF_CALENDAR:
         return "–"

@@ -1,4 +1,4 @@
-"""Unpack tar archives of others."""
+"""Unpack untrusted tar archives."""
 
 import shutil
 import tarfile
@@ -13,8 +13,8 @@ def unpack(
 ) -> None:
     """Write the files and folders of `tar`, or those in `members`, below `folder`.
 
-    Owners, modes and times are not taken over. Raises TarError for links, devices, names that lead
-    out of the folder, and a name that is both a file and a folder; OSError if the disk is full.
+    Owners, modes and times are ignored. Raises TarError for links, devices, names that lead out of
+    the folder, and a name that is both a file and a folder; OSError if the disk is full.
     (`extractall(filter="data")` does the same from Python 3.11.4 on; hosts with Debian 12 have
     3.11.2.)
     """

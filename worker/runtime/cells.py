@@ -1,4 +1,4 @@
-"""Untrusted text in rich's tables, progress lines and panels, shown literally, never as markup."""
+"""Show untrusted text literally in rich's tables, progress lines and panels, never as markup."""
 
 from rich.console import Console
 from rich.table import Table

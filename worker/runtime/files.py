@@ -1,4 +1,4 @@
-"""Atomic writes, lines of histories and one-line secrets: the only writer or reader of each."""
+"""Write files atomically, append lines to histories, and read one-line secrets."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from worker.log import hide
 # Keys, tokens and passwords are far shorter; a large file named by mistake is not read completely.
 MAX_SECRET_BYTES = 16_384
 WORD = re.compile(r"[!-~]+")
-# A password: one line of characters that can be seen, and spaces.
+# A password: one line of visible characters and spaces.
 LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff]+")
 _PIECE_BYTES = 1 << 20
 HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
@@ -77,8 +77,9 @@ def write_whole(
 ) -> None:
     """Replace a file atomically: a reader, or a crash, finds the old file or the new one.
 
-    `durable`: it is on the disk when this returns; without it a power failure may bring the old
-    file back, which is enough for files that are written every few seconds. Raises ResourceError.
+    `durable`: the new file is on disk when this returns. Without it a power failure may bring the
+    old file back, which is acceptable for files that are written every few seconds. Raises
+    ResourceError.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,12 +103,12 @@ def write_whole(
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: a new name of a file is not part of the file."""
+    """Write the names in a folder to disk; they are not part of the files."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems do without
+        if error.errno != errno.EINVAL:  # some network file systems do not support it
             raise
     finally:
         os.close(descriptor)
@@ -116,7 +117,7 @@ def _sync_folder(folder: Path) -> None:
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, and make the file if it does not exist. Raises OSError.
 
-    A line that a crash truncated is removed first, since it would swallow this one.
+    A line that a crash truncated is removed first, because this one would be appended to it.
     """
     with path.open("a+b") as file:
         whole = _whole_length(file)

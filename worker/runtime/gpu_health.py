@@ -23,7 +23,7 @@ Severity = Literal["warning", "severe"]
 COOL = "cool it: clean fans and filters, lower the room's temperature or the power limit"
 POWER = "check power supply and cables of the card"
 RESET = "reset it (`nvidia-smi -r -i N` without programs on it), or reboot the host"
-REPLACE = "reboot the host; if it comes again, replace the card (RMA)"
+REPLACE = "reboot the host; if it happens again, replace the card (RMA)"
 SEAT = "reseat the card or its riser; then replace it (RMA)"
 
 
@@ -43,7 +43,7 @@ class Problem:
 class Card:
     """The state of a card as nvidia-smi reports it. None: not reported.
 
-    Temperature in °C, power in W, clocks in MHz. `throttled_by`: active reasons, without idleness
+    Temperature in °C, power in W, clocks in MHz. `throttled_by`: active reasons, except idleness
     and limits that are set on purpose. `ecc_uncorrected`: errors since the driver's start.
     """
 
@@ -75,7 +75,8 @@ _THROTTLING: Mapping[str, tuple[Severity, str]] = {
     "HW Slowdown": ("warning", f"{COOL}; {POWER}"),
 }
 
-# Xids whose cause is the card, the driver or the board. Others (13, 31, 43, 45) are a program's.
+# Xids whose cause is the card, the driver or the board. Others (13, 31, 43, 45) have a program as
+# their cause.
 _XIDS: Mapping[int, tuple[Severity, str, str]] = {
     48: ("severe", "an uncorrectable memory error (double bit)", RESET),
     63: ("warning", "a memory row is to be remapped at the next reset", RESET),
@@ -92,13 +93,13 @@ _XIDS: Mapping[int, tuple[Severity, str, str]] = {
 
 
 def query() -> str:
-    """Return what `nvidia-smi -q` says, errors included; empty without nvidia-smi."""
+    """Return the output of `nvidia-smi -q`, including errors; empty without nvidia-smi."""
     try:
         said = subprocess.run(
             ["nvidia-smi", "-q"],
             capture_output=True,
             text=True,
-            errors="replace",  # a failing driver prints anything
+            errors="replace",  # a failing driver may print any bytes
             timeout=QUERY_SECONDS,
             check=False,
         )
@@ -112,7 +113,7 @@ def query() -> str:
 def parse(text: str) -> list[Card]:
     """Return the cards in the output of `nvidia-smi -q`, with their problems.
 
-    A message about a card that is lost gives a card without figures.
+    For a message about a lost card, the card has no figures.
     """
     blocks: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
@@ -227,7 +228,7 @@ def _with_problems(
 def xid_problems(kernel_log: Iterable[str]) -> dict[str, tuple[Problem, ...]]:
     """Return the problems in the kernel's log by PCI address, each Xid once.
 
-    Also lines of drivers that report a lost card without an Xid count, as Xid 79.
+    Lines of drivers that report a lost card without an Xid count as Xid 79.
     """
     found: dict[str, dict[int, Problem]] = {}
     address = "unknown"

@@ -18,8 +18,8 @@ from worker.runtime.state_dir import StateDir
 SIOCGIFADDR = 0x8915
 _MAX_INTERFACE_NAME = 15  # bytes (IFNAMSIZ, with its NUL)
 _IPV6_TABLE = Path("/proc/net/if_inet6")
-# In it: the global scope, and the flags of temporary, deprecated, duplicate and
-# unchecked addresses.
+# The file has the scope and flags of each address: global; temporary, deprecated, duplicate or
+# unchecked.
 _SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 
 
@@ -28,10 +28,10 @@ def require_port(
     port: int,
     key: str,
 ) -> None:
-    """Raise ResourceError if TCP `port` of `host` can't be listened on; 0 is always free.
+    """Raise ResourceError if no process can listen on TCP `port` of `host`; 0 is always free.
 
-    `key` names the port's setting. The host's setting is next to it, and is named in the error if
-    no port of that host could be listened on.
+    `key` names the port's setting. The error names the host's setting, which is next to it, if the
+    host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -129,7 +129,7 @@ def interface_address(
     if family == socket.AF_INET6:
         return next(_global_ipv6(name), None)
     if len(name.encode()) > _MAX_INTERFACE_NAME:
-        return None  # the kernel would read its beginning, which may be another one's name
+        return None  # the kernel would truncate it, perhaps to another interface's name
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
             answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))

@@ -1,4 +1,4 @@
-"""Pressure on this machine's memory, as Linux reports it in /proc/meminfo and /proc/pressure.
+"""Read how scarce this machine's memory is, from /proc/meminfo and /proc/pressure.
 
 Health checks, the doctor and the fleet's status use the limits here.
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 
 PROC = Path("/proc")
 LOW_MB, TOO_LOW_MB = 1000, 250
-"""Available memory, in 10^6 bytes, below which it is a warning, and severe."""
+"""Limits of the available memory, in 10^6 bytes: less is a warning, or severe."""
 STALLED, STALLED_BADLY = 0.1, 0.5
-"""Share of the last minute above which waiting for memory is a warning, and severe."""
+"""Limits of the share of the last minute in which programs waited: warning, and severe."""
 MORE_ROOM = "end other programs there, run fewer slots, or add memory"
 LESS_USE = (
     "end other programs there, lower slot_memory_gb of the largest worker or run fewer slots, or"
@@ -22,7 +22,7 @@ LESS_USE = (
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """Memory in 10^6 bytes; `available_mb`: what programs may still take, as the kernel estimates.
+    """Memory in 10^6 bytes; `available_mb`: the kernel's estimate of what programs can still take.
 
     `stalled`: share of the last minute in which at least one program waited for memory. None: the
     kernel does not report it (before 4.20, or booted with psi=0).

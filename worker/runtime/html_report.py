@@ -1,4 +1,4 @@
-"""Reports as one HTML file: tables, charts and texts, without scripts or anything from outside."""
+"""Render a report as one HTML file: tables, charts and texts, without scripts or external files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ import jinja2
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 56, 28
 MAX_POINTS = 400
-"""Points of a line in a chart; of more, every n-th is drawn, and the last."""
+"""Largest number of points of a line in a chart; of more, every n-th and the last are drawn."""
 _MAX_FIGURE = 1e300
-"""Larger ones can't be subtracted from each other."""
+"""Larger values are not drawn, because their difference may overflow."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -116,7 +116,7 @@ def _draw(chart: Chart) -> _Drawing:
 
 
 def _finite(line: Points) -> Points:
-    """Return the points that can be drawn: a step that failed has figures that are not finite."""
+    """Return the points that can be drawn; a failed step has figures that are not finite."""
     return [(x, y) for x, y in line if abs(x) < _MAX_FIGURE and abs(y) < _MAX_FIGURE]
 
 

@@ -1,4 +1,4 @@
-"""Process lifetimes: orderly exit on a signal, and children that never outlive their parent."""
+"""Exit orderly on a signal, and end child processes with their parent."""
 
 import ctypes
 import os
@@ -34,10 +34,10 @@ def die_with_parent(
     parent: int,
     signum: signal.Signals = signal.SIGKILL,
 ) -> bool:
-    """Have the kernel send `signum` to this process when its parent ends, however that ends.
+    """Let the kernel send `signum` to this process when its parent ends, however that ends.
 
-    Return False if the process `parent` is gone already, which the kernel does not report. Two
-    programs do the same by themselves because they can't import this module: the launcher of p2pd
+    Return False if the process `parent` has ended already, which the kernel does not report. Two
+    programs have their own version because they can't import this module: the launcher of p2pd
     (swarm/transport/daemon.py) and the sandbox's child (environments/sandbox_child.py).
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signum)

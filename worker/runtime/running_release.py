@@ -1,7 +1,7 @@
-"""The release that a process runs from: RELEASES/COMMIT, which the link `current` next to it names.
+"""Find the release that a process runs from: RELEASES/COMMIT, the target of the link `current`.
 
 A deploy makes both (deploys/release.py); a service starts in the folder of its release. A rollback
-leaves its reason in a file next to them (deploys/rollback.py).
+writes its reason into a file next to them (deploys/rollback.py).
 """
 
 import json
@@ -13,7 +13,7 @@ from worker.errors import WorkerError
 _RELEASES, _CURRENT = "releases", "current"
 ROLLED_BACK_FILE = "rolled-back.json"
 _LENGTH = 12
-"""Characters of a commit that are shown."""
+"""Number of characters of a commit that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class RolledBack:
 def current(folder: Path) -> tuple[str, float | None] | None:
     """Return the release that contains the folder, and when it became the current one (Unix time).
 
-    None: the folder is not of a release. The time is None if another release is current by now.
+    None: the folder is not in a release. The time is None if another release is current by now.
     """
     if folder.parent.name != _RELEASES:
         return None
@@ -55,4 +55,4 @@ def last_rollback(folder: Path) -> RolledBack | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise WorkerError(f"{file}: not the note of a rollback ({error}); remove it") from None
+        raise WorkerError(f"{file}: not the record of a rollback ({error}); remove it") from None

@@ -1,7 +1,7 @@
 """Names of the files and folders in a node's state folder (`node.state_dir`).
 
-No other module names them. Their names are a contract: state folders and backups of earlier
-versions have them, too.
+No other module names them. The names must not change, because state folders and backups of earlier
+versions have them too.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ class StateDir:
     enrolment = _Entry("enrolment.json")
     account_token = _Entry("account.token")
     account_address = _Entry("account.address")
-    """The account of a node of an existing login server (worker/chain/login_server.py)."""
+    """The account of a node at a login server of RL Swarm (worker/chain/login_server.py)."""
     wallet = _Entry("wallet")
     """Folder of a node with its own wallet."""
     model_choice = _Entry("model.json")
@@ -48,7 +48,7 @@ class StateDir:
     budget = _Entry("budget.json")
     """Size of the micro-batch (worker/trainer/micro_batch.py)."""
     memory_killed = _Entry("memory-killed")
-    """Created by the systemd unit when the kernel killed the worker for its memory."""
+    """Marker that the systemd unit creates when the kernel OOM-killed the worker."""
     checkpoints = _Entry("checkpoints")
     """Folder of the trainer's state (worker/trainer/checkpoint.py)."""
     weights = _Entry("weights")
@@ -65,9 +65,9 @@ class StateDir:
     """Port and peers for the next start (worker/swarm/discovery/peer_cache.py)."""
     status = _Entry("status.json")
     rounds = _Entry("rounds.jsonl")
-    """One line a round (worker/telemetry/status.py)."""
+    """One line per part of a round (worker/telemetry/status.py)."""
     evaluations = _Entry("evaluations.jsonl")
-    """One line an evaluation (worker/telemetry/evaluation_log.py)."""
+    """One line per evaluation (worker/telemetry/evaluation_log.py)."""
     answers = _Entry("answers")
     """Folder of readable questions and answers (worker/telemetry/answer_log.py)."""
     logs = _Entry("logs")
@@ -75,7 +75,7 @@ class StateDir:
     hub = _Entry("hub")
     """Folder of the running push to the Hub (worker/hub/hub.py)."""
     lock = _Entry("lock")
-    """Held, with the process id in it, while a process works here (worker/runtime/host.py)."""
+    """Locked by the process that works here; contains its process id (worker/runtime/host.py)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,7 +1,7 @@
-"""sd_notify(3): readiness, watchdog and a status line for `systemctl status`.
+"""Notify systemd (sd_notify(3)) of readiness, progress and a status line for `systemctl status`.
 
-Without systemd, every call does nothing. The watchdog is pinged only by `progress`, which the round
-loop calls when it has made progress: a worker that hangs stops pinging and is restarted.
+Without systemd, every call does nothing. Only `progress`, which the round loop calls when it has
+made progress, pings the watchdog: a worker that hangs stops pinging and is restarted.
 """
 
 import socket

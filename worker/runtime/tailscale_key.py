@@ -1,4 +1,4 @@
-"""When this host's Tailscale key expires, from `tailscale status --json`."""
+"""Find when this host's Tailscale key expires, with `tailscale status --json`."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ from datetime import datetime
 
 QUERY_SECONDS = 5.0
 SOON_SECONDS = 7 * 86400.0
-"""A key that expires within this time needs attention."""
+"""A key that expires within this many seconds needs attention."""
 RENEW = "deploy again with an auth key, or disable its expiry in Tailscale's console"
 
 

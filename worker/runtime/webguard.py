@@ -1,9 +1,9 @@
 """Limits and checks for an HTTP server that anyone may reach.
 
-A connection without a request for a while (it has sent nothing or half a head, or waits between
-requests) is closed. The number of connections is limited in total and per address. To make room,
-idle connections are closed first, then those whose client keeps the server waiting. Requests that
-web pages make are accepted only from the server's own pages.
+A connection without a complete request for some time (it has sent nothing or part of a head, or
+waits between requests) is closed. The number of connections is limited in total and per address. To
+make room, idle connections are closed first, then those whose client keeps the server waiting.
+Requests that web pages make are accepted only from the server's own pages.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_OF_ONE = 256
-"""Nodes behind one router share its address. Of IPv6 it limits a /64 network.
+"""Number of connections from an address: nodes behind one router share its address.
 
-A single host has a whole such network.
+For IPv6 it is the number from a /64 network, because a single host has a whole such network.
 """
 HEAD_SECONDS = 10.0
-"""For the head of the first request, from the start of the connection."""
+"""Time from the start of the connection until the head of the first request is complete."""
 IDLE_SECONDS = 30.0
-"""Between two requests of a connection."""
+"""Time between two requests of a connection."""
 BUSY_SECONDS = 120.0
-"""For one request including its answer."""
+"""Time of one request, including its answer."""
 MAX_AHEAD_BYTES = 1 << 20
-"""Of further requests that arrive before the current one is answered."""
+"""Bytes of further requests that may arrive before the current one is answered."""
 _SWEEP_SECONDS = 0.5
 _LOG_SECONDS = 60.0
 
 FORMS = web.AppKey("forms", bool)
-"""Whether the application takes forms at paths outside of /api and /rpc."""
+"""Key of an application: whether it accepts forms at paths outside /api and /rpc."""
 _FORM = "application/x-www-form-urlencoded"
 
 HEADERS = {
@@ -70,7 +70,7 @@ _LOCAL_NAMES = ("localhost", "local", "internal", "lan", "home.arpa", "ts.net")
 
 
 class Sparingly:
-    """Log at most one line a minute of each kind, with the number of lines that were left out."""
+    """Log at most one line per minute of each kind, with the number of omitted lines."""
 
     def __init__(self, seconds: float = _LOG_SECONDS) -> None:
         self._seconds = seconds
@@ -141,7 +141,7 @@ class Guard:
     def admit(self, connection: "_Connection") -> bool:
         """Return whether there is room for a connection.
 
-        If needed, one whose client keeps the server waiting is closed for it.
+        If necessary, another one whose client keeps the server waiting is closed.
         """
         address, source = connection.address, connection.source
         if self._of[source] >= MAX_CONNECTIONS_OF_ONE and not is_loopback(source):
@@ -162,9 +162,9 @@ class Guard:
         return True
 
     def _make_room(self, among: list["_Connection"]) -> bool:
-        """Close the oldest idle connection, else the oldest whose client sends or reads slowly.
+        """Close the oldest idle connection, or else the oldest whose client sends or reads slowly.
 
-        Requests that this server is working on are never given up.
+        Requests that this server is working on are never aborted.
         """
         given_up = [each for each in among if each.is_idle] or [
             each for each in among if each.is_stalled
@@ -215,7 +215,7 @@ class Guard:
         if not _has_text_headers(request):
             return _refused(400, "headers: got bytes that are not UTF-8; expected text")
         if "Content-Encoding" in request.headers:
-            return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
+            return _refused(415, "Content-Encoding: got a compressed body; send it uncompressed")
         # Unknown paths and methods are answered with 404 or 405 anyway.
         is_served = request.match_info.http_exception is None
         if request.method == "POST" and is_served and not _has_expected_body(request):
@@ -230,7 +230,7 @@ class Guard:
         self,
         request: web.Request,
     ) -> web.Response | None:
-        """Return the refusal of a browser's request by where the page that sent it comes from."""
+        """Return the refusal of a browser's request, by the origin of the page that sent it."""
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         is_plain = host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
         if not self._is_ours(_name_in(host) if is_plain else ""):
@@ -248,7 +248,7 @@ class Guard:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        """Return whether only we can have this name: an address, dotless, or configured."""
+        """Return whether a name can only be ours: an address, one without dots, or configured."""
         with suppress(ValueError):
             ipaddress.ip_address(name)
             return True
@@ -261,7 +261,7 @@ class Guard:
 
 
 def _has_text_headers(request: web.Request) -> bool:
-    """Return whether all headers are UTF-8; aiohttp keeps other bytes as halves of characters."""
+    """Return whether all headers are UTF-8; aiohttp represents other bytes as lone surrogates."""
     try:
         "".join(request.headers.values()).encode()
     except UnicodeEncodeError:
@@ -270,7 +270,7 @@ def _has_text_headers(request: web.Request) -> bool:
 
 
 def _has_expected_body(request: web.Request) -> bool:
-    """Return whether the body is JSON, or a form at a page that takes forms."""
+    """Return whether the body is JSON, or a form at a page that accepts forms."""
     is_page = request.app.get(FORMS, False) and not request.path.startswith(("/api/", "/rpc"))
     return request.content_type == "application/json" or (is_page and request.content_type == _FORM)
 
@@ -331,7 +331,7 @@ class _Connection(asyncio.Protocol):
         return is_sending or self.transport.get_write_buffer_size() > 0
 
     def begin(self, request: web.Request) -> None:
-        """Record that the whole head of a request has come."""
+        """Record that the whole head of a request has arrived."""
         self._request, self._had_request = request, True
         self.since, self._num_ahead = time.monotonic(), 0
 
@@ -383,7 +383,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _OncePerMinute(logging.Filter):
-    """Pass one line a minute, without its traceback, of the records that `is_meant` selects."""
+    """Pass one line per minute, without its traceback, of the records that `is_meant` selects."""
 
     def __init__(
         self,

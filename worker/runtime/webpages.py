@@ -1,4 +1,4 @@
-"""The common part of all pages: frame, style, icon, templates, and files served as they are."""
+"""The common part of all pages: frame, style, icon, templates, and static files."""
 
 import time
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 def templates(*folders: Path) -> jinja2.Environment:
     """Return the templates in folders, and frame.html, which all pages extend.
 
-    Every text in them is escaped, every name must be known.
+    All text is escaped; an unknown name in a template is an error.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, _ASSETS]),

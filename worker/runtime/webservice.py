@@ -23,7 +23,7 @@ _BACKLOG = 512
 
 
 class Section(Protocol):
-    """The settings of a role that answers HTTP; `names`: those under which browsers reach it."""
+    """The settings of a role that answers HTTP; `names`: domain names under which it is reached."""
 
     @property
     def host(self) -> str: ...
@@ -36,7 +36,7 @@ class Section(Protocol):
 
 
 class Service(Protocol):
-    """The part that answers requests. `tend` is its background work, which never ends."""
+    """The part that answers requests. `tend` does its background work, and never returns."""
 
     def application(self) -> web.Application: ...
 
@@ -79,7 +79,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
-            f"{folder} ({role}.state_dir): {error.strerror}; expected a folder to write in"
+            f"{folder} ({role}.state_dir): {error.strerror}; expected a writable folder"
         ) from None
     with lock_folder(folder, f"{role}.state_dir"):
         asyncio.run(_serve(section, make))
@@ -111,7 +111,7 @@ async def _serve(
         systemd.ready()
         await asyncio.wait({stopping, tending}, return_when=asyncio.FIRST_COMPLETED)
         if tending.done():
-            tending.result()  # it ends only with an unexpected error, which this raises
+            tending.result()  # `tend` ends only with an unexpected error, which this raises
     finally:
         systemd.stopping("closing")
         tending.cancel()

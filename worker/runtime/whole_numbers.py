@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Callable
 
 _MAX_DIGITS = 1000
-"""Python refuses to read far more."""
+"""Longest text to parse; Python refuses texts that are far longer."""
 _MAX_SHOWN = 60
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return the type of an option that is a number of these bounds; `most` None: no upper one."""
+    """Return the type of an option: a number within these bounds; `most` None: no upper bound."""
 
     def read(text: str) -> int:
         number = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None

@@ -160,7 +160,7 @@ class Account(Section):
     """Domain names under which browsers may reach it, besides its addresses and the host's own
     name."""
     enrolment_token_file: Path | None = None
-    """File with the token that new nodes show once. None: enrolment is closed."""
+    """File with the token that new nodes must send once. None: enrolment is closed."""
     passphrase_file: Path | None = None
     """File with the passphrase that encrypts people's keys, such as a systemd credential. None:
     people have no accounts here, and there is no sign-in page."""
@@ -230,8 +230,8 @@ class Dashboard(Section):
     """The web page about the swarm. It reads the chain every `chain.poll_seconds`."""
 
     host: Host = "127.0.0.1"
-    """Address to listen on, in addition to 127.0.0.1. The page has no secrets, except for
-    its owner."""
+    """Address to listen on, in addition to 127.0.0.1. Only the signed-in owner sees secrets on the
+    page."""
     port: Port = 3001
     """TCP port."""
     state_dir: Path = Path("/var/lib/hivewright/dashboard")
@@ -292,7 +292,7 @@ class Market(Section):
     that the model finds most likely; kelly: `kelly_fraction` of the bet that lets the balance grow
     fastest if the model's probabilities are right and nobody bets later, and none without that."""
     kelly_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of Kelly's bet to make: models are too sure of themselves."""
+    """Share of Kelly's bet to make, because models are overconfident."""
     seconds_per_round: Seconds = 10.0
     """Longest time by which the market may delay a training round, in seconds."""
     poll_seconds: Seconds = 5.0
@@ -329,7 +329,7 @@ class Judge(Section):
     choices: Annotated[int, Field(ge=2, le=64)] = 4
     """Choices of a game."""
     problems_file: Path | None = None
-    """File with problems in place of tasks, one JSON object a line: `clues` (a text for each
+    """File with problems in place of tasks, one JSON object per line: `clues` (a text for each
     round), `choices` (texts) and `answer` (index of the right choice, 0 the first). Each is asked
     once, as its answer is public then. None: tasks of the environment, of which each round shows
     more."""

@@ -1,4 +1,4 @@
-"""Messages about wrong settings, in the words of people who write settings and inventories."""
+"""Explain wrong settings in the words of people who write settings and inventories."""
 
 import difflib
 from collections.abc import Iterable
@@ -126,7 +126,7 @@ def _advice(
     if kind == "float_type" and isinstance(value, str) and _is_number(value):
         if not is_yaml:
             return "; write it without quotes"
-        return "; YAML takes it for text: write it with a point and without quotes, such as 1.0e-5"
+        return "; YAML reads it as text: write it with a point and without quotes, such as 1.0e-5"
     if kind == "string_type" and isinstance(value, int):
         return "; put it in quotes"
     return ""

@@ -27,13 +27,13 @@ class Node(Section):
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
     """Refuse to start with less free space in `state_dir`, in 10^6 bytes."""
     max_parts_per_round: Annotated[int, Field(ge=1, le=256)] = 256
-    """Most parts of a round. After the first one, which is shared and rewarded, the node goes on
-    while the round is open: with more tasks of its sequence, and with the groups of peers that have
-    come. 1: wait for the next round instead."""
+    """Most parts of a round. After the first part, which is shared and rewarded, the node continues
+    while the round is open, with more tasks of its sequence and with the groups of peers that have
+    arrived. 1: wait for the next round instead."""
     max_parts_per_step: Annotated[int, Field(ge=1, le=256)] = 3
-    """Most parts that the node answers before a training step. One is enough if as many groups, own
-    and peers', have rewards that differ as `trainer.local_groups` says, or as it has tasks;
-    otherwise the node answers another part first (dynamic sampling, DAPO, arXiv 2503.14476)."""
+    """Most parts that the node answers before a training step. It answers another part first if
+    fewer groups, its own and peers', have rewards that differ than `trainer.local_groups` (or
+    `environment.tasks_per_round`, if that is less): dynamic sampling (DAPO, arXiv 2503.14476)."""
     checkpoint_every: Positive = 1
     """Rounds between two checkpoints; each further part of a round counts as one."""
     keep_checkpoints: Positive = 2
@@ -184,4 +184,4 @@ class Generation(Section):
     """Type of the weights that our engine samples with, independent of `model.dtype`. auto:
     bfloat16 on CPUs that compute it fast (AMX, or AVX2 and a C compiler), otherwise the model's
     type. With a C compiler bfloat16 stands for the fastest 16-bit format of the CPU: bfloat16,
-    float16, or integers with a scale; the latter two are more exact."""
+    float16, or integers with a scale; the last two are more exact."""

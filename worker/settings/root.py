@@ -1,4 +1,4 @@
-"""All sections together, and those that stand for themselves."""
+"""All sections together, and the sections about the Hub, log, metrics and trackers."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -32,8 +32,7 @@ class Hub(Section):
     token_file: Path | None = None
     """File with a Hugging Face token that may write."""
     every_rounds: Positive = 100
-    """Trained rounds between two pushes of the newest checkpoint, whether the last one failed or
-    not."""
+    """Trained rounds between two pushes of the newest checkpoint, even if the last one failed."""
     private: bool = False
     """Make new repositories private."""
     endpoint: Url = "https://huggingface.co"

@@ -21,8 +21,8 @@ def parse(
 ) -> Settings:
     """Check nested settings.
 
-    Raises SettingsError with one line that names `source` and every mistake, each with key, value
-    and expectation.
+    Raises SettingsError, which names `source` and every mistake with its key, its value and the
+    expected value.
     """
     version = raw.get("version", SETTINGS_VERSION)
     if isinstance(version, int) and not isinstance(version, bool) and version > SETTINGS_VERSION:
@@ -126,7 +126,7 @@ def _parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise SettingsError(
-            f"{source}: is nested too deep; expected sections such as `node:`"
+            f"{source}: is nested too deeply; expected sections such as `node:`"
         ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -45,7 +45,7 @@ class Swarm(Section):
     """Strength of the preference for peers that have more of our task families. 0: none; 2:
     quadratic."""
     draw_fresh: Weight = 0.5
-    """Strength of the preference for peers that contacted us lately. 0: none."""
+    """Strength of the preference for peers that contacted us recently. 0: none."""
     draw_useful: Weight = 0.5
     """Strength of the preference for peers whose groups had a signal before. 0: none."""
     max_askers: Annotated[int, Field(gt=0, le=48)] = 32
@@ -64,7 +64,7 @@ class Swarm(Section):
     """Time to wait for the drawn peers' groups once our own are served, in seconds."""
     max_rounds_behind: Annotated[int, Field(ge=0, le=100)] = 2
     """Learn from groups of peers that are at most this many rounds older or newer than our own
-    round, so that nobody waits for a slow peer."""
+    round, so that no node waits for a slow peer."""
     keep_rounds: Annotated[int, Field(gt=0, le=1000)] = 3
     """Number of rounds of which our groups are served to peers."""
     audit_rounds: Annotated[int, Field(gt=0, le=100_000)] = 64

@@ -46,11 +46,11 @@ class Trainer(Section):
     """Completions of a peer's group that are learned from. better: those above the group's mean;
     all: as in SAPO."""
     external_min_probability: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability under this node's policy from which on a token of a peer's answer counts fully; a
-    token that is half as likely counts half. 0: all tokens count fully."""
+    """Smallest probability under this node's policy at which a token of a peer's answer has full
+    weight; a token that is half as likely has half the weight. 0: all tokens have full weight."""
     external_ignore_repeated: bool = True
-    """Leave stretches that a peer repeats in its answers to different tasks, and that this node
-    hardly ever says, out of the loss."""
+    """Leave out of the loss the stretches of text that a peer repeats in its answers to different
+    tasks and that this node hardly ever generates."""
     max_completions: Annotated[int, Field(ge=2)] = 72
     """Most completions that a step learns from. Of a larger batch each group keeps at most an equal
     number, those with the most different rewards; completions that are left out for another reason
@@ -108,7 +108,7 @@ class Trainer(Section):
     floored: the same, but at least 0.2, so that small differences between wrong answers do not
     count as much as right ones; none: 1."""
     mask_truncated_completions: bool = False
-    """Leave out completions that were cut off before they ended."""
+    """Leave truncated completions (cut off at the maximum length) out of the loss."""
     max_tokens_per_micro_batch: Positive = 16384
     """Most tokens, prompts and completions, in one forward and backward pass. The node measures at
     its first start how many fit, and stores the result in `budget.json` of its state folder."""
@@ -116,7 +116,7 @@ class Trainer(Section):
     """Train low-rank adapters (peft) of `rank` (16), scaled by `alpha` (32) / rank, in the linear
     layers in `target_modules` (none: all but the output layer), and keep the weights. None: train
     all weights. auto: adapters in models of 50 million parameters and more; a node with checkpoints
-    continues with their method. A change of the method means to start from the beginning."""
+    continues with their method. To change the method, start from the beginning."""
     max_nonfinite_steps: Positive = 10
     """Stop with code 8 after this many non-finite steps in a row."""
 

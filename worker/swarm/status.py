@@ -35,7 +35,7 @@ class SwarmStatus:
     `newest_group_at`: Unix time at which the newest verified group of a peer arrived; None: none
     yet. `requests_refused`: number of requests that we refused, by reason ("elsewhere": we were
     full and named peers that hold our groups); `refused_by_peers`: number of our requests that
-    peers refused, by reason. `versions`: the versions that a peer must share, such as "exchange 3";
+    peers refused, by reason. `versions`: the versions that a peer must share, such as "exchange 4";
     `other_versions`: number of known peers for each other version of one of these.
     `foreign_bootnodes`: peer ids of bootnodes that answer but do not speak hivewright's protocol.
     `quarantined`: peer ids that are not asked for a while because they sent invalid groups.

@@ -1,8 +1,8 @@
 """A readable log on disk of every group that a node sampled or trained on.
 
-`STATE/answers/round-00000012.jsonl.zst` has one JSON object a line, one for each group. The oldest
-rounds are removed when there are more than `node.answers_rounds` of them or they take more than
-`node.answers_mb`. Texts of peers are stored unchanged, as JSON; a reader that shows them must
+`STATE/answers/round-00000012.jsonl.zst` has one JSON object per line, for one group each. The
+oldest rounds are removed when there are more than `node.answers_rounds` of them or they take more
+than `node.answers_mb`. Texts of peers are stored unchanged, as JSON; a reader that shows them must
 escape control characters (`worker.log.printable`).
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "round-", ".jsonl.zst"
 _ZSTD_LEVEL = 6
 _LARGEST_ROUND = 1 << 28
-"""Bytes of a round, decompressed, that a reader accepts: a bound for a damaged file."""
+"""Bytes of a round, decompressed, that a reader accepts, in case the file is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class AnswerLog:
     ) -> None:
         """Write a round, replacing an earlier attempt at it.
 
-        A failure is logged once, until it works again.
+        A failure is logged once, and so is the next success.
         """
         if self._max_rounds == 0 or not groups:
             return
@@ -168,7 +168,7 @@ def _read_round(file: Path) -> list[AnsweredGroup]:
 
 
 def _decompress(data: bytes) -> bytes:
-    # The decompressor takes what the header claims, whatever limit it is given.
+    # The decompressor allocates what the header claims, whatever its limit is.
     if zstandard.get_frame_parameters(data).content_size > _LARGEST_ROUND:
         raise zstandard.ZstdError(f"claims more than {_LARGEST_ROUND} decompressed bytes")
     return zstandard.ZstdDecompressor().decompress(

@@ -1,4 +1,4 @@
-"""Watch the card of a worker: a thread asks nvidia-smi, the round loop reads the last answer."""
+"""Watch the GPU of a worker: a thread runs nvidia-smi, the round loop reads its last result."""
 
 import logging
 import threading
@@ -14,14 +14,14 @@ EVERY_SECONDS = 60.0
 
 
 class GpuWatch:
-    """The health of one card. `card`: as of the last answer; None: unknown, or no GPU."""
+    """The health of one GPU. `card`: its last state; None: unknown, or no GPU."""
 
     def __init__(
         self,
         uuid: str | None,
         every_seconds: float = EVERY_SECONDS,
     ) -> None:
-        """Begin to watch. `uuid`: the card's, as nvidia-smi has it; None: watch nothing."""
+        """Begin to watch the GPU with this UUID, as nvidia-smi lists it; None: watch nothing."""
         self._uuid = uuid
         self._every_seconds = every_seconds
         self._end = threading.Event()
@@ -33,14 +33,14 @@ class GpuWatch:
             self._thread.start()
 
     def look(self) -> None:
-        """Ask nvidia-smi now."""
+        """Run nvidia-smi now."""
         if self._uuid is not None:
             self.card = choose(gpu_health.parse(gpu_health.query()), self._uuid)
 
     def require_healthy(self) -> None:
         """Raise DeviceIll if the card must not train.
 
-        nvidia-smi is asked again first: on a busy machine one answer may be late or cut off.
+        nvidia-smi runs again first, because on a busy machine one output may be late or truncated.
         """
         if self.card is not None and self.card.is_ill:
             self.look()
@@ -61,7 +61,7 @@ def choose(
     cards: Sequence[Card],
     uuid: str,
 ) -> Card | None:
-    """Return the card of this id; if it is missing, a lost one; None if nothing is known."""
+    """Return the card with this UUID, or else a lost card; None if there is neither."""
     for card in cards:
         if card.uuid == uuid:
             return card

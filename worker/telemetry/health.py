@@ -20,23 +20,23 @@ from worker.telemetry.status import Finding, NodeStatus, Recent
 log = logging.getLogger(__name__)
 
 RECENT_ROUNDS = 8
-"""Shares are averaged over this many rounds, from ENOUGH_ROUNDS on: a single one is noise."""
+"""Shares are averaged over this many rounds, at least ENOUGH_ROUNDS: a single one is noise."""
 ENOUGH_ROUNDS = 4
 ROUNDS_BEFORE, ENOUGH_BEFORE = 64, 16
 """The mean reward is compared with that of up to 64 rounds before, if there are at least 16."""
 KEPT_ROUNDS = RECENT_ROUNDS + ROUNDS_BEFORE
 _LEAST_REWARD = 0.05
-"""A mean reward below this can't collapse."""
+"""A mean reward that was below this does not count as collapsed."""
 _MAX_NAMED = 3
-"""Peers that a line names."""
+"""Number of peers that a line names."""
 _RELIEF = 0.1
-"""A warning ends when its number is better than the threshold by this share: no flicker."""
+"""A warning ends when its number is better than the threshold by this share (hysteresis)."""
 _FIGURES = {
     "truncated": "completions_clipped_ratio",
     "no_signal": "frac_reward_zero_std",
     "sampling_gap": "sampling_logp_difference_mean",
 }
-"""Those fields of `Recent` that are averages of a step's figures (records.StepQuality)."""
+"""The fields of `Recent` that are averages of a step's figures (records.StepQuality)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,9 @@ class Check:
     """One condition that may get worse.
 
     `name`: in status, log and metrics. `metric`: name of the number, after "hivewright_". `what`:
-    its description. `measure`: the number; None: unknown or not applicable. `show`: for people.
-    `warn`, `severe`: thresholds; `is_low`: values below are bad. `advice`: what to do.
+    its description. `measure` returns the number; None: unknown or not applicable. `show` returns
+    it as text for people. `warn`, `severe`: thresholds; `is_low`: values below them are bad.
+    `advice`: what to do.
     """
 
     name: str
@@ -82,7 +83,7 @@ def find(
 ) -> tuple[Finding, ...]:
     """Return the checks that are past their threshold.
 
-    `active`: names of the checks that were so before.
+    `active`: names of the checks that were past it before.
     """
     found = []
     for check in CHECKS:
@@ -127,7 +128,7 @@ def recent(rounds: Iterable[Mapping[str, Any]]) -> Recent:
     return Recent(
         len(last),
         closed=closed,
-        # Practice has neither peers nor a reward on record.
+        # Records of practice steps have neither peers nor a reward.
         alone=_mean([float(not r["peers_heard"]) for r in last if "peers_heard" in r]),
         reward=_mean([r.get("reward_mean") for r in last]),
         reward_before=_mean(rewards_before) if len(rewards_before) >= ENOUGH_BEFORE else None,
@@ -146,7 +147,7 @@ def _seconds_by(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    # A step that failed has figures that are not finite; they would hide those of all others.
+    # A failed step has figures that are not finite; they would make the mean useless.
     known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None
 
@@ -404,7 +405,7 @@ CHECKS = (
         measure=_setbacks("engine"),
         show=lambda node: _with_setbacks(node, node.condition.engine, "engine"),
         warn=0,
-        advice="remove the reason given; answers are the same, but slower",
+        advice="fix the reason given; answers are the same, but slower",
     ),
     Check(
         name="truncated",

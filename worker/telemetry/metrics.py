@@ -1,4 +1,4 @@
-"""A node's status in Prometheus's text format, such as for node_exporter's textfiles.
+"""Convert a node's status to metrics in Prometheus's text format.
 
 `hivewright status --metrics` prints it.
 """
@@ -42,7 +42,7 @@ STEP_FIGURES = {
 
 @dataclass(frozen=True, slots=True)
 class _Figure:
-    """A metric: its values by the values of its `labels`, besides the label `node`.
+    """A metric: `values` by the values of its `labels`; the label `node` is added.
 
     `name`: without "hivewright_"; it is a counter if it ends in "_total", else a gauge.
     """
@@ -81,7 +81,7 @@ class NodeCollector:
         labels = ("node", *figure.labels)
         metric = family(f"hivewright_{figure.name}", figure.help, labels=labels)
         for key, value in sorted(figure.values.items()):
-            # Prometheus permits control characters in a label; in a terminal they could do harm.
+            # Prometheus allows control characters in a label; in a terminal they could do harm.
             texts = [printable(text) for text in (self._node.name, *key)]
             metric.add_metric(texts, float(value))
         return metric

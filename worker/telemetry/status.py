@@ -32,8 +32,8 @@ NodeState = Literal[
 ]
 """The swarm's state (worker/swarm/status.py), or how the node ended.
 
-`failed`: with the error in `last_error`. `died`: its process is gone without a final status; only a
-reader detects that.
+`failed`: ended with the error in `last_error`. `died`: the process is gone without a final status;
+only a reader detects that.
 """
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
 
@@ -45,8 +45,8 @@ class Recent:
     `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer>
     tag; `no_signal`: share of our groups whose answers all earn the same; `sampling_gap`: mean
     difference of a token's log-probability between trainer and sampler, in nats. `alone`: share of
-    the rounds in which no peer answered; `reward`: mean reward, and `reward_before` that of the
-    rounds before these, None if they are too few. `seconds_by`: seconds a round by activity
+    the rounds in which no peer answered; `reward`: mean reward; `reward_before`: mean reward of the
+    rounds before these, None if they are too few. `seconds_by`: seconds per round by activity
     (worker/telemetry/stopwatch.py).
     """
 
@@ -63,7 +63,7 @@ class Recent:
 
 @dataclass(slots=True)
 class Condition:
-    """Figures that a node's health is judged by (worker/telemetry/health.py).
+    """Figures from which a node's health is determined (worker/telemetry/health.py).
 
     `unused_gpus`: GPUs that the driver lists while `model.device: auto` chose the CPU. `precision`:
     the type of the weights. `engine`: the generation engine and its type; `setbacks`: why a
@@ -72,10 +72,10 @@ class Condition:
     `disk_spare_mb`: free space beyond node.min_free_disk_mb, and `ram_available_mb`: the host's
     available memory, both in 10^6 bytes. `memory_stalled`: share of the last minute in which
     programs waited for memory. `answers_share`: share of a round's answers that are generated at
-    once. `training_tokens`: tokens of a micro-batch;
-    `training_share`: their share of what was measured to fit; `recomputes`: layers are recomputed
-    to save memory, though that was not needed when it was measured. `gpu`: the card of the model.
-    None: unknown or not applicable.
+    once. `training_tokens`: tokens of a micro-batch; `training_share`: their share of the number
+    that was measured to fit; `recomputes`: layers are recomputed to save memory, though that was
+    not needed when it was measured. `gpu`: the GPU that has the model. None: unknown or not
+    applicable.
     """
 
     unused_gpus: int = 0
@@ -125,20 +125,21 @@ class FamilyReward:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`: the result of one round.
+    """One line of `rounds.jsonl`: the result of one training step, on one or more parts of a round.
 
-    `skipped`: why no optimizer step was made, else None. `quality`: figures of the step with TRL's
-    names (`records.StepQuality`); empty in lines of versions before it. `closed` and `truncated`:
-    shares of our answers that closed their tag, and that were cut off at the maximum length.
+    `skipped`: why no optimizer step was made; None: one was made. `quality`: figures of the step
+    with TRL's names (`records.StepQuality`); empty in lines of versions before it. `closed` and
+    `truncated`: shares of our answers that closed their tag, and that were cut off at the maximum
+    length.
     `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
-    `seconds_by`: seconds by activity since the line before, so with the wait for this round.
+    `seconds_by`: seconds by activity since the last line, which includes the wait for this round.
     `learning_rate`: that of the step, 0 if there was none. `external_share`: share of peers' groups
     among those trained on. `families`: rewards of our own groups by family and level. `held_out`:
     mean reward of the last evaluation on held-out tasks, None without one. `part`: 0, or the number
     of a further part of the round, which is not rewarded (records.Place). `parts`: number of parts,
     from `part` on, that the step learned from; `reward_mean` is of the first of them, as on the
-    chain. `behind`: number of groups of peers that came, by how many rounds older than this one
-    they are.
+    chain. `behind`: number of peers' groups that arrived, by the number of rounds that they are
+    older than this one.
     """
 
     round: int
@@ -176,20 +177,21 @@ class RoundRecord:
 
 @dataclass(slots=True)
 class NodeStatus:
-    """The state of a worker. Means are over the last part; None: there was none yet.
+    """The state of a worker. Means are over the last part; None: no part has ended yet.
 
     `device`: the device of its model, such as cuda:0; None: not loaded yet. `held_out_before`,
     `held_out_now`: mean reward on held-out tasks of the untouched model, and of the last
     evaluation. `environments`: names and versions of the task sources. `levels`: curriculum level
     by family. `form`: the prompt form. `swarm`: the exchange with its peers; None: disabled, or not
-    yet started. `ledger`: number of rewards by state; "held-back": earned, and not due to be sent
-    yet. `extra_steps` and `extra_groups`: training steps and own groups of further parts of rounds;
-    `groups_behind`: number of peers' groups that came, by how many rounds older than ours they
-    were. `market`: number of bets by state, and `brier`, the mean Brier score of the model's
-    probabilities; `market_brier`: that by task family. Both are empty without a prediction market.
-    `ledger_error`: why rewards wait in the ledger, None if they do not. `last_round`: the last line
-    of its history. `warnings`: checks that are past their threshold. `weights`: number of sets
-    "offered" to peers, and of those of peers "fetched", "unusable", "worse" than ours, and "taken".
+    yet started. `ledger`: number of rewards by state; "held-back": earned, but not due to be sent
+    yet. `extra_steps` and `extra_groups`: numbers of training steps and own groups in further parts
+    of rounds; `groups_behind`: number of peers' groups that arrived, by the number of rounds that
+    they were older than ours. `market`: number of bets by state, and `brier`, the mean Brier score
+    of the model's probabilities; `market_brier`: that score by task family. Both are empty without
+    a prediction market. `ledger_error`: why rewards wait in the ledger, None if they do not.
+    `last_round`: the last line of its history. `warnings`: checks that are past their threshold.
+    `weights`: number of sets "offered" to peers, and of peers' sets "fetched", "unusable", "worse"
+    than ours, and "taken".
     """
 
     name: str
@@ -246,7 +248,7 @@ _STATUS = TypeAdapter(NodeStatus)
 
 
 def read(state_dir: Path) -> NodeStatus | None:
-    """Return the current status, or the last one of a node that ended. None: it never started.
+    """Return a node's current status, or its last one if it has ended. None: it never started.
 
     Call it on the node's own machine: it checks whether the process still runs. Raises WorkerError
     if the file is invalid.
@@ -268,7 +270,7 @@ def read(state_dir: Path) -> NodeStatus | None:
 def write_failure(state_dir: Path, error: WorkerError) -> None:
     """Write the final status of a node that can't go on; nothing if it never had a status.
 
-    A status that can't be read or written is logged: `error` is what ends the node.
+    If the status can't be read or written, that is logged, not raised: `error` must end the node.
     """
     try:
         node = read(state_dir)
@@ -279,7 +281,7 @@ def write_failure(state_dir: Path, error: WorkerError) -> None:
             node.last_error = discreet(str(error))
             node.write(state_dir)
     except WorkerError as unwritten:
-        log.warning("the final status is not written error=%s", unwritten)
+        log.warning("final status not written error=%s", unwritten)
 
 
 _RECORD = TypeAdapter(RoundRecord)
@@ -314,7 +316,7 @@ def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
 def read_parts(state_dir: Path) -> list[dict[str, Any]]:
     """Return all parts of all rounds, oldest first, without a truncated last line.
 
-    A part that was run again, from the checkpoint before it, has two lines; the later one is
+    A part that was repeated from the checkpoint before it has two lines; the later one is
     returned. Raises WorkerError for a file that a node can't have written.
     """
     file = StateDir(state_dir).rounds

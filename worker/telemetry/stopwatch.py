@@ -1,4 +1,4 @@
-"""The seconds that a node spends on each of its activities."""
+"""Measure the seconds that a node spends on each of its activities."""
 
 import time
 from collections import defaultdict
@@ -8,8 +8,8 @@ from typing import Literal
 Activity = Literal[
     "generating", "scoring", "exchanging", "training", "saving", "evaluating", "waiting"
 ]
-"""`exchanging`: publishing groups and taking those of peers; `waiting`: for the answers of peers
-and for the next round."""
+"""`exchanging`: publishing groups and collecting those of peers; `waiting`: waiting for peers and
+for the next round."""
 
 
 class Stopwatch:
@@ -36,7 +36,7 @@ class Stopwatch:
         source: Activity,
         target: Activity,
     ) -> None:
-        """Count seconds of one activity as another one's."""
+        """Count seconds of the activity `source` as those of `target`."""
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 

@@ -1,4 +1,4 @@
-"""The run that trackers show: one node's life."""
+"""The run that trackers show: a node over all its restarts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A node as trackers name it.
+    """A node's identification for trackers.
 
-    `id`: stays the same over restarts. `folder`: where trackers may write (`STATE/logs`).
-    `settings`: shown with the run; without secrets, which settings never contain.
+    `id`: the same after every restart. `folder`: where trackers may write (`STATE/logs`).
+    `settings`: shown with the run; settings never contain secrets.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Trackers behind queues: one that is slow, fails or hangs never costs the node a round."""
+"""Feed trackers through queues, so that a slow or broken tracker never delays a round."""
 
 import importlib.util
 import logging
@@ -21,7 +21,7 @@ from worker.telemetry.tracking.run import Run
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 1000
-"""Rounds that wait for a slow tracker; further ones are left out."""
+"""Number of rounds that may wait for a slow tracker; further ones are left out."""
 CLOSE_SECONDS = 10.0
 
 
@@ -59,7 +59,7 @@ class _Feed:
             try:
                 tracker = tracker or self.make()
                 tracker.log(*entry)
-            except BaseException as error:  # noqa: BLE001 - a library's own; no round fails by it
+            except BaseException as error:  # noqa: BLE001 - errors of a library; no round fails because of them
                 self._fail(error)
             else:
                 self.outage.end("tracker works again name=%s", self.name)
@@ -86,7 +86,7 @@ class Trackers:
             feed.start()
 
     def log(self, record: RoundRecord) -> None:
-        """Hand a round to every tracker; returns at once."""
+        """Queue a round for every tracker; returns at once."""
         figures = of_round(record) if self._feeds else {}
         for feed in self._feeds:
             try:

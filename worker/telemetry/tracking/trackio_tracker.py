@@ -47,5 +47,5 @@ def open_run(tracking: Tracking, run: Run) -> _Run:
 
 
 def _quiet() -> AbstractContextManager[object]:
-    """Drop what trackio prints for people: a service's output is its log, a line each."""
+    """Drop trackio's printed messages: a service's output must consist of log lines."""
     return redirect_stdout(io.StringIO())
