@@ -1,4 +1,4 @@
-"""Our node at a login server of the existing swarm.
+"""Our node at a login server of RL Swarm.
 
 The server is a stand-in, written from the description of its interface and never compared with a
 real one.

@@ -89,7 +89,7 @@ def test_challenge_is_for_its_own_purpose(service, url, ada) -> None:
     other = Authenticator(url, b"other")
     answer = post(ada, "add", csrf=csrf, credential=other.make(of_sign_in))
     assert answer.status_code == 400
-    assert "answers something else" in answer.json()["error"]
+    assert "answers another request" in answer.json()["error"]
     assert num_passkeys(service) == 1
 
 

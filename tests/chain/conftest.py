@@ -97,7 +97,7 @@ def hall(chain) -> Hall:
 
 @pytest.fixture(scope="session")
 def foreign_build(tmp_path_factory, anvil_binary) -> dict:
-    """Compile a foreign contract with the existing swarm's ABI, with the pinned solc."""
+    """Compile a foreign contract with RL Swarm's ABI, with the pinned solc."""
     return _built("ForeignCoordinator", tmp_path_factory)
 
 

@@ -63,7 +63,7 @@ def register(service, token: str | None, **changes: object) -> tuple[int, dict]:
     )
 
 
-# ---- the login API of the existing swarm
+# ---- the login API of RL Swarm
 
 
 @pytest.mark.parametrize(

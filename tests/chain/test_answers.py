@@ -95,7 +95,7 @@ def test_odd_answer_is_named_with_the_call_and_the_address(chain, monkeypatch) -
     url = chain.deployment.rpc_url
     assert (
         str(caught.value)
-        == f"eth_getTransactionReceipt: {url} (chain.rpc_url) gives an answer of another form"
+        == f"eth_getTransactionReceipt: {url} (chain.rpc_url) gives an answer in an unexpected form"
         " (KeyError: 'blockNumber'); check that this is a chain's address"
     )
 
@@ -110,7 +110,7 @@ def test_contract_that_answers_with_too_few_is_named(chain, monkeypatch) -> None
         lambda: chain.coordinator.owner_of("a"),
         lambda: chain.coordinator.registered(["a"]),
     ):
-        with pytest.raises(ChainError, match=r"getEoa: .* gives an answer of another form"):
+        with pytest.raises(ChainError, match=r"getEoa: .* gives an answer in an unexpected form"):
             ask()
 
 

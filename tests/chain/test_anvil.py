@@ -211,7 +211,7 @@ def test_chain_that_lost_its_state_is_named(chain, place, anvil_binary):
         assert (
             str(caught.value)
             == f"{file} names the contract {chain.deployment.contract}, and chain 31337 at {url}"
-            " has none there: the chain lost its state, or is another one; bring the state back"
+            " has none there: the chain lost its state, or is another one; restore the state"
             " (anvil.state_file), or move deployment.json away and deploy again: a new swarm"
             " from round 0"
         )
@@ -406,7 +406,7 @@ def test_chain_that_mines_nothing_is_restarted_within_a_minute(start, tmp_path):
             assert time.monotonic() - began < 60, (tmp_path / "chain.log").read_text()
         time.sleep(0.2)
     assert process.poll() is None
-    assert "chain hangs and is killed" in (tmp_path / "chain.log").read_text()
+    assert "chain hangs, killing it" in (tmp_path / "chain.log").read_text()
 
 
 def raw_url(process) -> str:

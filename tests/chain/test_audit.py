@@ -183,7 +183,7 @@ def test_group_longer_than_the_auditor_reads_may_have_earned_everything(chain, p
 
 
 def test_reward_through_a_foreign_call_is_unaudited(chain, peer) -> None:
-    """Newer clients of the existing swarm use the other overload of submitReward."""
+    """Newer clients of RL Swarm use the other overload of submitReward."""
     data = chain.coordinator._abi.encode_abi(
         "submitReward(uint256,uint256,uint256,string)", [0, 0, 7, peer.identity.peer_id]
     )

@@ -1,4 +1,4 @@
-"""The contract on a real chain: it has the existing swarm's ABI, without its weak points."""
+"""The contract on a real chain: it has RL Swarm's ABI, without its weak points."""
 
 import json
 import random

@@ -156,7 +156,7 @@ def test_our_client_drives_a_foreign_contract_through_every_call(foreign, used, 
 def test_deploy_leaves_a_foreign_contract_as_it_is(foreign, caplog):
     found = anvil.deploy(foreign.settings)
     assert found == foreign.deployment
-    assert "left as it is: not a SwarmCoordinator of ours" in caplog.text
+    assert "contract not upgraded, it is foreign" in caplog.text
 
 
 # ---- release 0.6.0
@@ -229,7 +229,7 @@ def test_doctor_reports_the_release(foreign_060, tmp_path):
     patient = doctor.Patient(foreign_060.settings, None)
     found, *_ = doctor._chain(patient)
     assert found.verdict == "ok"
-    assert "not ours: like release 0.6.0 of the existing swarm, without leaderboards" in found.cause
+    assert "not ours: like release 0.6.0 of RL Swarm, without leaderboards" in found.cause
 
 
 def test_keeper_ends_the_rounds_of_release_060(foreign_060):
@@ -306,7 +306,7 @@ def test_bootnodes_of_a_foreign_contract_are_withdrawn_by_index(foreign):
 
 
 class ForeignClient:
-    """A client for the existing swarm: web3 and its ABI file. It records the functions it used."""
+    """A client for RL Swarm: web3 and its ABI file. It records the functions it used."""
 
     def __init__(self, rpc_url: str, address: str, abi: list = UPSTREAM) -> None:
         self.web3 = Web3(HTTPProvider(rpc_url, request_kwargs={"timeout": 10}))

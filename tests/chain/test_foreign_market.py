@@ -30,7 +30,7 @@ SECONDS = 10
 
 
 class ForeignClient:
-    """A node of the existing swarm: web3, the ABI, and the judge's `/current_clue/`."""
+    """A node of RL Swarm: web3, the ABI, and the judge's `/current_clue/`."""
 
     def __init__(self, rpc_url: str, market: str, judge_url: str, peer_id: str, key: bytes) -> None:
         self.web3 = Web3(Web3.HTTPProvider(rpc_url))

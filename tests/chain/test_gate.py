@@ -62,7 +62,7 @@ AUTHORIZATION = [ACCOUNT.sign_authorization({"chainId": 31337, "address": CONTRA
         (
             "eth_call",
             [{"to": CONTRACT, "data": ROUND, "accessList": [{}] * 99}],
-            "accessList is not taken here",
+            "accessList is not accepted here",
         ),
         ("eth_call", [{"to": CONTRACT, "data": ROUND, "chainId": "0x1"}], "this is chain 31337"),
         ("eth_estimateGas", [{"data": "0x5b600056"}], "no `to`"),

@@ -136,7 +136,7 @@ def test_chain_that_has_grown_restarts_at_the_same_address_and_loses_nothing(for
         with closing(Sender(client, account, tmp_path / "journal.db")) as sender:
             number = 0
             deadline = time.monotonic() + 200
-            while log.read_text().count("chain restarts: it has grown") < 2:
+            while log.read_text().count("chain restarts: its state has grown") < 2:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 number += send_if_there(sender, client, f"peer-{number}")
@@ -188,7 +188,9 @@ def test_state_in_another_form_stays_as_it_is_and_that_is_logged(tmp_path, caplo
     file.write_text(text)
     pruning.cut(file, 64)
     assert file.read_text() == text
-    assert f"history is not cut: not a state file as our anvil writes it file={file}" in caplog.text
+    assert (
+        f"history not pruned: the state file is not in our anvil's form file={file}" in caplog.text
+    )
 
 
 def test_fast_growth_is_logged_once_each_time_and_slow_growth_never(tmp_path, monkeypatch, caplog):

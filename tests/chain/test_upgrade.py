@@ -133,7 +133,7 @@ def test_contract_of_another_owner_is_left(chain, released, caplog):
     anvil.deploy(chain.settings)  # nobody's key: nothing to say
     anvil.load_owner(chain.settings.keeper, create=True)
     anvil.deploy(chain.settings)
-    assert "contract left as it is: account=" in caplog.text
+    assert "contract not upgraded, this account is not its owner account=" in caplog.text
     released.check()
     assert released.version == "hivewright/1"
 
@@ -145,7 +145,9 @@ def test_newer_version_is_left(chain, monkeypatch, caplog):
         {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE, "runtime_sha256": "00"},
     )
     anvil.deploy(chain.settings)
-    assert "contract left as it is: newer version=hivewright/3 ours=hivewright/1" in caplog.text
+    assert (
+        "contract not upgraded, it is newer version=hivewright/3 ours=hivewright/1" in caplog.text
+    )
 
 
 def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):

@@ -46,7 +46,9 @@ def test_day_that_is_no_date_is_refused(host: Settings, until: str) -> None:
 def test_day_that_is_over_is_refused_and_today_is_not_over(host: Settings) -> None:
     now = datetime.now(UTC)
     yesterday = (now - timedelta(days=1)).strftime("%Y-%m-%d")
-    with pytest.raises(SettingsError, match=f"got {yesterday}, which is over; expected a day to c"):
+    with pytest.raises(
+        SettingsError, match=f"got {yesterday}, which is in the past; expected a future"
+    ):
         account_admin.invite(host, argparse.Namespace(nodes=1, until=yesterday))
     today = now.strftime("%Y-%m-%d")
     with pytest.raises(ResourceError, match="expected the database of an account service"):

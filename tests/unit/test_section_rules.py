@@ -20,7 +20,7 @@ LOGIN_SERVER = {
     "rpc_url": URL,
     "contract": ADDRESS,
 }
-OF_LOGIN_SERVER = "expected it, because a login server of the existing swarm does not tell it"
+OF_LOGIN_SERVER = "expected it, because a login server of RL Swarm does not tell it"
 
 
 def without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _PAGE_ROWS = 50
 _MAX_INVITATIONS = 50
-"""Valid invitations of an account at a time."""
+"""Largest number of valid invitations of an account at a time."""
 _MIN_PASSWORD = 10
 _EXPORTS_PER_SECOND, _EXPORTS_BURST = 1 / 600, 5.0
 """Of one account."""
@@ -36,10 +36,10 @@ MAX_INVITATION_DAYS = 90
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """A node as its row shows it.
+    """A node, with the values of its row.
 
-    `confirmed`: rewards on the chain; None: no chain answers; `pending`: those of transactions that
-    wait, and `num_pending` the number of all that wait.
+    `confirmed`: rewards on the chain; None: the chain does not answer. `pending`: rewards in
+    pending transactions. `num_pending`: number of all pending transactions.
     """
 
     node: Node
@@ -57,7 +57,7 @@ class AccountPages:
         self._site = site
         self._exports = Quota(_EXPORTS_PER_SECOND, _EXPORTS_BURST)
         self._exporting = asyncio.Semaphore(1)
-        """An export takes a second and 256 MiB."""
+        """Limit of exports, because each takes a second and 256 MiB."""
 
     def add_to(self, application: web.Application) -> None:
         site, router = self._site, application.router
@@ -87,7 +87,7 @@ class AccountPages:
     async def _nodes_page(
         self, request: web.Request, visitor: Visitor, invitation: str
     ) -> web.Response:
-        """Return the page of nodes; `invitation`: the secret of a new one, which it shows."""
+        """Return the page of nodes; `invitation`: the secret of a new invitation to show."""
         site, account = self._site, visitor.account
         rows, round, problem = await site.in_thread(self._rows, account)
         return site.page(
@@ -148,7 +148,7 @@ class AccountPages:
         )
 
     def _rows(self, account: Account) -> tuple[list[NodeRow], int | None, str]:
-        """Return the nodes, the round, and why the chain is not read ("": it is)."""
+        """Return the nodes, the round, and why the chain can't be read ("": it can)."""
         site = self._site
         nodes = site.accounts.nodes_of(account)
         round: int | None = None

@@ -1,8 +1,8 @@
 """Accounts and their nodes, in the service's database.
 
-The operator's account is that of the fleet: its key is in `account.key`, and its nodes' tokens are
-HMACs (vault.py). Other accounts belong to people: their keys are encrypted in the database, and
-their nodes' tokens are random, stored as hashes, and expire when they are not used.
+The operator's account is the fleet's: its key is in `account.key`, and its nodes' tokens are HMACs
+(vault.py). Other accounts belong to people: their keys are encrypted in the database, and their
+nodes' tokens are random, stored as hashes, and expire when they are not used.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ from worker.errors import SecretError
 from worker.swarm import identity
 
 Run = Callable[..., list[tuple[Any, ...]]]
-"""Runs a statement, alone or as a part of a transaction."""
+"""Function that runs a statement, alone or as a part of a transaction."""
 
 DATABASE_FILE = "accounts.db"
 OPERATOR_ID = 1
 TOKEN_SECONDS = 90 * 24 * 3600.0
-"""A node's token expires when it was not used for this long."""
+"""A node's token expires if it is not used for this many seconds."""
 MAX_NAME = 40
 _TOUCH_SECONDS = 60.0
-"""How often the use of a token is written down."""
+"""Seconds between two updates of a token's last use."""
 _NO_REMAINS = "PRAGMA secure_delete = ON"
-"""Overwrites what is deleted or changed: SQLite would leave it in pages that are free."""
+"""Overwrites deleted and changed data, which SQLite would leave in free pages."""
 _REVOKE = "UPDATE nodes SET revoked_at = ?, token_hash = NULL, token_expires_at = NULL"
 _KEPT_TRANSACTIONS = 1000
-"""Newest transactions that an account's page can show."""
+"""Number of newest transactions that an account's page can show."""
 
 _OF_AN_ACCOUNT = (
     "nodes",
@@ -50,7 +50,7 @@ _OF_AN_ACCOUNT = (
     "devices",
     "invitations",
 )
-"""Tables whose rows end with their account."""
+"""Tables whose rows are deleted with their account."""
 
 _SELECT_ACCOUNTS = (
     "SELECT id, org_id, address, email, max_nodes, created_at, suspended_at FROM accounts WHERE "
@@ -63,7 +63,7 @@ _SELECT_NODES = (
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account. Times are Unix seconds. `email` None: nobody has signed in to it."""
+    """An account. Times are Unix seconds. `email` None: no person has signed in to it."""
 
     id: int
     org_id: str
@@ -79,7 +79,7 @@ class Account:
 
     @property
     def is_nobodys(self) -> bool:
-        """Return whether it is an invitation's account that nobody has signed in to."""
+        """Return whether it is an invitation's account that no person has signed in to."""
         return self.email is None and not self.is_operator
 
 
@@ -105,10 +105,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """A transaction that was sent for a node, or is to be.
+    """A transaction that was, or will be, sent for a node.
 
-    `hash`: of the mined transaction, or the first that it had; `state`: "confirmed" or "failed",
-    None until a page has looked that up.
+    `hash`: that of the mined transaction, or else its first hash; `state`: "confirmed" or "failed",
+    None until a page has looked it up.
     """
 
     id: int
@@ -129,15 +129,15 @@ class Accounts:
         org_id: str,
         passphrase: str | None,
     ) -> None:
-        """Open the database, and take the operator's account over from versions without one.
+        """Open the database; migrate the operator's account from versions without a database.
 
-        `passphrase` None: people have no accounts here. Raises SecretError if it is another one
-        than before, ResourceError if the file can't be used.
+        `passphrase` None: people have no accounts here. Raises SecretError if it is not the one
+        used before, ResourceError if the file can't be used.
         """
         self.database = Database(folder / DATABASE_FILE, _NO_REMAINS, "FULL")
         self.database.migrate(MIGRATIONS)
         (folder / DATABASE_FILE).chmod(0o600)
-        # What pages show of transactions and use need not survive a power cut, and comes often.
+        # Data about transactions and use is written often and need not survive a power failure.
         self._history = Database(folder / DATABASE_FILE, _NO_REMAINS, "NORMAL")
         self._operator_key = operator
         self._operator_tokens = Tokens(folder)
@@ -195,7 +195,7 @@ class Accounts:
         max_nodes: int,
         run: Run | None = None,
     ) -> Account:
-        """Create an account with a key of its own; `run`: of a transaction that it is part of."""
+        """Create an account with its own key; `run`: runs the statement in a transaction."""
         if self._seal is None:
             raise Refused(403, "AccountsClosed", "account.passphrase_file is not set at the host")
         key: LocalAccount = EthAccount.create()
@@ -226,9 +226,9 @@ class Accounts:
         email: str,
         is_invited: bool,
     ) -> None:
-        """Apply what the host had decided about a former account of the person to the new one.
+        """Apply the host's limits of a person's former account to the new one.
 
-        A new invitation of the host decides about the number of nodes again.
+        With a new invitation of the host, the invitation's number of nodes applies instead.
         """
         for max_nodes, suspended_at in run(
             "DELETE FROM former_limits WHERE email_name = ? RETURNING max_nodes, suspended_at",
@@ -288,8 +288,8 @@ class Accounts:
         """Delete a person's account with its key, nodes, sessions and passkeys.
 
         Its address stays in the database without the person, so that its row on the chain has a
-        name. So do a suspension, and a limit below the usual number of nodes, under a name of the
-        e-mail address that nobody can read. The caller ensures that nothing is pending.
+        name. A suspension, and a limit below the usual number of nodes, stay too, under a keyed
+        hash of the e-mail address. The caller ensures that no transaction is pending.
         """
         with self.database.transaction() as run:
             account = self.by_id(account.id, run)
@@ -306,7 +306,7 @@ class Accounts:
             for table in _OF_AN_ACCOUNT:
                 run(f"DELETE FROM {table} WHERE account_id = ?", (account.id,))  # noqa: S608
             run("DELETE FROM releases WHERE from_id = ? OR to_id = ?", (account.id, account.id))
-        # The log of changes still has the key and the e-mail address.
+        # The write-ahead log still has the key and the e-mail address.
         self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def deleted_addresses(self) -> list[str]:
@@ -360,10 +360,10 @@ class Accounts:
         peer_id: str,
         name: str = "",
     ) -> str:
-        """Link the node to the account, and return its token; an earlier one is no longer valid.
+        """Link the node to the account, and return its token; an earlier token becomes invalid.
 
-        Raises Refused if it is linked to another account, if the account has as many nodes as it
-        may, or is suspended.
+        Raises Refused if the node is linked to another account, if the account has as many nodes as
+        it may, or if it is suspended.
         """
         with self.database.transaction() as run:
             return self.link_in(run, account, peer_id, name)
@@ -418,7 +418,7 @@ class Accounts:
         account: Account,
         peer_id: str,
     ) -> None:
-        """Remove the node from the account, which lets another account link it."""
+        """Remove the node from the account, so that another account can link it."""
         with self.database.transaction() as run:
             _change(run, account, peer_id, "DELETE FROM nodes")
             _end_token(run, account, peer_id)
@@ -474,7 +474,7 @@ class Accounts:
         return node.peer_id, self.by_id(node.account_id)
 
     def has_first_token(self, peer_id: str) -> bool:
-        """Return whether the operator's HMAC is the node's token, as it is of unknown nodes."""
+        """Return whether the node's token is the operator's HMAC; for unknown nodes it is."""
         node = self.node(peer_id)
         is_operators = node is None or (node.account_id == OPERATOR_ID and node.revoked_at is None)
         return is_operators and not _is_ended(self.database.execute, peer_id)
@@ -484,10 +484,10 @@ class Accounts:
         account: Account,
         peer_id: str,
     ) -> None:
-        """Write down that the token of the account's node was used now, which also keeps it valid.
+        """Record that the node's token was used now, which also extends its validity.
 
-        A node of the operator's from before this database gets its row here. One that has been
-        unlinked, or moved to another account, since the call came stays so.
+        A node of the operator's from before this database gets its row here. A node that was
+        unlinked, or moved to another account, since the call arrived is not linked again.
         """
         now = time.time()
         node = self.node(peer_id)
@@ -513,7 +513,7 @@ class Accounts:
         tx_hash: str,
         round: int | None,
     ) -> None:
-        """Remember a transaction for the account's page; `tx_hash`: the first that it had."""
+        """Store a transaction for the account's page; `tx_hash`: its first hash."""
         with self._history.transaction() as run:
             rows = run(
                 "INSERT INTO transactions (account_id, peer_id, call, hash, sent_at) SELECT"
@@ -534,7 +534,7 @@ class Accounts:
                 )
 
     def note_mined(self, transaction: Transaction) -> None:
-        """Keep the final state of a transaction, and the hash of the one that was mined."""
+        """Store the final state of a transaction, and the hash with which it was mined."""
         self._history.execute(
             "UPDATE transactions SET state = ?, hash = ? WHERE id = ?",
             (transaction.state, transaction.hash, transaction.id),
@@ -546,7 +546,7 @@ class Accounts:
         most: int,
         offset: int = 0,
     ) -> Sequence[Transaction]:
-        """Return at most that many transactions of the account, newest first."""
+        """Return at most `most` transactions of the account, newest first."""
         rows = self.database.execute(
             "SELECT id, peer_id, call, hash, sent_at, state FROM transactions WHERE account_id = ?"
             " ORDER BY id DESC LIMIT ? OFFSET ?",
@@ -556,7 +556,7 @@ class Accounts:
 
 
 def digest(secret: str) -> bytes:
-    """Return what is stored of a random secret: only its owner can show the secret itself."""
+    """Return the hash that is stored in the place of a random secret."""
     return hashlib.sha256(secret.encode()).digest()
 
 
@@ -609,7 +609,7 @@ def _change(
 
 
 def _is_ended(run: Run, peer_id: str) -> bool:
-    """Return whether the peer's HMAC was revoked, which is the same at each issue."""
+    """Return whether the peer's HMAC was revoked; it would be the same if issued again."""
     return bool(run("SELECT 1 FROM ended_tokens WHERE peer_id = ?", (peer_id,)))
 
 
@@ -618,7 +618,7 @@ def _end_token(
     account: Account,
     peer_id: str,
 ) -> None:
-    """End the peer's HMAC for good: a later token of the operator's is random, as people's are."""
+    """Revoke the peer's HMAC for good: a later token is random, like those of people's nodes."""
     if account.is_operator:
         run("INSERT OR IGNORE INTO ended_tokens VALUES (?)", (peer_id,))
 
@@ -643,7 +643,7 @@ def peer_taken(
     holder: str,
     ours: str,
 ) -> Refused:
-    """Return the refusal of a node that belongs to another account; it names both."""
+    """Return the refusal for a node that belongs to another account; it names both accounts."""
     return Refused(
         409,
         "PeerOfAnotherAccount",

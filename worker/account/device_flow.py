@@ -1,4 +1,4 @@
-"""Signing a node in from a terminal: device authorization (RFC 8628), and the page that allows it.
+"""Sign a node in from a terminal: device authorization (RFC 8628), and the page that allows it.
 
 The node proves its key with the request. Its token belongs to the account of the person who types
 the code.
@@ -28,7 +28,7 @@ _MOST_OPEN = 1000
 _FIELD_BYTES = 8192
 _OVER = "expired_token"
 _WRONG_PER_SECOND, _WRONG_BURST = 1 / 6, 20.0
-"""Codes of one address that no node waits with."""
+"""Limit of wrong codes from one address."""
 
 
 class DeviceFlow:
@@ -70,7 +70,7 @@ class DeviceFlow:
         request: web.Request,
         form: Form,
     ) -> dict[str, object]:
-        """Begin: the node gets a code for itself, and one for its person."""
+        """Begin a sign-in: the node gets a code for itself, and one for a person to type."""
         await self._site.count_begun(request)
         peer_id = _field(form, "peer_id")
         if not PEER_ID.fullmatch(peer_id):
@@ -114,7 +114,7 @@ class DeviceFlow:
         name: str,
         is_move: bool,
     ) -> tuple[str, str]:
-        """Keep a new sign-in of the node, in the place of an earlier one."""
+        """Store a new sign-in of the node, which replaces an earlier one."""
         self._site.sessions.forget_old()
         device_code = secrets.token_urlsafe(32)
         letters = "".join(secrets.choice(LETTERS) for _ in range(8))
@@ -139,7 +139,7 @@ class DeviceFlow:
         request: web.Request,
         form: Form,
     ) -> dict[str, object]:
-        """Answer a node that asks whether its person has allowed it."""
+        """Answer a node that asks whether a person has allowed it."""
         if _field(form, "grant_type") != DEVICE_GRANT:
             raise Refused(400, "unsupported_grant_type", f"expected {DEVICE_GRANT}")
         try:
@@ -164,7 +164,7 @@ class DeviceFlow:
             raise Refused(400, "access_denied", "the person refused")
         if now - asked_at < _POLL_SECONDS - 1:
             raise Refused(400, "slow_down", f"ask every {_POLL_SECONDS} s")
-        # Only now: it waits for the disk.
+        # Written only for polls at the right rate, because it waits for the disk.
         self._database.execute("UPDATE devices SET asked_at = ? WHERE hash = ?", (now, key))
         if account_id is None:
             raise Refused(400, "authorization_pending", "nobody has typed the code yet")
@@ -239,7 +239,7 @@ class DeviceFlow:
     ) -> tuple[str, tuple[str, str, int]]:
         """Return the code and the node that waits with it. Raises Refused; guesses are counted."""
         site = self._site
-        # Of the person, from wherever: others behind the same address have their own.
+        # Counted per person, not per address: others behind the same address are not affected.
         guess = site.lockouts.count(f"person {visitor.account.id}", None)
         letters = text_of(form, "code", 20).upper().replace("-", "").replace(" ", "")
         user_code = f"{letters[:4]}-{letters[4:]}"

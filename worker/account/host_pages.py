@@ -1,4 +1,4 @@
-"""The host's page: who joined, with how many nodes; quotas, suspensions and invitations."""
+"""The host's page: accounts with their nodes, quotas and suspensions, and invitations."""
 
 import logging
 import time
@@ -24,14 +24,14 @@ _MAX_NODES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """An account as its row shows it."""
+    """An account, with the values of its row."""
 
     account: Account
     num_nodes: int
 
 
 class HostPages:
-    """`/host` and its forms, for those who sign in to the operator's account."""
+    """`/host` and its forms, for people who sign in to the operator's account."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

@@ -1,4 +1,4 @@
-"""Invitations: secrets with which somebody may sign up, or enrol a number of nodes."""
+"""Invitations: secrets with which a person may sign up, or enrol a number of nodes."""
 
 import secrets
 import time
@@ -34,8 +34,8 @@ def create(
 ) -> str:
     """Return the secret of a new invitation.
 
-    With `account`, it enrols that many more nodes for it; without, the first one who uses it gets
-    an account that may have as many nodes.
+    With `account`, it enrols up to `max_nodes` nodes for that account. Without, its first user gets
+    an account that may have `max_nodes` nodes.
     """
     secret = PREFIX + secrets.token_urlsafe(24)
     database.execute(
@@ -58,7 +58,7 @@ class Invitations:
         return self._select("account_id = ? AND expires_at > ?", account.id, time.time())
 
     def of_host(self) -> list[Invitation]:
-        """Return the host's invitations that no person has used, and that somebody may use."""
+        """Return the host's invitations that can still be used, and that no person has used."""
         return self._select(f"{_OF_HOST} AND (expires_at > ? OR account_id NOT NULL)", time.time())
 
     def withdraw(
@@ -78,7 +78,7 @@ class Invitations:
         )
 
     def find(self, hash: bytes) -> Invitation:
-        """Return an invitation that a person, and until its last day a node, may use.
+        """Return an invitation that a person may use (and, until its last day, a node).
 
         Raises Refused.
         """
@@ -110,9 +110,9 @@ class Invitations:
     ) -> Account:
         """Return the account of a person with this verified e-mail, invited by the host.
 
-        It is the invitation's, unless the person has another: they keep that, it may have the
-        invitation's nodes in addition, and those that have enrolled are released to it. Raises
-        Refused if the invitation is not valid, or is another person's.
+        It is the invitation's account, unless the person has one already. That one may then have
+        the invitation's number of nodes in addition, and nodes that have enrolled are released to
+        it. Raises Refused if the invitation is invalid, or another person has used it.
         """
         with self._database.transaction() as run:
             invitation = _find_for_person(run, hash)
@@ -140,7 +140,7 @@ class Invitations:
         invitation: Invitation,
         account: Account,
     ) -> None:
-        """Make the invitation the account's, with its nodes, unless it is another person's."""
+        """Give the invitation and its nodes to the account, unless another person has used it."""
         if invitation.account_id is not None:
             holder = self._accounts.by_id(invitation.account_id, run)
             if not holder.is_nobodys:
@@ -190,9 +190,9 @@ def _find(
 
 
 def _find_for_person(run: Run, hash: bytes) -> Invitation:
-    """Return a valid invitation, or one that nodes have enrolled with, and no person yet.
+    """Return a valid invitation, or one with which nodes have enrolled but no person signed in.
 
-    The person may come after its last day: nobody else can sign in to the nodes' account.
+    The person may sign in after its last day, because nobody else can sign in to that account.
     """
     return _find(run, hash, "account_id IN (SELECT id FROM nobodys)")
 

@@ -1,4 +1,4 @@
-"""Proofs of nodes' keys that callers show: signatures of a challenge that is good once."""
+"""Verify proofs of nodes' keys: signatures of a challenge that is valid once."""
 
 import hmac
 import secrets
@@ -16,8 +16,8 @@ _SECONDS = 120.0
 class KeyProofs:
     """Challenges, and proofs that are made with them. Thread-safe.
 
-    A challenge is good once, for two minutes, and until the service ends. Nothing is stored of one
-    before it is used.
+    A challenge is valid once, for two minutes, and until the service ends. Nothing is stored about
+    a challenge before it is used.
     """
 
     def __init__(self, coordinator: Coordinator) -> None:
@@ -42,7 +42,7 @@ class KeyProofs:
     ) -> None:
         """Use the challenge up. Raises Refused unless the peer's key signed it for this purpose.
 
-        `challenge` None: of a node of the release before, whose signature anybody can show again.
+        `challenge` None: a node of the previous release, whose signature others could replay.
         """
         given = None
         if challenge is not None:

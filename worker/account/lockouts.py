@@ -1,9 +1,8 @@
-"""Wrong codes, invitations and tokens, counted by their sender and by the account they are for.
+"""Limit wrong codes, invitations and tokens, per sender and per account that they are for.
 
-The limit of a sender's address stops a guesser with one address. The limit of an account stops one
-with many. Neither keeps its owner out: a known caller has an allowance of its own. That is a
-browser that has signed in to the account before, or a node that is linked to it and has proved its
-key.
+The limit per address stops an attacker with one address, the limit per account stops one with many
+addresses. Neither locks the owner out, because known callers have their own limit: browsers that
+have signed in to the account before, and nodes that are linked to it and have proved their key.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from worker.chain.quotas import Quota
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A guess that is counted as wrong until it is known to be right, or was not compared."""
+    """A guess, counted as wrong until it is known to be right or is not compared after all."""
 
     _counted: tuple[tuple[Quota, str], ...]
 
@@ -24,9 +23,9 @@ class Guess:
 
 
 class Lockouts:
-    """The wrong guesses of some ways in. For the event loop's thread only.
+    """The wrong guesses of some ways to sign in. For the event loop's thread only.
 
-    `of_address`, `of_account`: guesses per second in the long run, and at first.
+    `of_address`, `of_account`: allowed guesses per second, and the size of a burst.
     """
 
     def __init__(
@@ -43,11 +42,11 @@ class Lockouts:
         account: str | None,
         known: str | None = None,
     ) -> Guess:
-        """Count a guess before anything is compared, so that guesses at once have no advantage.
+        """Count a guess before it is compared, so that concurrent guesses have no advantage.
 
-        `account` names the way in, too, such as "code ada@example.org": the others stay open. None:
-        the secret is too long to guess, so that nobody needs to be kept out. `known` names a known
-        caller. Raises Refused after too many wrong guesses from `known` or `source`, or for
+        `account` also names the way in, such as "code ada@example.org", so that others stay open.
+        None: the secret is too long to guess, so there is no limit per account. `known` names a
+        known caller. Raises Refused after too many wrong guesses from `known` or `source`, or for
         `account`.
         """
         counted = [(self._of_address, known or source)]

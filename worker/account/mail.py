@@ -1,4 +1,4 @@
-"""E-mail with sign-in codes, over SMTP."""
+"""Send sign-in codes by e-mail, over SMTP."""
 
 import re
 import smtplib
@@ -17,11 +17,11 @@ _SECONDS = 15.0
 
 
 class MailRefused(WorkerError):
-    """The mail server does not take the message."""
+    """The mail server did not accept the message."""
 
 
 def normalized(email: str) -> str:
-    """Return the e-mail address in the form that names accounts. Raises Refused for others."""
+    """Return an e-mail address in normal form. Raises Refused for an invalid one."""
     address = email.strip().lower()
     if len(address) > _MAX_EMAIL or not _EMAIL.fullmatch(address):
         raise Refused(400, "EmailInvalid", "expected an e-mail address such as ada@example.org")
@@ -49,7 +49,7 @@ class Mailer:
     ) -> None:
         """Send a code. Raises MailRefused.
 
-        The mail names no address that the request did: whoever asked could send people elsewhere.
+        The mail never contains an address from the request, which an attacker could choose.
         """
         public_url = self._section.public_url
         place = "" if public_url is None else f" at {public_url}"

@@ -13,13 +13,13 @@ from worker.market_view.games import Bet, Game
 from worker.swarm.identity import animal_name
 
 MAX_AGE_SECONDS = 3.0
-"""The chain is read again for a page after this time."""
+"""Seconds after which the chain is read again for a page."""
 _MAX_GAMES, _MAX_NODES = 10, 200
 
 
 @dataclass(frozen=True, slots=True)
 class NodeLine:
-    """A node's part in the games that are known. `balance`: bet tokens; None: not read."""
+    """A node's totals over the known games. `balance`: bet tokens; None: not read."""
 
     node: Node
     balance: float | None
@@ -48,7 +48,7 @@ class MarketPages:
         return self._site.page(request, "market.html", visitor, **content)
 
     def _content(self, account: Account) -> dict[str, Any]:
-        """Read the market, and return what the page shows."""
+        """Read the market, and return the values of the page."""
         history = self._site.market
         history.look(MAX_AGE_SECONDS)
         view = history.view()

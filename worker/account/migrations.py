@@ -65,7 +65,7 @@ _WAYS_IN = (
 _KNOWN_AND_MOVES = (
     "ALTER TABLE sessions ADD COLUMN email TEXT",
     "ALTER TABLE passkeys ADD COLUMN email TEXT",
-    # Peers whose HMAC of the operator's is no longer a token.
+    # Peers whose HMAC (a token of the operator's account) was revoked.
     "CREATE TABLE ended_tokens (peer_id TEXT PRIMARY KEY) STRICT",
     """
     CREATE TABLE known_browsers (
@@ -80,19 +80,19 @@ _KNOWN_AND_MOVES = (
     """,
 )
 _NOBODYS = (
-    # Accounts with nodes of an invitation of the host, and without a person.
+    # Accounts without a person, which have the nodes of an invitation of the host.
     """
     CREATE VIEW nobodys AS
         SELECT id, address FROM accounts WHERE email IS NULL AND deleted_at IS NULL AND id != 1
     """,
 )
 _STATES = (
-    # NULL: not final when it was last looked up.
+    # NULL: it was not final at the last look-up.
     "ALTER TABLE transactions ADD COLUMN state TEXT",
     "CREATE INDEX transactions_by_hash ON transactions (hash)",
 )
 _FORMER_LIMITS = (
-    # What the host decided about deleted accounts, for when their people come back.
+    # The host's limits of deleted accounts, applied if their people come back.
     """
     CREATE TABLE former_limits (
         email_name BLOB PRIMARY KEY, max_nodes INTEGER NOT NULL, suspended_at REAL

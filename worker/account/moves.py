@@ -1,8 +1,8 @@
-"""Moving a node to another account, signed by both.
+"""Move a node to another account, with the consent of both.
 
-The holder signs the contract's message about the move; the other account sends that signature to
-the contract in a transaction of its own. The service signs for people at the page, who signed in.
-People who use their exported key sign for themselves, and send the signatures to the API.
+The present account signs the contract's message about the move; the other account sends that
+signature to the contract in its own transaction. The service signs for people who are signed in at
+the page. People who use their exported key sign themselves, and send the signatures to the API.
 """
 
 import logging
@@ -65,7 +65,7 @@ class Moves:
         visitor: Visitor,
         form: Form,
     ) -> web.Response:
-        """Take a release back, or refuse it."""
+        """Withdraw a release (as its holder), or refuse it (as its taker)."""
         await self._site.in_thread(
             releases.forget, self._site.accounts, text_of(form, "peer"), visitor.account
         )
@@ -111,7 +111,7 @@ class Moves:
                 encode_defunct(self._message(body.peer_id, body.to, held.moves)),
                 signature=signature,
             )
-        except Exception as error:  # noqa: BLE001 - of several libraries, for bytes of anybody
+        except Exception as error:  # noqa: BLE001 - several libraries raise their own errors for untrusted bytes
             raise Refused(
                 403, "SignatureWrong", f"not a signature ({type(error).__name__})"
             ) from None
@@ -133,7 +133,7 @@ class Moves:
         to: str,
         signature: bytes | None,
     ) -> None:
-        """Keep the holder's consent; the service signs unless there is a `signature`."""
+        """Store the holder's consent; the service signs it if `signature` is None."""
         site = self._site
         require_active(holder)
         node = site.accounts.node(peer_id)
@@ -155,9 +155,9 @@ class Moves:
         taker: Account,
         peer_id: str,
     ) -> None:
-        """Move the node to the account that it is released to, on the chain and here.
+        """Move the node to the account that it was released to, on the chain and here.
 
-        It may be repeated: what was done before a failure stays done.
+        It can be repeated after a failure: the steps that were done are not undone.
         """
         site = self._site
         require_active(taker)
@@ -183,7 +183,7 @@ class Moves:
         taker: Account,
         moves: int,
     ) -> bytes:
-        """Return the holder's signature; the service signs for an account that nobody has."""
+        """Return the holder's signature; the service signs for an account without a person."""
         if release.signature is not None:
             return release.signature
         if holder.is_nobodys:

@@ -1,4 +1,4 @@
-"""Signing in by an OpenID Connect provider: authorization code, with PKCE, state and nonce."""
+"""Sign people in with an OpenID Connect provider: authorization code, PKCE, state and nonce."""
 
 import hmac
 import secrets
@@ -28,18 +28,18 @@ from worker.settings import Account as Section
 _SCOPE = "openid email"
 _SECONDS = 10.0
 _FAILURE_SECONDS = 10.0
-"""Time in which a provider that has failed is not asked for its configuration again."""
+"""Seconds for which the configuration of a provider that has failed is not read again."""
 _CONFIGURATION_SECONDS = 3600.0
 _NEW_KEYS_SECONDS = 60.0
-"""How often a token by an unknown key makes us read the provider's keys again."""
+"""Seconds between two readings of the provider's keys because of an unknown key."""
 _LEEWAY_SECONDS = 60
-# What providers sign with. Never `none`, nor a secret that the provider shares with others.
+# Accepted signatures of providers: never `none`, nor one with a shared secret.
 _ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519", "RS384", "RS512", "ES384", "ES512")
 _CALLBACK = "/sign-in/openid/callback"
 
 
 class ProviderFailed(WorkerError):
-    """The provider does not answer, or not as OpenID Connect says."""
+    """The provider does not answer, or its answer violates OpenID Connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class OpenId:
     async def begin(self, request: web.Request) -> web.Response:
         """Send the browser to the provider.
 
-        By a page that goes on by itself: browsers check where a form's answer redirects to, and the
-        policy of our pages lets forms go nowhere else.
+        The answer is a page that reloads to the provider's address, not a redirect, because
+        browsers apply our policy for forms (own pages only) to redirects too.
         """
         site = self._site
         site.require_private(request)
@@ -84,14 +84,16 @@ class OpenId:
         return response
 
     async def callback(self, request: web.Request) -> web.Response:
-        """Let the person in whom the provider sends back."""
+        """Sign in the person whom the provider sends back."""
         site = self._site
         site.require_private(request)
         sign_in = await site.in_thread(site.sessions.sign_in, site.sign_in_cookie(request))
         state = sign_in.data.get("state")
         shown = request.query.get("state", "")
         if state is None or not hmac.compare_digest(state.encode(), shown.encode()):
-            raise Refused(400, "StateWrong", "this answer of the provider is of another sign-in")
+            raise Refused(
+                400, "StateWrong", "this answer of the provider belongs to another sign-in"
+            )
         await site.in_thread(site.sessions.complete, sign_in)
         if "error" in request.query:
             raise Refused(403, "ProviderRefused", "the provider did not sign you in; try again")
@@ -128,7 +130,7 @@ class Provider:
         self._failed_at, self._failure = float("-inf"), ""
 
     def authorization(self, callback: str) -> tuple[str, dict[str, str]]:
-        """Return where the browser goes, and what the sign-in keeps until it comes back."""
+        """Return the provider's URL for the browser, and the data that the sign-in must keep."""
         configuration = self._configured().content
         verifier, nonce = secrets.token_urlsafe(48), secrets.token_urlsafe(24)
         with self._session(callback) as session:
@@ -200,7 +202,7 @@ class Provider:
         return claims
 
     def _decoded(self, id_token: str) -> jwt.Token:
-        """Return the token if a key of the provider signed it; it may have new keys."""
+        """Return the token if a key of the provider signed it; unknown keys are read again."""
         try:
             return jwt.decode(id_token, self._configured().keys, algorithms=list(_ALGORITHMS))
         except (InvalidKeyIdError, BadSignatureError):
@@ -208,7 +210,7 @@ class Provider:
             return jwt.decode(id_token, keys, algorithms=list(_ALGORITHMS))
 
     def _configured(self, max_age_seconds: float = _CONFIGURATION_SECONDS) -> _Configuration:
-        """Return the provider's configuration, read again when it is as old as that."""
+        """Return the provider's configuration, read again if it is older than `max_age_seconds`."""
         with self._lock:
             known = self._configuration
             if known is not None and time.monotonic() - known.read_at < max_age_seconds:
@@ -252,7 +254,7 @@ def _user_info(
     access_token: str,
     subject: str,
 ) -> dict[str, Any]:
-    """Return what the provider says of the person `subject`. Raises Refused if of another one."""
+    """Return the provider's claims about `subject`. Raises Refused if they are about another."""
     claims: dict[str, Any] = _read(endpoint, {"Authorization": f"Bearer {access_token}"})
     if claims.get("sub") != subject:
         raise Refused(403, "IdentityTokenInvalid", "the provider answered about another person")

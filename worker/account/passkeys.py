@@ -1,4 +1,4 @@
-"""Passkeys (WebAuthn): added by people who are signed in, and a way in from then on."""
+"""Passkeys (WebAuthn): people who are signed in add them, and can then sign in with them."""
 
 import hmac
 import ipaddress
@@ -59,7 +59,7 @@ class Passkeys:
     def _answering(
         self, handle: Callable[[web.Request, dict[str, Any]], Awaitable[web.Response]]
     ) -> Handler:
-        """Return a handler of JSON that a page of ours sent; refusals are a sentence."""
+        """Return a handler for JSON from our own pages; it answers refusals with a sentence."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
@@ -120,7 +120,7 @@ class Passkeys:
         challenge, data = await self._challenge(request, _ADDING)
         if data["account"] != visitor.account.id:
             raise Refused(
-                403, "AccountChanged", "this was begun for another account; load it again"
+                403, "AccountChanged", "this was begun for another account; reload the page"
             )
         verified = verify_registration_response(
             credential=body["credential"],
@@ -138,7 +138,7 @@ class Passkeys:
         visitor: Visitor,
         verified: VerifiedRegistration,
     ) -> None:
-        """Add the passkey. Raises Refused if the account has as many as it may by now."""
+        """Add the passkey. Raises Refused if the account has as many as it may have."""
         with self._database.transaction() as run:
             ((count,),) = run(
                 "SELECT count(*) FROM passkeys WHERE account_id = ?", (visitor.account.id,)
@@ -237,11 +237,11 @@ class Passkeys:
         request: web.Request,
         body: dict[str, Any],
     ) -> Visitor:
-        """Return the person signed in, if the page's token is with the request."""
+        """Return the signed-in person. Raises Refused without the page's CSRF token."""
         visitor = await self._site.visitor(request)
         shown = str(body.get("csrf", "")).encode()
         if visitor is None or not hmac.compare_digest(shown, visitor.session.csrf.encode()):
-            raise Refused(403, "FormOld", "this page is of another session; load it again")
+            raise Refused(403, "FormOld", "this page is of another session; reload it")
         return visitor
 
     async def _begun(
@@ -252,7 +252,7 @@ class Passkeys:
         challenge: bytes,
         data: dict[str, Any],
     ) -> web.Response:
-        """Answer with the options, and keep the challenge for the browser, with its purpose."""
+        """Answer with the options, and store the browser's challenge with its purpose."""
         kept = {**data, "purpose": purpose, "challenge": bytes_to_base64url(challenge)}
         cookie = await self._site.in_thread(self._site.sessions.begin, kept)
         response = web.json_response(text=options)
@@ -264,26 +264,28 @@ class Passkeys:
         request: web.Request,
         purpose: str,
     ) -> tuple[bytes, dict[str, Any]]:
-        """Return the challenge that this browser was given, which can be answered once.
+        """Return the challenge that this browser got; it can be answered once.
 
-        Raises Refused if it was given another one, or for another purpose.
+        Raises Refused if there is none, or if it was for another purpose.
         """
         site = self._site
         sign_in = await site.in_thread(site.sessions.sign_in, site.sign_in_cookie(request))
         if sign_in.data.get("purpose") != purpose:
-            raise Refused(400, "ChallengeOfAnother", "this answers something else; load it again")
+            raise Refused(
+                400, "ChallengeOfAnother", "this answers another request; reload the page"
+            )
         await site.in_thread(site.sessions.complete, sign_in)
         return base64url_to_bytes(sign_in.data["challenge"]), sign_in.data
 
     def _party(self, request: web.Request) -> str:
-        """Return the name that passkeys are bound to. Raises Refused for a bare address."""
+        """Return the host name that passkeys are bound to. Raises Refused for an IP address."""
         name = urlsplit(self._site.address(request)).hostname or ""
         try:
             ipaddress.ip_address(name)
         except ValueError:
             return name
         raise Refused(
-            400, "NameNeeded", f"passkeys need a name; open this page by one, not by {name}"
+            400, "NameNeeded", f"passkeys need a host name; open this page by one, not by {name}"
         )
 
     def _keys_of(self, account_id: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""One queue of transactions per account, each with a journal of its own."""
+"""One queue of transactions per account, each with its own journal."""
 
 import json
 import threading
@@ -37,7 +37,7 @@ _STATUS = TypeAdapter(Status)
 
 
 def read_status(state_dir: Path) -> Status | None:
-    """Return what the account service last noted; None: nothing yet. Raises WorkerError."""
+    """Return the last status that the account service wrote; None: none. Raises WorkerError."""
     file = state_dir / _STATUS_FILE
     try:
         return _STATUS.validate_json(file.read_bytes())
@@ -64,7 +64,7 @@ class Queues:
         self._lock = threading.Lock()
         self._senders: dict[int, Sender] = {}
         self._ended: set[int] = set()
-        """Accounts that are deleted, or about to be."""
+        """Accounts that are deleted, or are being deleted."""
 
     def of(self, account: Account) -> Sender:
         with self._lock:
@@ -83,7 +83,7 @@ class Queues:
     ) -> str:
         """Send the account's call as `Sender.send` does, and return the transaction's hash.
 
-        `note` gets the first hash of the transaction, also of one that is to be sent later.
+        `note` is called with the first hash of the transaction, even if it is sent only later.
         """
         queue = self.of(account)
         try:
@@ -106,7 +106,7 @@ class Queues:
         return self.of(account).waiting() if self._journal(account).exists() else []
 
     def pending(self, account: Account) -> dict[str, Waiting]:
-        """Return the account's pending transactions by the hashes that they had at first."""
+        """Return the account's pending transactions by their first hashes."""
         return self.of(account).pending() if self._journal(account).exists() else {}
 
     def hashes(
@@ -119,9 +119,9 @@ class Queues:
 
     @contextmanager
     def ended(self, account: Account) -> Iterator[bool]:
-        """End the queue of an account that the block deletes; yield False if anything is pending.
+        """Close the queue of an account for its deletion; yield False if anything is pending.
 
-        Nothing is sent for the account from then on, unless the block raises an exception.
+        No transaction is sent for the account from then on, unless the block raises an exception.
         """
         with self._lock:
             self._ended.add(account.id)
@@ -138,7 +138,7 @@ class Queues:
             raise
 
     def remove_journals(self, addresses: Iterable[str]) -> None:
-        """Remove the files of deleted accounts, also those that an interrupted deletion left."""
+        """Remove the journals of deleted accounts, even after an interrupted deletion."""
         for address in addresses:
             journal = self._journal_at(address)
             for suffix in ("", "-wal", "-shm"):
@@ -147,7 +147,7 @@ class Queues:
     def tend(self) -> int:
         """Tend all queues, and return the number of transactions still pending.
 
-        Raises ChainUnreachable at once; another error of one queue after the others are tended.
+        Raises ChainUnreachable at once; other errors of a queue after all queues were tended.
         """
         with self._lock:
             senders = list(self._senders.values())

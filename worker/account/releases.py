@@ -1,4 +1,4 @@
-"""Releases: consents of accounts that others take their nodes, kept until they do."""
+"""Releases: consents of accounts that other accounts take their nodes, stored until they do."""
 
 import time
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from worker.account.accounts import Account, Accounts, Run
 
 RELEASE_SECONDS = 7 * 24 * 3600.0
-"""Time in which the other account may take a node."""
+"""Seconds in which the other account may take a node."""
 _NEVER = 1e12
-"""A time that does not come, in Unix seconds."""
+"""A time in the very distant future, in Unix seconds, for releases that do not expire."""
 
 _SELECT = (
     "SELECT peer_id, from_id, holder.address, to_id, taker.address, signature, expires_at FROM"
@@ -40,7 +40,7 @@ def keep(
     taker: Account,
     signature: bytes | None,
 ) -> None:
-    """Write down a release, in the place of an earlier one of the same node."""
+    """Store a release, which replaces an earlier one of the same node."""
     accounts.database.execute(
         "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?)",
         (peer_id, holder.id, taker.id, signature, time.time() + RELEASE_SECONDS),
@@ -52,7 +52,7 @@ def release_all(
     holder_id: int,
     taker_id: int,
 ) -> None:
-    """Release all nodes of an account that nobody signs in to, without an end.
+    """Release all nodes of an account without a person; these releases do not expire.
 
     `run` runs a statement of a transaction. The service signs for the holder when they are taken.
     """
@@ -68,7 +68,7 @@ def forget(
     peer_id: str,
     account: Account,
 ) -> None:
-    """Remove the release of a node, which its holder takes back or its taker refuses."""
+    """Remove the release of a node, which its holder withdraws or its taker refuses."""
     accounts.database.execute(
         "DELETE FROM releases WHERE peer_id = ? AND (from_id = ? OR to_id = ?)",
         (peer_id, account.id, account.id),
@@ -76,12 +76,12 @@ def forget(
 
 
 def releases_by(accounts: Accounts, account: Account) -> dict[str, Release]:
-    """Return what the account released, by peer id."""
+    """Return the releases by the account, by peer id."""
     return {each.peer_id: each for each in _select(accounts, "from_id = ?", account.id)}
 
 
 def releases_to(accounts: Accounts, account: Account) -> list[Release]:
-    """Return what the account may take."""
+    """Return the releases to the account."""
     return _select(accounts, "to_id = ?", account.id)
 
 

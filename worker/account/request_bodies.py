@@ -14,7 +14,7 @@ PEER_ID = re.compile(multiaddr.PEER_ID_TO_REGISTER)
 PeerId = Annotated[str, Field(pattern=f"^{PEER_ID.pattern}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]
-"""The contract's range."""
+"""Largest integer that the contract accepts."""
 
 
 class Refused(WorkerError):
@@ -51,7 +51,7 @@ class Enrol(Message):
     signature: Annotated[str, Field(max_length=4096)]
     token: Annotated[str, Field(max_length=1024)]
     challenge: Annotated[str, Field(max_length=200)] | None = None
-    """The challenge that was signed. None: a node of the release before, which signs none."""
+    """The challenge that was signed. None: a node of the previous release, which signs none."""
 
 
 class RegisterPeer(Message):
@@ -67,11 +67,11 @@ class SignedMove(Message):
     peer_id: PeerId
     to: Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
     signature: Annotated[str, Field(pattern=r"^(0x)?[0-9a-f]{130}$")]
-    """Hexadecimal; of a personal message, which is the contract's for `rebindPeer`."""
+    """Signature (hexadecimal) of the contract's message for `rebindPeer`, as a personal message."""
 
 
 class ShownProof(Message):
-    """The peer's consent to be held by our account; keys and signatures in base 64."""
+    """The peer's consent to belong to our account; keys and signatures in base 64."""
 
     public_key: Annotated[str, Field(max_length=4096)]
     signature: Annotated[str, Field(max_length=4096)]
@@ -79,7 +79,7 @@ class ShownProof(Message):
 
 
 class Registration(RegisterPeer):
-    """A registration; clients of the existing swarm send no proof."""
+    """A registration; clients of RL Swarm send no proof."""
 
     proof: ShownProof | None = None
 
@@ -91,7 +91,7 @@ class SubmitReward(RegisterPeer):
     stage_number: Number
     reward: Reward
     groups_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Digest of the signed groups behind the reward; clients of the existing swarm send none."""
+    """Digest of the signed groups behind the reward; clients of RL Swarm send none."""
 
 
 class SubmitWinner(RegisterPeer):
@@ -102,7 +102,7 @@ class SubmitWinner(RegisterPeer):
 
 
 class ClaimReward(RegisterPeer):
-    """A claim of what a game of the prediction market pays."""
+    """A claim of a game's payment in the prediction market."""
 
     game_id: Number
 

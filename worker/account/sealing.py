@@ -12,7 +12,7 @@ from worker.errors import SecretError
 
 _NONCE_BYTES = 12
 _SCRYPT_COST = 2**15
-"""32 MiB and a tenth of a second, once at the start."""
+"""Parameters of scrypt: 32 MiB and a tenth of a second, once at the start."""
 _NAMES = b"hivewright/names/1/"
 _SAMPLE = b"hivewright/sealing/1"
 
@@ -29,7 +29,7 @@ class Seal:
         self._cipher = AESGCM(self._key)
 
     def name_of(self, text: str) -> bytes:
-        """Return a name that is always the same, and tells nothing of the text without the key."""
+        """Return a keyed hash of the text: always the same, and useless without the key."""
         return hmac.digest(self._key, _NAMES + text.encode(), "sha256")
 
     def close(
@@ -49,7 +49,7 @@ class Seal:
         nonce, content = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
             return self._cipher.decrypt(nonce, content, label.encode())
-        except (InvalidTag, ValueError):  # the latter: too short to be anything sealed
+        except (InvalidTag, ValueError):  # ValueError: too short to be sealed data
             raise SecretError(
                 f"key of {label}: not encrypted with this passphrase; expected the passphrase in"
                 " account.passphrase_file that the service had before"

@@ -1,6 +1,6 @@
 """The account service (`hivewright account`): signs and sends for the nodes of its accounts.
 
-It implements the login API of the existing swarm (register-peer, submit-reward, submit-winner,
+It implements the login API of RL Swarm (register-peer, submit-reward, submit-winner,
 get-api-key-status), issues tokens at enrolment, and lets nodes without a route to the chain read it
 through /rpc. It starts and keeps running without a chain: calls that need one answer 503
 ChainUnreachable.
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
 _NUM_THREADS = 64
-"""Calls other than /rpc that may wait for the chain at once; the sender batches them."""
+"""Number of calls other than /rpc that may wait for the chain at once; the queue batches them."""
 _READ_SECONDS = 10.0
 """Time limit for a client to send a body."""
 # A node makes a few reads per poll of the round, and a few transactions per round.
@@ -70,8 +70,8 @@ _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
 _GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
 # Wrong enrolment tokens from everywhere: after a burst, two a minute.
 _FLEET_GUESSES = (1 / 30, 100.0)
-# Requests in progress at the chain, for all callers and for one; the latter counts until the
-# caller has read the answer.
+# Requests in progress at the chain, for all callers and for one caller; for one they count until
+# the caller has read the answer.
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 
 _OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
@@ -102,12 +102,12 @@ def run(settings: Settings) -> None:
 
 
 class Service:
-    """The calls. Whatever waits for the chain or the disk runs in a thread, off the event loop."""
+    """The HTTP calls. Work that waits for the chain or the disk runs in threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._coordinator = Coordinator(settings.chain)
-        # Read what may be missing first, so that a service that can't start creates nothing.
+        # Read files that may be missing first, so that a service that can't start creates nothing.
         self._enrolment_token = _enrolment_token(settings)
         folder = settings.account.state_dir
         passphrase = _passphrase(settings)
@@ -132,7 +132,7 @@ class Service:
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._lockouts = Lockouts((_GUESSES_PER_SECOND, _GUESSES_BURST), _FLEET_GUESSES)
         self._wrong_tokens = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
-        """Wrong tokens of nodes, which can't be guessed: they do not block enrolment."""
+        """Limit of wrong tokens of nodes. They can't be guessed, so they do not block enrolment."""
         self._sparingly = webguard.Sparingly()
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
         self._at_chain_for: Counter[str] = Counter()
@@ -202,10 +202,10 @@ class Service:
                 unwritten.begin("state of the queues not written error=%s", error)
             await asyncio.sleep(self._settings.chain.poll_seconds)
 
-    # ---- the login API of the existing swarm
+    # ---- the login API of RL Swarm
 
     async def get_api_key_status(self, request: web.Request) -> web.Response:
-        """Answer "activated", which nodes of the existing swarm wait for before they start."""
+        """Answer "activated", which nodes of RL Swarm wait for before they start."""
         org_id = request.query.get("orgId")
         if not org_id:
             raise Refused(400, "orgId: missing")
@@ -298,8 +298,8 @@ class Service:
     ) -> None:
         """Raise Refused unless the node's key signed for this enrolment.
 
-        A signature without a challenge can be shown again by whoever saw it. It is good only for
-        the token that the operator's node has in any case.
+        A signature without a challenge could be replayed by others. It is accepted only for the
+        token of an operator's node, which is always the same.
         """
         is_old = body.challenge is None
         if is_old and (is_invited or not self.accounts.has_first_token(body.peer_id)):
@@ -322,8 +322,8 @@ class Service:
     ) -> None:
         """Raise Refused for a wrong enrolment token or invitation, which is counted.
 
-        Wrong tokens from many addresses keep out new nodes, but none of the fleet's: the caller has
-        verified the node's signature. Invitations are too long to guess.
+        Wrong tokens from many addresses lock out new nodes, but not the fleet's nodes, because the
+        caller has verified the node's signature. Invitations are too long to guess.
         """
         node = await self._in_thread(lambda: self.accounts.node(body.peer_id))
         is_known = node is not None and (is_invited or node.account_id == OPERATOR_ID)
@@ -336,9 +336,7 @@ class Service:
         if is_invited:
             await self._in_thread(lambda: self._site.invitations.find(digest(body.token)))
         elif not hmac.compare_digest(body.token.encode(), expected):
-            raise Refused(
-                403, "EnrolmentTokenWrong", "not the token that the account service was given"
-            )
+            raise Refused(403, "EnrolmentTokenWrong", "not the account service's enrolment token")
         guess.take_back()
 
     def _link(
@@ -371,7 +369,7 @@ class Service:
         )
 
     async def rpc(self, request: web.Request) -> web.Response:
-        """Forward to the chain what a `Gate` allows, for callers with a node's token or a session.
+        """Forward requests that a `Gate` allows, for callers with a node's token or a session.
 
         The body is one request, or a batch.
         """
@@ -397,9 +395,9 @@ class Service:
             text = answers[0]
             if isinstance(asked, list):
                 text = b"[" + b",".join(answers) + b"]"
-            del answers  # they may be large, and the client slow to read
+            del answers  # answers may be large, and the client may be slow to read
             response = web.Response(body=text, content_type="application/json")
-            # Answers that the client has not read yet count too: each may have 16 MB.
+            # Answers that the client has not read yet count too: each may take 16 MB.
             with suppress(ConnectionError):  # the client has left
                 await response.prepare(request)
                 await response.write_eof()
@@ -410,9 +408,9 @@ class Service:
                 del self._at_chain_for[peer_id]
 
     async def _rpc_caller(self, request: web.Request) -> str:
-        """Return whose quota a call takes: the token's peer's, or the signed-in person's.
+        """Return the name whose quota a call uses: the token's peer, or the signed-in person.
 
-        The guard refuses pages of others. Raises Refused.
+        The guard refuses requests of foreign pages. Raises Refused.
         """
         if self._pages and "Authorization" not in request.headers and "Origin" in request.headers:
             visitor = await self._site.visitor(request)
@@ -445,7 +443,7 @@ class Service:
         call: request_bodies.RpcRequest,
         peer_id: str,
     ) -> bytes:
-        """Return the chain's answer, or why the call is not forwarded, as JSON."""
+        """Return the chain's answer, or the reason why the call is not forwarded, as JSON."""
         try:
             passed = await self._in_thread(
                 lambda: self._gate_to_chain().check(call.method, call.params)
@@ -487,7 +485,7 @@ class Service:
     ) -> None:
         """Raise NotPassed if the peer has sent too many transactions lately.
 
-        The signer is not counted: anyone can resend a transaction that another account signed.
+        They are not counted per signer, because anyone can resend another account's transaction.
         """
         if passed.sender is not None and not self._sends.take(peer_id):
             limit = f"{60 * _SENDS_PER_SECOND:g} transactions a minute in the long run"
@@ -649,7 +647,7 @@ class Service:
     ) -> web.StreamResponse:
         """Answer every failure with {"error": NAME OR SENTENCE}.
 
-        A "detail" for people is added if the name alone says little.
+        A "detail" for people is added if the name alone is not clear.
         """
         try:
             return await handler(request)
@@ -660,7 +658,7 @@ class Service:
                 {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
             )
         except web.RequestPayloadError:
-            # aiohttp must not try to read the rest of the body, so the connection is closed.
+            # aiohttp must not try to read the rest of the body, so close the connection.
             request.content.feed_eof()
             content = {"error": "body: not encoded as its headers say"}
             log.warning("refused path=%s status=400 %s", request.path, json.dumps(content))
@@ -686,7 +684,7 @@ class Service:
                 raise
             log.debug("client disconnected within its body path=%s", request.path)
             # No client reads this.
-            return web.json_response({"error": "body: cut short"}, status=400)
+            return web.json_response({"error": "body: truncated"}, status=400)
 
     def _refusal(
         self,

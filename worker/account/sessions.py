@@ -1,7 +1,7 @@
 """Sessions of browsers, and sign-ins that are not complete, in the service's database.
 
-Cookies are random; only their hashes are stored. A sign-in belongs to the browser that began it:
-its code has a few guesses, and guesses elsewhere do not use them up.
+Cookies are random; only their hashes are stored. A sign-in belongs to the browser that began it: a
+few guesses of its code are allowed, and guesses in other browsers do not count.
 """
 
 import hashlib
@@ -18,24 +18,24 @@ from worker.chain.database import Database
 
 SESSION_SECONDS = 14 * 24 * 3600.0
 FRESH_SECONDS = 300.0
-"""Time after a sign-in in which a person may export the key or delete the account."""
+"""Seconds after a sign-in in which a person may export the key or delete the account."""
 SIGN_IN_SECONDS = 900.0
 MAX_GUESSES = 5
 CODE_DIGITS = 8
 HOST_CODE_LETTERS = 12
-"""Of a code that the host prints: too many to guess, so that no limit keeps its person out."""
+"""Length of a code that the host prints: too long to guess, so there is no limit per account."""
 LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
-"""Without vowels no words come about, and nothing looks like another letter (RFC 8628, 6.1)."""
+"""Without vowels, which could form words, and without similar letters (RFC 8628, 6.1)."""
 KNOWN_SECONDS = 365 * 24 * 3600.0
 MAX_KNOWN = 50
-"""Browsers of an account that are remembered, the newest."""
+"""Number of browsers of an account to remember, the newest ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A browser that is signed in. `csrf` is in its forms; `fresh_at`: of its sign-in.
+    """A browser that is signed in. `csrf`: token in its forms; `fresh_at`: time of its sign-in.
 
-    `email`: with which its person signed in; None: before that was stored.
+    `email`: the address with which the person signed in; None: an old session without it.
     """
 
     hash: bytes
@@ -51,7 +51,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """A sign-in that is not complete; `data` is what its way in keeps."""
+    """A sign-in that is not complete; `data`: values of its way of signing in."""
 
     hash: bytes
     email: str | None
@@ -98,7 +98,7 @@ class Sessions:
         self._database.execute("DELETE FROM sessions WHERE hash = ?", (session.hash,))
 
     def end_all(self, account_id: int) -> None:
-        """End all sessions of the account, wherever they are, and forget its browsers."""
+        """End all sessions of the account, and forget its browsers."""
         with self._database.transaction() as run:
             run("DELETE FROM sessions WHERE account_id = ?", (account_id,))
             run("DELETE FROM known_browsers WHERE account_id = ?", (account_id,))
@@ -136,7 +136,7 @@ class Sessions:
         email: str | None = None,
         code: str | None = None,
     ) -> str:
-        """Return the cookie of a new sign-in; `code`: what its browser will have to show."""
+        """Return the cookie of a new sign-in; `code`: the code that its browser must show."""
         self.forget_old()
         cookie = secrets.token_urlsafe(32)
         self._database.execute(
@@ -175,7 +175,7 @@ class Sessions:
         sign_in: SignIn,
         code: str,
     ) -> bool:
-        """Return whether the code is right, and count the guess before that is known.
+        """Return whether the code is right; the guess is counted before the comparison.
 
         Raises Refused after too many guesses, whatever the code.
         """
@@ -206,7 +206,7 @@ class Sessions:
         return len(rows)
 
     def forget_old(self) -> None:
-        """Remove what has expired, but no invitation whose account has nobody yet."""
+        """Remove expired rows, except invitations whose account has no person yet."""
         now = (time.time(),)
         self._database.execute("DELETE FROM sign_ins WHERE expires_at < ?", now)
         self._database.execute("DELETE FROM sessions WHERE expires_at < ?", now)
@@ -232,7 +232,7 @@ def new_host_code() -> str:
 
 
 def plain(code: str) -> str:
-    """Return a code as it is stored, whichever way a person typed it."""
+    """Return a typed code in its stored form, without separators and in one case."""
     return code.upper().replace(" ", "").replace("-", "")
 
 

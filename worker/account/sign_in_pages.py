@@ -1,4 +1,4 @@
-"""Signing in: by e-mail with a code, and by the headers of `tailscale serve`; signing out."""
+"""Sign people in by e-mail with a code, or by the headers of `tailscale serve`; sign them out."""
 
 from aiohttp import web
 
@@ -14,15 +14,15 @@ from worker.log import printable
 from worker.runtime import webguard
 
 _MAILS_PER_SECOND, _MAILS_BURST = 10 / 3600, 5.0
-"""Codes that one address can have sent to an e-mail address."""
+"""Number of codes that one address can request for an e-mail address."""
 _MAILS_OF_ALL_PER_SECOND, _MAILS_OF_ALL_BURST = 60 / 3600, 60.0
-"""Codes sent to one e-mail address, whoever asks. Browsers that have signed in with it before have
-only the limit of their address, so others can't keep its owner out."""
+"""Number of codes sent to one e-mail address, for all requests together. Browsers that have signed
+in with it before have only the limit of their address, so others can't lock the owner out."""
 _LOGIN, _ROOT = "Tailscale-User-Login", 0
 
 
 class SignInPages:
-    """`/sign-in` and below."""
+    """`/sign-in` and the pages below it."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class SignInPages:
         try:
             is_right = await site.in_thread(site.sessions.guess, sign_in, code)
         except Refused:
-            guess.take_back()  # the sign-in has had its guesses: the code was not compared
+            guess.take_back()  # the sign-in has no guesses left, so the code was not compared
             raise
         if not is_right:
             return site.page(
@@ -144,7 +144,7 @@ class SignInPages:
         email: str,
         code: str,
     ) -> Guess:
-        """Count a code as a guess; one of the host is too long to guess."""
+        """Count a code as a guess; the host's codes are too long to guess."""
         site = self._site
         account = await site.in_thread(site.find_account, email)
         known = await site.known_browser(request, account)
@@ -178,7 +178,7 @@ class SignInPages:
     def _tailscale_login(self, request: web.Request) -> str | None:
         """Return the e-mail that `tailscale serve` names, if it made this connection.
 
-        Other processes of this machine can send the header, too, but not as root.
+        Other processes of this machine can send the header too, but do not run as root.
         """
         login = request.headers.get(_LOGIN)
         is_tailscale = self._site.settings.tailscale_login and login is not None

@@ -54,10 +54,10 @@ HEADERS = {
 }
 _SESSION, _SIGN_IN, _KNOWN = "hivewright_session", "hivewright_sign_in", "hivewright_known"
 _BEGUN_PER_SECOND, _BEGUN_BURST = 1 / 30, 20.0
-"""Sign-ins that one address may begin."""
+"""Number of sign-ins that one address may begin."""
 
 _MAX_OUTGOING = 8
-"""Calls to the provider and the mail server at once."""
+"""Number of concurrent calls to the provider and the mail server."""
 _HTTPS_SECONDS = 365 * 24 * 3600
 
 _P = ParamSpec("_P")
@@ -125,12 +125,12 @@ class Site:
         *arguments: _P.args,
         **named: _P.kwargs,
     ) -> _Result:
-        """Run what waits for a server of others, in few threads that nodes' calls do not use."""
+        """Run a call to a foreign server in one of a few threads that nodes' calls do not use."""
         call = functools.partial(function, *arguments, **named)
         return await asyncio.get_running_loop().run_in_executor(self._outgoing, call)
 
     def close(self) -> None:
-        """End the threads; those that wait for a server end with their limit of time."""
+        """End the threads; those that wait for a server end after their time limit."""
         self._outgoing.shutdown(wait=False, cancel_futures=True)
 
     # ---- answers
@@ -195,7 +195,7 @@ class Site:
     ) -> Handler:
         """Return the handler of a page for people who are signed in; others sign in first.
 
-        With `is_post` it is a form of ours, whose fields the handler gets too.
+        With `is_post` it is one of our forms, whose fields are passed to the handler.
         """
 
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -208,7 +208,7 @@ class Site:
             form = await self.form(request)
             shown = str(form.get("csrf", ""))
             if not hmac.compare_digest(shown.encode(), visitor.session.csrf.encode()):
-                raise Refused(403, "FormOld", "this form is of another session; load it again")
+                raise Refused(403, "FormOld", "this form is of another session; reload the page")
             return await handle(request, visitor, form)
 
         return self.handler(answer)
@@ -233,20 +233,22 @@ class Site:
         return email in {each.lower() for each in self.settings.operators}
 
     async def form(self, request: web.Request) -> Form:
-        """Return the fields of a form that a page of ours sent."""
+        """Return the fields of a form that one of our pages sent. Raises Refused."""
         self.require_own_page(request)
         if request.content_type != "application/x-www-form-urlencoded":
             raise Refused(415, "FormExpected", "expected a form of this page")
         return await request.post()
 
     def require_own_page(self, request: web.Request) -> None:
-        """Refuse what no page of ours sent. The guard has refused pages under other names."""
+        """Refuse requests that no page of ours sent; the guard refuses pages of other sites."""
         origin = request.headers.get("Origin")
         if origin is None:
             raise Refused(403, "OriginMissing", "expected a request of this page: no Origin header")
         if self.is_https(request) and not origin.lower().startswith("https://"):
             raise Refused(
-                403, "OriginPlain", "the page that sent this came without HTTPS; open it with https"
+                403,
+                "OriginPlain",
+                "the page that sent this was loaded without HTTPS; open it with https",
             )
 
     def require_private(self, request: web.Request) -> None:
@@ -270,7 +272,7 @@ class Site:
         request: web.Request,
         response: web.StreamResponse,
     ) -> None:
-        """Have browsers that came by HTTPS use it from now on, at all ports of our name.
+        """Tell browsers that use HTTPS to use it from now on, at all ports of our name (HSTS).
 
         Not if the dashboard has the same name without HTTPS: browsers would no longer open it.
         """
@@ -301,9 +303,9 @@ class Site:
         return f"{'https' if self.is_https(request) else 'http'}://{request.host}"
 
     async def count_begun(self, request: web.Request) -> None:
-        """Count a sign-in, or another thing that is stored for anybody who asks.
+        """Count a sign-in, or another record that is stored for unknown callers. Raises Refused.
 
-        Browsers that have signed in before do not share the allowance of their address.
+        Browsers that have signed in before do not share the limit of their address.
         """
         browser = await self._browser(request)
         if not self._begun.take(self.source(request) if browser is None else browser[0]):
@@ -314,7 +316,7 @@ class Site:
         request: web.Request,
         form: Form,
     ) -> dict[str, str]:
-        """Return what the sign-in keeps: where it leads, and its invitation if that is valid."""
+        """Return data for the sign-in: the next page, and the invitation if it is valid."""
         data = {"next": text_of(form, "next", 20), "code": text_of(form, "code", 20)}
         secret = text_of(form, "invitation")
         if secret:
@@ -330,7 +332,7 @@ class Site:
         request: web.Request,
         account: Account | None,
     ) -> str | None:
-        """Return a name of this browser if it has signed in to the account before."""
+        """Return a name of this browser; None if it has not signed in to the account before."""
         browser = await self._browser(request)
         if account is None or browser is None or browser[1] != account.id:
             return None
@@ -367,7 +369,7 @@ class Site:
     ) -> None:
         """Set a cookie for this server alone.
 
-        It is not `Secure` only on a VPN without HTTPS, where browsers would not send it back.
+        It is `Secure`, except on a VPN without HTTPS, where browsers would not send it back.
         """
         response.set_cookie(
             self._cookie(request, name),
@@ -385,7 +387,7 @@ class Site:
         response: web.StreamResponse,
         name: str,
     ) -> None:
-        """Have the browser forget a cookie: it ignores what would not be allowed to set it."""
+        """Delete a cookie, with the attributes that it was set with; others would be ignored."""
         response.del_cookie(
             self._cookie(request, name),
             httponly=True,
@@ -418,7 +420,7 @@ class Site:
         way: str,
         email: str,
     ) -> web.Response:
-        """Start a session, never the one that the browser had, and go on to where it was headed."""
+        """Start a new session, and send the browser to the page that it asked for."""
         former = await self.visitor(request)
         if former is not None:
             await self.in_thread(self.sessions.end, former.session)
@@ -467,12 +469,12 @@ class Site:
 
 
 def see(place: str) -> web.Response:
-    """Return the answer to a form: the browser goes on to a page of ours."""
+    """Return the answer to a form: a redirect to one of our pages."""
     return web.Response(status=303, headers={"Location": place})
 
 
 def _following(request: web.Request) -> str:
-    """Return the query of the sign-in page by which this page, with its code, is shown after it."""
+    """Return the query with which the sign-in page leads back to this page and its code."""
     if request.path != "/device":
         return ""
     kept = {"next": "device", "code": request.query.get("code", "")[:20]}

@@ -13,10 +13,10 @@ Place = tuple[Address, int]
 
 
 def owner_of(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
-    """Return the user id at the other end of a connection on this machine; None: not known.
+    """Return the user id at the other end of a connection on this machine; None: unknown.
 
     `peer` and `own` are addresses with ports. Only the established connection between exactly these
-    counts: the kernel shows sockets that are about to end as user 0's.
+    counts, because the kernel lists closing sockets as those of user 0.
     """
     wanted = [(_plain(ipaddress.ip_address(host)), port) for host, port in (peer, own)]
     for table in _TABLES:
@@ -38,5 +38,5 @@ def _place(text: str) -> Place:
 
 
 def _plain(address: Address) -> Address:
-    """Return an IPv4 address as such, also if a socket for both kinds has it."""
+    """Convert an IPv4-mapped IPv6 address to the IPv4 address; return others unchanged."""
     return getattr(address, "ipv4_mapped", None) or address

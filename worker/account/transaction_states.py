@@ -1,7 +1,7 @@
-"""States of the transactions on a page: from the account's queue, else from the chain's receipts.
+"""Find the states of a page's transactions, in the account's queue or in the chain's receipts.
 
-A transaction that is sent again at another price, or under another nonce, has another hash each
-time, and any of them may be the one that is mined.
+A transaction that is sent again with another price or nonce has a new hash each time, and any of
+these may be mined.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from worker.errors import ChainError
 
 WAITING, CONFIRMED, FAILED = "waiting", "confirmed", "failed"
 NOT_FOUND = "not on the chain"
-"""Another transaction took its nonce, or the chain no longer has receipts of its time."""
+"""Another transaction has used its nonce, or the chain no longer has its receipt."""
 UNKNOWN = "not known"
 """The chain does not answer."""
 
@@ -35,7 +35,7 @@ def rows_of(
     queues: Queues,
     coordinator: Coordinator,
 ) -> list[Row]:
-    """Return the rows of an account's transactions; what is final is looked up once."""
+    """Return the rows of an account's transactions; final states are looked up only once."""
     pending = queues.pending(account)
     has_answer = True
     rows = []
@@ -46,7 +46,7 @@ def rows_of(
         elif state is None:
             hashes = queues.hashes(account, tx_hash)
             state, tx_hash = UNKNOWN, hashes[-1]
-            if has_answer:  # else each row would wait for it
+            if has_answer:  # otherwise each row would wait for the chain
                 try:
                     state, tx_hash = _find(hashes, coordinator)
                 except ChainError:
@@ -58,7 +58,7 @@ def rows_of(
 
 
 def _find(hashes: Sequence[str], coordinator: Coordinator) -> tuple[str, str]:
-    """Return the state of the transaction with these hashes, and the one that was mined."""
+    """Return the state of the transaction with these hashes, and the hash that was mined."""
     for tx_hash in reversed(hashes):
         receipt = coordinator.receipt(tx_hash)
         if receipt is not None:

@@ -1,7 +1,7 @@
 """Secrets of the account service: the account's key, and the secret behind nodes' tokens.
 
-A token is "PEER_ID.HMAC": nothing is stored to verify one, and it is valid for its own peer id
-only.
+A token is "PEER_ID.HMAC". It is valid only for its own peer id, and nothing needs to be stored to
+verify it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ SECRET_FILE = "token.secret"  # noqa: S105 - a file name
 
 
 def load_account(folder: Path) -> LocalAccount:
-    """Return the account with `account.key` in `folder`, which the very first start creates.
+    """Return the account of `account.key` in `folder`, which the first start creates.
 
     Raises SecretError if the key is not readable, IdentityError if it is invalid, or missing though
     the service has run before.
@@ -59,7 +59,7 @@ class Tokens:
         return f"{peer_id}.{hmac.new(self._secret, peer_id.encode(), hashlib.sha256).hexdigest()}"
 
     def peer_of(self, token: str) -> str | None:
-        """Return the peer that the token is valid for; None if we did not issue it."""
+        """Return the peer of a valid token; None if we did not issue the token."""
         peer_id = token.rpartition(".")[0]
         is_ours = hmac.compare_digest(self.issue(peer_id).encode(), token.encode())
         return peer_id if is_ours else None

@@ -1,8 +1,8 @@
 """Client of the account service, and the interface that it shares with a node's own wallet.
 
-A node authenticates to the service with a token that is valid for its own peer id only. The service
-answers once the chain has accepted the transaction. Whether the contract recorded it is read from
-the chain (chain.settlement) and never concluded from an answer. The wallet is in wallet.py.
+A node authenticates to the service with a token that is valid only for its own peer id. The service
+answers when the chain has accepted the transaction. Whether the contract recorded it is never
+concluded from that answer, but read from the chain (chain.settlement). The wallet is in wallet.py.
 """
 
 import base64
@@ -44,16 +44,16 @@ log = logging.getLogger(__name__)
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
-"""Form of the names of the contract's errors; other errors in an answer are text for people."""
+"""Pattern of the names of the contract's errors; other errors in an answer are plain text."""
 _EXPLAINED = ("PeerOfAnotherAccount", "TooManyNodes", "AccountSuspended", "InvitationInvalid")
-"""Refusals of the account service whose text says what to do."""
+"""Refusals of the account service whose text contains the advice."""
 _MAX_EXPLANATION = 500
 
 
 class Account(Protocol):
     """The signer and sender of a node's transactions.
 
-    A sent transaction is not a recorded one: read the contract's state from the chain.
+    A transaction that was sent need not be recorded: read the contract's state from the chain.
 
     Every method may raise ChainUnreachable, ContractRefused and ChainError; the client of the
     account service raises more (AccountClient).
@@ -106,14 +106,14 @@ class Account(Protocol):
         """Claim what a game pays to the peer."""
 
     def tend(self) -> None:
-        """Resend transactions that are stuck; call this every few seconds."""
+        """Resend transactions that are stuck. Must be called every few seconds."""
 
     def close(self) -> None: ...
 
 
 @runtime_checkable
 class OwnEnrolment(Protocol):
-    """An account that enrols a node in a way of its own."""
+    """An account with its own way of enrolling a node."""
 
     def enrol_peer(
         self,
@@ -141,7 +141,7 @@ class SwarmInfo:
 class AccountClient:
     """Client of the account service at `chain.account_url`.
 
-    The node's token is in `chain.account_token_file`, or in `state_dir` without that setting.
+    The node's token is in `chain.account_token_file`; if that is not set, in `state_dir`.
 
     Every method may raise ChainUnreachable (no answer, or the service has no chain),
     ContractRefused (with an empty name if the service gives none), IdentityError (the token is
@@ -164,10 +164,10 @@ class AccountClient:
         self._session = http.open_session()
         self._org_id = chain.org_id
         self.clock_offset: float | None = None
-        """Seconds by which our clock was ahead at the last answer, to a second; None: not known."""
+        """Seconds by which our clock was ahead at the last answer, to the second; None: unknown."""
 
     def swarm(self) -> SwarmInfo:
-        """Return what the service says of its chain and, to a node with a token, of its account."""
+        """Return the service's description of its chain and of this node's account."""
         headers = {}
         if self.token_file.exists():
             headers["Authorization"] = f"Bearer {self.token()}"
@@ -191,7 +191,7 @@ class AccountClient:
         return str(self.swarm().account)
 
     def challenge(self) -> Challenge | None:
-        """Return a challenge for a proof of the node's key; None: the service gives none."""
+        """Return a challenge for a proof of the node's key; None: the service has none."""
         return challenge_in(self._request("GET", "/api/swarm"), f"{self._url}/api/swarm")
 
     def enrol(
@@ -297,7 +297,7 @@ class AccountClient:
         return tx_hash
 
     def _headers(self) -> dict[str, str]:
-        """Return the headers by which the service knows this node."""
+        """Return the headers that identify this node to the service."""
         return {"Authorization": f"Bearer {self.token()}"}
 
     def token(self) -> str:
@@ -338,7 +338,7 @@ class AccountClient:
         self._compare_clocks(answer.headers.get("Date"))
         try:
             content = answer.json()
-        except (ValueError, RecursionError):  # the latter: nested without end
+        except (ValueError, RecursionError):  # RecursionError: too deeply nested JSON
             content = None
         if answer.status_code != 200:
             raise self._failure(url, answer.status_code, content)
@@ -387,7 +387,7 @@ class AccountClient:
 
 
 def _url_in(answer: dict[str, Any], key: str) -> str | None:
-    """Return the URL under `key`; None: there is none, as from services before there were any."""
+    """Return the URL under `key`; None: there is none, as in services of earlier versions."""
     value = answer.get(key)
     is_valid = isinstance(value, str) and re.fullmatch(r"https?://\S{1,500}", value) is not None
     return str(value) if is_valid else None
@@ -410,7 +410,7 @@ def server_time(
     url: str,
     timeout_seconds: float,
 ) -> tuple[str, float]:
-    """Return the account service's time (an HTTP date), and ours in the middle of the request.
+    """Return the account service's time (an HTTP date), and our time at the middle of the request.
 
     Raises ChainUnreachable if the service does not answer.
     """
@@ -433,7 +433,7 @@ def require_owner(
     owner: str,
     ours: str,
 ) -> None:
-    """Raise IdentityError unless `owner`, by the chain, is `ours`, the account we send from."""
+    """Raise IdentityError unless the peer's owner on the chain is `ours`, the account we use."""
     if owner.lower() != ours.lower():
         raise IdentityError(
             f"peer {peer_id}: registered by {owner}, but this node's account is {ours}; use the"

@@ -1,7 +1,7 @@
-"""Run `hivewright audit` every N rounds for the keeper, in a process that no round waits for.
+"""Run `hivewright audit` every N rounds for the keeper, in a separate process.
 
-An audit loads what the keeper does not need (the libp2p daemon, the task families). It runs at low
-priority and ends by itself.
+No round waits for it. It loads packages that the keeper does not need (the libp2p daemon, the task
+families), runs at low priority and ends by itself.
 """
 
 import functools
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 AUDIT_FOLDER = "audit"
 _START_SECONDS = 120.0
-"""Added to `audit.timeout_seconds`, for loading and for scoring."""
+"""Time added to `audit.timeout_seconds` for loading and scoring."""
 _NICENESS = 10
 
 
@@ -86,7 +86,7 @@ class Audits:
             self._process = None
             self._tell(code)
         elif time.monotonic() > self._deadline:
-            log.warning("audit takes too long and is ended log=%s", self._folder / "audit.log")
+            log.warning("audit took too long and was killed log=%s", self._folder / "audit.log")
             self.close()
 
     def _tell(self, code: int) -> None:

@@ -1,7 +1,7 @@
 """Client of an EVM chain over JSON-RPC: blocks, accounts, transactions.
 
-The contract is the business of coordinator.py. Every method may raise ChainUnreachable (no answer
-in time) and ChainError; those that try a call may raise ContractRefused.
+coordinator.py is the client of the contract. Every method may raise ChainUnreachable (no answer in
+time) and ChainError; those that execute a call may raise ContractRefused.
 """
 
 import functools
@@ -38,11 +38,11 @@ from worker.log import printable
 log = logging.getLogger(__name__)
 
 _NO_ANSWER = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-"""Raised by web3 for JSON-RPC answers of another form than the method's."""
+"""Errors that web3 raises for JSON-RPC answers in an unexpected form."""
 _PRICE_LIMIT = 5
-"""Bound on prices without one in the settings, as a multiple of what the chain asks for."""
+"""Limit of prices if the settings have none, as a multiple of the chain's price."""
 _GAS_MARGIN = 1.25
-"""Factor on gas estimates: a reward that another peer submits in between adds to the cost."""
+"""Factor on gas estimates: a reward that another peer submits meanwhile adds to the cost."""
 
 
 class NonceUsed(ChainError):
@@ -74,7 +74,7 @@ class NotTakenNow(ChainUnreachable):
 
 
 class Unanswered(BadAnswer):
-    """The contract lacks the view that was called, or the node's state of the contract is wrong."""
+    """The contract lacks the view that was called, or the node's state of it is wrong."""
 
 
 class ReceiptTimeout(ChainError):
@@ -102,7 +102,7 @@ class Receipt:
 
 
 class ChainClient:
-    """Client of the chain in `chain`. Nothing is sent before the first call, which locates it."""
+    """Client of the chain in the settings. The first call locates the chain."""
 
     def __init__(self, chain: settings.Chain) -> None:
         self._chain = chain
@@ -118,7 +118,7 @@ class ChainClient:
 
     @property
     def web3(self) -> Web3:
-        """The raw client, for what this class does not offer. Wrap its calls in `translated`."""
+        """The raw client, for other calls than this class has. Wrap its calls in `translated`."""
         if self._web3 is None:
             self._web3 = connect(self.rpc, self._chain.timeout_seconds)
         return self._web3
@@ -139,7 +139,7 @@ class ChainClient:
         return Rpc(urls, key, self.deployment.chain_id, chain.timeout_seconds, token_file)
 
     def check_id(self) -> None:
-        """Verify that the chain is the one in the settings; others' addresses are not used."""
+        """Verify the chain id of all addresses; those of another chain are not used."""
         self.rpc.survey()
 
     def has_code(
@@ -167,7 +167,7 @@ class ChainClient:
                     f" coordinator{self._kind_of_contract}; check chain.contract and chain.rpc_url"
                 ) from None
             except Web3RPCError as error:
-                # Some nodes begin the message of a revert otherwise than web3 expects.
+                # Some nodes' messages of reverts do not begin as web3 expects.
                 if is_revert(rpc_message(error)):
                     raise refusal(
                         subject, _revert_data(error), rpc_message(error), self._kind_of_contract
@@ -178,7 +178,7 @@ class ChainClient:
             except _NO_ANSWER as error:
                 what = printable(f"{type(error).__name__}: {error}")[:200]
                 raise BadAnswer(
-                    f"{subject}: {self._rpc_source} gives an answer of another form ({what});"
+                    f"{subject}: {self._rpc_source} gives an answer in an unexpected form ({what});"
                     f" {CHECK_ADDRESS}"
                 ) from error
 
@@ -187,7 +187,7 @@ class ChainClient:
             return int(self.web3.eth.block_number)
 
     def block_time(self, block: int) -> float:
-        """Return when the block was made, in seconds since 1970."""
+        """Return the time of the block, in seconds since 1970."""
         with self.translated("eth_getBlockByNumber"):
             return float(self.web3.eth.get_block(block)["timestamp"])
 
@@ -221,7 +221,7 @@ class ChainClient:
         sender: str,
         call: Call,
     ) -> int:
-        """Return the gas limit for the call, margin included.
+        """Return the gas limit for the call, including a margin.
 
         Raises ContractRefused if the contract would refuse the call now.
         """
@@ -234,7 +234,7 @@ class ChainClient:
         sender: str,
         calls: Sequence[Call],
     ) -> list[int | WorkerError]:
-        """Estimate gas for many calls in one request; a call that fails gives its error instead."""
+        """Estimate gas for many calls in one request; for a call that fails, return its error."""
         asked = []
         for call in calls:
             data = "0x" + call.data.hex()
@@ -264,7 +264,7 @@ class ChainClient:
     ) -> tuple[str, bytes]:
         """Return transaction hash and raw transaction, without sending it.
 
-        The oldest transaction format is used, which every chain accepts.
+        It uses the oldest transaction format, which every chain accepts.
         """
         transaction: dict[str, Any] = {
             "chainId": self.deployment.chain_id,
@@ -282,9 +282,9 @@ class ChainClient:
     def send_raw(self, raw: bytes) -> None:
         """Send a signed transaction to the chain; one that the chain already has is a success.
 
-        Raises NonceUsed if the account used the nonce for another one, Underpriced if it pays too
-        little, NotTakenNow if the chain may accept it later unchanged, TransactionRefused if it
-        never will.
+        Raises NonceUsed if the account used the nonce for another transaction, Underpriced if its
+        price is too low, NotTakenNow if the chain may accept it unchanged later, TransactionRefused
+        if it never will.
         """
         with self.translated("eth_sendRawTransaction"):
             try:
@@ -298,7 +298,7 @@ class ChainClient:
     ) -> list[bool]:
         """Send signed transactions in one request, in order; return which of them were accepted.
 
-        The result of the others is not known; `send_raw` tells it.
+        The result of the others is unknown; `send_raw` finds it.
         """
         asked = [["0x" + raw.hex()] for raw in raws]
         answers = self.rpc.ask_all("eth_sendRawTransaction", asked)
@@ -313,8 +313,8 @@ class ChainClient:
     ) -> str:
         """Send the call from the account and return the transaction's hash.
 
-        For accounts with one sender. `nonce` None: the next one by the chain's count. Sending the
-        same call again before it is mined makes the same transaction, not a second one.
+        Only for accounts with a single sender. `nonce` None: the next one by the chain's count.
+        Sending the same call again before it is mined repeats the transaction, and makes no second.
         """
         gas = self.estimate_gas(account.address, call)
         if nonce is None:
@@ -447,7 +447,7 @@ class ChainClient:
         tx_hash: HexBytes,
         error: Web3RPCError,
     ) -> None:
-        """Return if the chain has the transaction, else raise what `error` means.
+        """Return if the chain has the transaction; otherwise raise the error that `error` means.
 
         Nodes word "already known" differently, so the chain is asked for the transaction itself.
         """

@@ -74,7 +74,7 @@ ADVICE = {
         "the reward of this peer, round and stage is on the chain; nothing to do"
     ),
     "RewardOutOfRange": (
-        "the contract takes rewards of at most 127 bits; check how the reward was computed"
+        "the contract accepts rewards of at most 127 bits; check how the reward was computed"
     ),
     "RoundMovedOn": "another keeper advanced the round; nothing to do",
     "StageOutOfBounds": "the contract is in a stage that it does not have; upgrade it",
@@ -105,7 +105,7 @@ def carried_version(name: str = "SwarmCoordinator") -> str:
 
 
 def is_version(text: str) -> bool:
-    """Return whether `text` is the version of a contract of ours, of any number."""
+    """Return whether `text` is a version of one of our contracts."""
     return re.fullmatch(r"hivewright/[1-9][0-9]{0,5}", text) is not None
 
 
@@ -115,7 +115,7 @@ def number_of(version: str) -> int:
 
 
 def coordinator_abi() -> list[Any]:
-    """Return the ABI of our coordinator, a superset of the existing swarm's 0.4.2."""
+    """Return the ABI of our coordinator, a superset of RL Swarm's 0.4.2."""
     abi: list[Any] = artifact("SwarmCoordinator")["abi"]
     return abi
 

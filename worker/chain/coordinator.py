@@ -39,7 +39,7 @@ from worker.log import printable
 
 log = logging.getLogger(__name__)
 
-# submitReward has two overloads, and by name web3 would choose uint256: use the signature.
+# submitReward has two overloads; by its name web3 would choose uint256, so use the signature.
 _SUBMIT_REWARD = "submitReward(uint256,uint256,int256,string)"
 _HAS_SUBMITTED = "hasSubmittedRoundStageReward(uint256,uint256,%s)"
 
@@ -59,15 +59,15 @@ class Abilities:
     """The views that a foreign contract has; its release is inferred from them."""
 
     tells_by_peer: bool
-    """It tells whether a peer submitted a reward (from release 0.6.0 on)."""
+    """It has a view of whether a peer submitted a reward (from release 0.6.0 on)."""
     tells_by_account: bool
-    """It tells whether any peer of an account submitted one (up to release 0.5)."""
+    """It has a view of whether any peer of an account submitted one (up to release 0.5)."""
     has_leaderboards: bool
-    """It tells which peers won most often (up to release 0.4.2)."""
+    """It has views of the peers that won most often (up to release 0.4.2)."""
 
     @property
     def release(self) -> str:
-        """The public release of the existing swarm's coordinator; "unknown" if none matches."""
+        """The public release of RL Swarm's coordinator; "unknown" if none matches."""
         releases = {
             (False, True, True): "0.4.2",
             (False, True, False): "0.5",
@@ -92,7 +92,7 @@ _OURS = Abilities(tells_by_peer=True, tells_by_account=True, has_leaderboards=Tr
 
 
 _FIRST_BLOCKS: dict[tuple[int, str], int] = {}
-"""First blocks found by this process, per chain and contract; they outlive clients."""
+"""First blocks that this process has found, by chain and contract; shared by all clients."""
 
 
 class LogGone(ChainError):
@@ -102,7 +102,7 @@ class LogGone(ChainError):
 class Coordinator(ChainClient):
     """Client of the contract that records a swarm's rounds, rewards, votes and bootnodes.
 
-    Nothing is sent before the first call, which locates the contract.
+    The first call locates the contract.
     """
 
     def __init__(self, chain: settings.Chain) -> None:
@@ -117,7 +117,7 @@ class Coordinator(ChainClient):
         self._first_block: int | None = None
 
     def check(self) -> None:
-        """Verify the chain's id and the contract's code, and detect whose contract it is."""
+        """Verify the chain's id and the contract's code, and detect the kind of contract."""
         self.check_id()
         if not self.has_code(self._address):
             raise ChainError(
@@ -137,7 +137,7 @@ class Coordinator(ChainClient):
 
     @property
     def implementation(self) -> str:
-        """The implementation, after `check`: "hivewright/3", or such as "foreign-0.6.0"."""
+        """The implementation, known after `check`, such as "hivewright/3" or "foreign-0.6.0"."""
         return self.version or f"foreign-{self.abilities.release}"
 
     def ensure_checked(self) -> None:
@@ -180,7 +180,7 @@ class Coordinator(ChainClient):
         owners = self.read("getEoa(string[])", list(peer_ids))
         if len(owners) != len(peer_ids):
             raise BadAnswer(
-                f"getEoa: {self._rpc_source} gives an answer of another form ({len(owners)}"
+                f"getEoa: {self._rpc_source} gives an answer in an unexpected form ({len(owners)}"
                 f" accounts for {len(peer_ids)} peers); {CHECK_ADDRESS}"
             )
         return [None if owner == NO_ADDRESS else str(owner) for owner in owners]
@@ -248,9 +248,9 @@ class Coordinator(ChainClient):
     ) -> int | None:
         """Return the reward recorded for (round, stage, peer); None if there is none.
 
-        On a foreign contract only the log has it; `tx_hash`, of a transaction that may have
-        submitted it, saves a search of the log. Raises LogGone if it is submitted and no log tells
-        the amount.
+        On a foreign contract only the log has it. `tx_hash` of a transaction that may have
+        submitted it saves a search of the log. Raises LogGone if it was submitted but no log entry
+        shows the amount.
         """
         self.ensure_checked()
         if self.version is not None:
@@ -358,7 +358,7 @@ class Coordinator(ChainClient):
             try:
                 entries = contract.events[name]().get_logs(filters, from_block=first, to_block=last)
             except Web3RPCError as error:
-                # Whatever the reason, a request for fewer blocks may succeed.
+                # For any reason: a request for fewer blocks may succeed.
                 said = printable(rpc_message(error))[:200]
                 raise TooMuch(
                     f"{subject}: {self._rpc_source} refuses blocks {first} to {last}: {said}"
@@ -370,7 +370,7 @@ class Coordinator(ChainClient):
         block: int,
         subject: str,
     ) -> None:
-        """Raise BadAnswer if the node lacks the block: it would answer as if that were empty."""
+        """Raise BadAnswer if the node lacks the block, which it would treat as empty."""
         if self.block_hash(block) is None:
             raise BadAnswer(f"{subject}: {self._rpc_source} has no block {block} yet; it is behind")
 
@@ -381,7 +381,7 @@ class Coordinator(ChainClient):
             self._first_block = self._search_first_block() if known is None else known
         return self._first_block
 
-    # ---- writes: built here, sent by whoever owns the key
+    # ---- writes: built here, sent by the owner of the key
 
     def call(
         self,
@@ -390,7 +390,7 @@ class Coordinator(ChainClient):
     ) -> Call:
         """Return any write of the contract by its signature, such as `registerPeer(string)`."""
         name, _, types = signature.removesuffix(")").partition("(")
-        # Through eth_abi: web3 takes ten times as long to find the function in the ABI.
+        # With eth_abi, because web3 takes ten times as long to find the function in the ABI.
         encoded = encode(types.split(","), arguments) if types else b""
         return Call(name, selector(signature) + encoded, self.deployment.contract)
 
@@ -419,7 +419,7 @@ class Coordinator(ChainClient):
     def reward_digest(self, tx_hash: str) -> str | None:
         """Return the digest that was sent with a reward.
 
-        None if the transaction carries none, or the chain no longer knows it.
+        None if the transaction has none, or the chain no longer knows the transaction.
         """
         data = self.input_of(tx_hash)
         if data is None:
@@ -430,7 +430,7 @@ class Coordinator(ChainClient):
             _, arguments = self._abi.decode_function_input(data)
             call = self.call(_SUBMIT_REWARD, *arguments.values())
         except (Web3Exception, DecodingError, ValueError):
-            return None  # not sent by a node, but by a contract, say
+            return None  # such as one that a contract sent, not a node
         rest = data.removeprefix(call.data)
         has_digest = len(rest) == 32 and data.startswith(call.data)
         return rest.hex() if has_digest else None
@@ -533,7 +533,7 @@ class Coordinator(ChainClient):
         return low
 
     def _began_in(self, block: int) -> bool:
-        """Return whether the block contains something that can have created the contract.
+        """Return whether the block contains a transaction that can have created the contract.
 
         Some nodes answer "no code" for state that they have pruned.
         """
@@ -560,7 +560,7 @@ class Coordinator(ChainClient):
     ) -> bool:
         try:
             self._read(signature, *arguments)
-        except (ContractRefused, Unanswered):  # the former with messages that web3 does not know
+        except (ContractRefused, Unanswered):  # ChainError: for messages that web3 does not know
             return False
         return True
 
@@ -581,7 +581,7 @@ class Coordinator(ChainClient):
         signature: str,
         *arguments: Any,
     ) -> Any:
-        """Call a view through eth_abi: web3 may choose another overload than the signature's."""
+        """Call a view with eth_abi; web3 may choose another overload than the signature's."""
         transaction: TxParams = {
             "to": self._address,
             "data": HexStr(self._call_data(signature, *arguments)["data"]),

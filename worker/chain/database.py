@@ -16,9 +16,9 @@ _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 class Database:
     """The file at `path`, created if missing. Safe for use by several threads and processes.
 
-    With `synchronous` FULL, a statement that returned survives a power cut; with NORMAL, it
-    survives the end of the process. Every method raises ResourceError, in one line, if the file is
-    damaged or can't be read or written (a full disk, say).
+    With `synchronous` FULL, a statement that returned survives a power failure; with NORMAL, only
+    the end of the process. Every method raises ResourceError, in one line, if the file is damaged
+    or can't be read or written (for example, if the disk is full).
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Database:
         statement: str,
         parameters: Sequence[object] = (),
     ) -> list[tuple[Any, ...]]:
-        """Run one statement as one transaction, and return the rows that it selects."""
+        """Run one statement in its own transaction, and return the rows that it selects."""
         with self._lock:
             return self._run(statement, parameters)
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
-        """Yield a function that runs statements as `execute` does, all of them as one transaction.
+        """Yield a function that runs statements as `execute` does, but all in one transaction.
 
         An exception in the block undoes them. The file is locked for other writers meanwhile.
         """
@@ -61,7 +61,7 @@ class Database:
                 yield self._run
                 self._run("COMMIT")
             except BaseException:
-                # SQLite undoes it by itself when the disk is full, for example.
+                # SQLite has undone it already if, for example, the disk is full.
                 if self._connection.in_transaction:
                     self._run("ROLLBACK")
                 raise
@@ -70,9 +70,9 @@ class Database:
         self,
         migrations: Sequence[Sequence[str]],
     ) -> None:
-        """Run the migrations that the file has not had, each with its statements in a transaction.
+        """Run the migrations that the file has not had yet, each in a transaction.
 
-        Raises ResourceError if the file has had more of them: a newer version wrote it.
+        Raises ResourceError if the file has had more of them, because a newer version wrote it.
         """
         for number, statements in enumerate(migrations, 1):
             with self.transaction() as run:
@@ -103,15 +103,15 @@ class Database:
         column: str,
         kind: str,
     ) -> None:
-        """Add an empty column to a file of a version before it, unless it is there.
+        """Add an empty column to a table of an earlier version, unless it is there.
 
-        The arguments go into the statement as they are: never pass untrusted text.
+        The arguments become parts of the statement, so never pass untrusted text.
         """
         if not self._has_column(table, column):
             try:
                 self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
             except ResourceError:
-                if not self._has_column(table, column):  # else another process was faster
+                if not self._has_column(table, column):  # otherwise another process was faster
                     raise
 
     def _has_column(

@@ -125,7 +125,7 @@ def address_in(
     raw: dict[str, Any],
     key: str,
 ) -> str | None:
-    """Return the address under `key`; None: there is none, as before there were markets."""
+    """Return the address under `key`; None: there is none, as in versions without markets."""
     value = raw.get(key)
     if not isinstance(value, str) or not re.fullmatch(_FORMS["contract"], value):
         return None
@@ -160,8 +160,8 @@ def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
 def _lenient_registry() -> ABIRegistry:
     r"""Return web3's registry, with text that is not UTF-8 decoded as \xNN escapes.
 
-    A contract accepts any bytes as a peer id, and one untrusted peer's must not prevent the reading
-    of all others.
+    A contract accepts any bytes as a peer id, and that of one untrusted peer must not make all
+    others unreadable.
     """
     registry = build_strict_registry()
     registry.unregister_decoder("string")

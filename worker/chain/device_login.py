@@ -1,4 +1,4 @@
-"""A node's side of signing in from a terminal: device authorization (RFC 8628)."""
+"""The node's side of signing in from a terminal: device authorization (RFC 8628)."""
 
 import base64
 import time
@@ -15,14 +15,14 @@ from worker.swarm.identity import Identity
 
 _MAX_POLL_SECONDS = 60.0
 _AWAY = (502, 503, 504)
-"""HTTP statuses of a proxy while the service behind it is away."""
+"""HTTP statuses of a proxy while the service behind it is down."""
 _SLOWER_SECONDS = 5.0
-"""RFC 8628, 3.5."""
+"""Seconds added to the interval after the answer slow_down (RFC 8628, 3.5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A sign-in that waits for its person. Times are in seconds."""
+    """A sign-in that waits for a person. Times are in seconds."""
 
     device_code: str
     user_code: str
@@ -35,7 +35,7 @@ class Begun:
 class DeviceLogin:
     """A sign-in at the account service at `url`.
 
-    Every method may raise ChainUnreachable, and ChainError for an answer that is not a sign-in's.
+    Every method may raise ChainUnreachable, and ChainError for an unexpected answer.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class DeviceLogin:
             ) from None
 
     def wait(self, begun: Begun) -> str:
-        """Return the node's token when its person has allowed it.
+        """Return the node's token when a person has allowed the node.
 
-        Goes on asking while the service is away, for an upgrade say. Raises IdentityError if the
-        person refuses, the account can't have the node, or nobody comes in time; ChainUnreachable
-        if the service is away at the end of that time.
+        Continues to ask while the service is down, for example for an upgrade. Raises IdentityError
+        if the person refuses, the account can't have the node, or the code is not typed in time;
+        ChainUnreachable if the service is down at the end of that time.
         """
         interval = min(begun.interval, _MAX_POLL_SECONDS)
         deadline = time.monotonic() + begun.expires_in

@@ -1,7 +1,8 @@
-"""Proof of a node's key to an account service: a signed message, good there once and for one use.
+"""Prove a node's key to an account service with a signed message, valid once and for one purpose.
 
-The message names the service's chain and contract, what the caller asks for, and a challenge that
-the service gave. Services of the release before give none; their message names the peer only.
+The message names the service's chain and contract, the purpose of the request, and a challenge that
+the service gave. Services of the previous release have no challenges; their message names only the
+peer.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any
 from worker.errors import ChainError
 
 OLD_PREFIX = b"hivewright-enrol/"
-"""Begins the message for services of the release before; the peer id follows."""
+"""Beginning of the message for services of the previous release; the peer id follows."""
 _PREFIX = b"hivewright/enrolment/2\n"
 _MAX_CHALLENGE = 200
 
@@ -40,7 +41,7 @@ def message(
     purpose: str,
     challenge: Challenge | None,
 ) -> bytes:
-    """Return what the node's key signs; `challenge` None: for a service that gives none."""
+    """Return the message that the node's key signs; `challenge` None: the service has none."""
     if challenge is None:
         return OLD_PREFIX + peer_id.encode()
     return (
@@ -54,7 +55,7 @@ def message(
 
 
 def challenge_in(answer: dict[str, Any], url: str) -> Challenge | None:
-    """Return the challenge in a service's description of itself; None: it is of the release before.
+    """Return the challenge in a service's description; None: it is of the previous release.
 
     Raises ChainError for an answer of another form.
     """

@@ -1,6 +1,6 @@
-"""HTTP for the chain's clients, with bounds on the size and the time of an answer.
+"""HTTP for the chain's clients, with limits on the size and the time of an answer.
 
-requests bounds neither: its time-out applies to each read, and it reads a body to the end, however
+requests limits neither: its timeout applies to each read, and it reads a body to the end, however
 long it is.
 """
 
@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 UNIX = "unix:"
 """Prefix of the address of a chain that listens on a Unix socket: unix:/PATH."""
 MAX_ANSWER_BYTES = 32 << 20
-"""Twice the account service's limit. Logs are the longest answers, and requested in pieces."""
+"""Twice the account service's limit. Logs, the longest answers, are requested in pieces."""
 _PIECE_BYTES = 1 << 16
 _MAX_SOCKET_NAME = 107
 
@@ -29,9 +29,9 @@ class AnswerTooLong(requests.RequestException):
 
 
 def open_session() -> requests.Session:
-    """Return a session whose requests' `timeout` (a number) bounds the whole answer.
+    """Return a session in which a request's `timeout` (a number) limits the whole answer.
 
-    It ignores the environment's proxies and .netrc; the latter would replace our token.
+    It ignores the environment's proxies and .netrc, because .netrc would replace our token.
     """
     session = requests.Session()
     session.trust_env = False
@@ -46,7 +46,7 @@ def socket_name(path: Path) -> str:
     """Return the socket's path, or an alias of at most 107 bytes, the kernel's limit."""
     if len(os.fsencode(path)) <= _MAX_SOCKET_NAME:
         return str(path)
-    # The folder stays open: the name is valid as long as it is.
+    # The folder stays open, because the name is valid only as long as it is open.
     folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
     return f"/proc/self/fd/{folder}/{path.name}"
 
@@ -127,7 +127,7 @@ def _read(raw: urllib3.HTTPResponse, deadline: float) -> bytes:
             if len(body) > MAX_ANSWER_BYTES:
                 raise AnswerTooLong(f"more than {MAX_ANSWER_BYTES} bytes")
             if time.monotonic() > deadline:
-                raise requests.ReadTimeout("the answer is not complete in time")
+                raise requests.ReadTimeout("the answer was not complete in time")
     except urllib3.exceptions.ReadTimeoutError as error:
         raise requests.ReadTimeout(error) from None
     except urllib3.exceptions.DecodeError as error:

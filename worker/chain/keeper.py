@@ -1,9 +1,9 @@
 """The keeper (`hivewright keeper`): ends rounds, publishes bootnodes and starts audits.
 
-A round ends when the swarm is ready or the time is up. Everything the keeper knows of a round is
-read from the chain's log: the peers that reported, and when the round began (the block of the
-RoundAdvanced event). So it can be restarted, or run twice (in separate folders), and the chain can
-lose its last second.
+A round ends when enough peers have reported or the time is up. The keeper reads everything about a
+round from the chain's log: the peers that reported, and when the round began (the block of the
+RoundAdvanced event). So the keeper can be restarted, or run twice (in separate folders), and the
+chain may lose its last second.
 """
 
 import json
@@ -36,7 +36,7 @@ State = Literal["starting", "chain-unreachable", "waiting-for-peers", "round-ope
 
 _LONGEST_PAUSE_SECONDS = 30.0
 _MINING_SECONDS = 30.0
-"""Time limit for a transaction of ours to be mined."""
+"""Time limit in seconds for a transaction of the keeper to be mined."""
 _MEMORY_ROUNDS = 2
 """A peer is expected in a round if it reported in one of this many previous rounds."""
 
@@ -47,7 +47,7 @@ class Status:
 
     `reporters` peers reported in `round`; `expected` is the number of peers that it waits for.
     `limit_seconds`: `keeper.round_seconds`. `problem`: why the chain could not be read, or why the
-    last transaction failed; None if there is nothing.
+    last transaction failed; None: no problem.
     """
 
     state: State = "starting"
@@ -63,7 +63,7 @@ _STATUS = TypeAdapter(Status)
 
 
 def read_status(state_dir: Path) -> Status | None:
-    """Return the keeper's last status; None: it never had one. Raises WorkerError if invalid."""
+    """Return the keeper's last status; None: there is none. Raises WorkerError if it is invalid."""
     file = state_dir / "status.json"
     try:
         return _STATUS.validate_json(file.read_bytes())
@@ -90,10 +90,10 @@ class Round:
 
 
 def run(settings: settings.Settings) -> None:
-    """Run the keeper until SIGTERM or SIGINT. A chain that can't be reached is waited for.
+    """Run the keeper until SIGTERM or SIGINT. It waits for a chain that can't be reached.
 
     Raises ChainError if the chain is another one, the contract is gone, or the owner's key is
-    missing or lacks the right to advance rounds, ResourceError if another process works in
+    missing or lacks the right to advance rounds, ResourceError if another process uses
     `keeper.state_dir`.
     """
     exit_on_signals()
@@ -129,7 +129,7 @@ def needed(
     expected: set[str],
     keeper: settings.Keeper,
 ) -> int:
-    """Return how many of the expected peers must report.
+    """Return the number of expected peers that must report.
 
     The epsilon absorbs rounding: 0.07 * 100 is slightly more than 7, and must not become 8.
     """
@@ -137,7 +137,7 @@ def needed(
 
 
 def _with_own_contract(settings: settings.Settings) -> settings.Chain:
-    """Return the chain's settings; if they name no contract, with the keeper's deployment file."""
+    """Return the chain's settings, with the keeper's deployment file if they name no contract."""
     chain = settings.chain
     if any((chain.contract, chain.deployment_file, chain.account_url)):
         return chain
@@ -147,7 +147,7 @@ def _with_own_contract(settings: settings.Settings) -> settings.Chain:
 
 
 class Keeper:
-    """The polling loop, and a cache of what it read from the chain."""
+    """The polling loop, with a cache of the data that it has read from the chain."""
 
     def __init__(self, settings: settings.Settings) -> None:
         self._settings = settings.keeper
@@ -188,8 +188,8 @@ class Keeper:
                 log.warning("transaction lost, looking again: %s", error)
                 self._fail(error)
             except (TransactionRefused, ContractRefused) as error:
-                # A named refusal is about the keeper's rights, and final; other reasons are the
-                # node's, and may pass.
+                # A named refusal concerns the keeper's rights and is final; other reasons come from
+                # the chain's node and may be temporary.
                 if isinstance(error, ContractRefused) and error.name:
                     raise
                 log.warning("transaction refused, trying again: %s", error)
@@ -204,7 +204,7 @@ class Keeper:
     def look(self) -> None:
         """Read the chain once, and end the round if it is due."""
         if not self._is_checked:
-            # After an outage it may be another chain, or one without our contract.
+            # After an outage it may be another chain, or lack our contract.
             self._coordinator.check()
             self._is_checked, self._round = True, None
             self._outage.end("chain answers again")
@@ -217,7 +217,7 @@ class Keeper:
         reporters = self._round.reports[number]
         earlier = [peers for round, peers in self._round.reports.items() if round != number]
         expected = set().union(*earlier)
-        # After round 0 there were enough peers, even if the log of their registrations is gone.
+        # If a round has ended there were enough peers, even if the log of registrations is gone.
         self._is_populated = self._is_populated or number > 0 or self._has_min_peers()
         self._tell(
             Status(
@@ -265,7 +265,7 @@ class Keeper:
     # ---- the round
 
     def _find(self, number: int) -> Round:
-        """Return the round, with its beginning from the chain's log.
+        """Return the round, with the time of its beginning from the chain's log.
 
         If the log is gone, the round's time counts from now.
         """
@@ -337,9 +337,9 @@ class Keeper:
     def _advance_foreign(self, number: int) -> bool:
         """End the round by ending its stages, unless another keeper has.
 
-        A foreign contract knows no conditions, so the nonce serves as one, and is read before the
-        round: if another keeper with our key ends the stage after that, our transaction is refused
-        (NonceUsed). Nothing protects against a keeper with another key.
+        A foreign contract has no condition on the round, so the nonce serves as one. It is read
+        before the round: if another keeper with our key ends the stage after that, our transaction
+        is refused (NonceUsed). This does not protect against a keeper with another key.
         """
         has_advanced = False
         for _ in range(self._coordinator.read("stageCount()")):
@@ -354,11 +354,11 @@ class Keeper:
     # ---- bootnodes
 
     def _sync_bootnodes(self, again: bool) -> None:
-        """Publish the bootnodes in the settings, and withdraw those published before that are not.
+        """Publish the bootnodes in the settings, and withdraw published ones that are not there.
 
-        Does nothing if the settings name the same as before, unless `again`. Bootnodes that others
-        added stay. The list is written to disk before it is published, so that a crash can't orphan
-        an entry.
+        Does nothing if the settings name the same ones as before, unless `again`. Bootnodes that
+        others added stay. The list is on disk before it is published, so that a crash leaves no
+        entry that the keeper does not know.
         """
         wanted = self._wanted_bootnodes()
         if wanted == self._bootnodes and not again:
@@ -412,7 +412,7 @@ class Keeper:
     # ----
 
     def _fail(self, error: WorkerError) -> None:
-        """Keep the reason why a transaction failed in the status, until one succeeds."""
+        """Put the reason why a transaction failed into the status, until one succeeds."""
         self._problem = discreet(str(error))
         self._tell(replace(self._status, problem=self._problem))
 

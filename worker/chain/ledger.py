@@ -1,7 +1,7 @@
-"""The durable record of what this node earned: one row per (round, stage, peer).
+"""The durable record of this node's rewards and votes: one row per (round, stage, peer).
 
-A row is on disk (fsync) before anyone is told of it, and is never deleted. The reward and the vote
-of a row are two transactions, so each has a state:
+A row is on disk (fsync) before its reward is sent anywhere, and is never deleted. The reward and
+the vote of a row are two transactions, so each has a state:
 
     earned -> queued -> sent (hash) -> confirmed (block)
                                     -> rejected (reason)
@@ -45,9 +45,9 @@ _SCHEMA = f"""
 class Row:
     """A row of the ledger. `reward` is in milli-rewards, times are Unix seconds.
 
-    `vote_state`: None if there was nobody to vote for. A hash is that of the last transaction
-    sent, a block is one in which the chain was seen to have the record, a reason says why it never
-    will. `digest` is that of the signed groups behind the reward (hexadecimal); None: none can be
+    `vote_state`: None if there was no peer to vote for. A hash is that of the last transaction
+    sent; a block is one at which the chain had the record; a reason says why it never will.
+    `digest` is that of the signed groups that earned the reward (hexadecimal); None: they can't be
     audited.
     """
 
@@ -79,13 +79,13 @@ class Row:
 class Ledger:
     """The ledger at `path`, created if missing. Safe for use by several threads and processes.
 
-    Every method raises ResourceError, in one line, if the file can't be read or written (a full
-    disk, say); earlier records stay.
+    Every method raises ResourceError, in one line, if the file can't be read or written (for
+    example, if the disk is full); earlier records stay.
     """
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA, "FULL")
-        # Ledgers of versions before the audit have none.
+        # Ledgers of versions before audits lack this column.
         self._database.ensure_column("ledger", "digest", "TEXT")
 
     def record(
@@ -97,7 +97,7 @@ class Ledger:
         winners: Sequence[str],
         digest: str | None = None,
     ) -> bool:
-        """Write what was earned to disk. `reward` in milli-rewards; no winners: no vote.
+        """Write a reward and a vote to disk. `reward` in milli-rewards; no winners: no vote.
 
         Returns False if the row exists with other content: the first record is kept.
         """
@@ -146,7 +146,7 @@ class Ledger:
         return found[0], found[1]
 
     def queue(self) -> None:
-        """Queue everything earned, to be sent now."""
+        """Queue all rewards and votes that were earned, to be sent now."""
         self._database.execute(
             "UPDATE ledger SET reward_state = iif(reward_state = 'earned', 'queued', reward_state),"
             " vote_state = iif(vote_state = 'earned', 'queued', vote_state) WHERE reward_state ="

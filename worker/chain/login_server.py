@@ -1,7 +1,7 @@
-"""Client of a login server of the existing swarm (`chain.account_api: rl-swarm`).
+"""Client of a login server of RL Swarm (`chain.account_api: rl-swarm`).
 
-That server has no tokens: `orgId` names the account of a person that has signed in there. It does
-not describe its chain either, so `chain.rpc_url` and `chain.contract` are needed.
+That server has no tokens: `orgId` names the account of a person that signed in there. It does
+not describe its chain either, so `chain.rpc_url` and `chain.contract` must be set.
 """
 
 import logging
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.5
 
 
 class LoginServerClient(AccountClient):
-    """As AccountClient; the account's address is what the chain said at enrolment."""
+    """Like AccountClient; the account's address is the one that the chain had at enrolment."""
 
     def __init__(self, chain: settings.Chain, state_dir: Path) -> None:
         super().__init__(chain, state_dir)
@@ -39,7 +39,7 @@ class LoginServerClient(AccountClient):
             ) from None
 
     def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
-        """Register the peer; the existing swarm's contracts verify no proof."""
+        """Register the peer; RL Swarm's contracts verify no proof."""
         return super().register_peer(peer_id)
 
     def submit_reward(
@@ -66,7 +66,7 @@ class LoginServerClient(AccountClient):
     def enrol_peer(self, peer_id: str, coordinator: Coordinator) -> str:
         """Register the peer, and return its owner, as soon as the chain has it.
 
-        Raises IdentityError if another account than before has it, or nobody has signed in.
+        Raises IdentityError if another account than before has it, or no person has signed in.
         """
         self.require_active()
         try:

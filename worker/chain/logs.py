@@ -1,8 +1,8 @@
 """Read a contract's log in pieces that the node accepts.
 
 Public nodes limit a request by blocks (10 to 10,000), by results or by time, and each provider
-words its refusal differently. So no text is interpreted: a piece that is refused is halved, down to
-one block, and the size is remembered.
+words its refusal differently. So the text is not interpreted: a refused piece is halved, down to
+one block, and the accepted size is remembered.
 """
 
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def walk(
         except Throttled:
             raise
         except ChainUnreachable:
-            # Perhaps that many took too long: the next attempt asks for less.
+            # Perhaps so large a piece took too long: the next attempt asks for fewer blocks.
             window.refuse(width)
             raise
         window.take(width)

@@ -1,7 +1,7 @@
 """Client of the prediction market contract, ours or a foreign one with the same ABI.
 
-Reads and calls as in coordinator.py, and through its connection. docs/prediction-market.md explains
-the rule.
+Reads and calls are as in coordinator.py, and use its connection. docs/prediction-market.md explains
+the market's rules.
 """
 
 import functools
@@ -22,10 +22,10 @@ from worker.chain.rpc import TooMuch
 from worker.errors import ContractRefused
 
 TOKEN = 10**18
-"""Units of a bet token, and of a share."""
+"""Number of units in a bet token, and in a share."""
 _WITHOUT_PAID_OPENING = "hivewright/1"
 _CREATION_BLOCKS = 100_000
-"""Blocks in which the creation of a game is looked for."""
+"""Number of blocks in which the creation of a game is searched."""
 
 
 class GameStatus(IntEnum):
@@ -40,10 +40,10 @@ class GameStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A game in our contract. `round` equals `num_rounds` when no bets are taken any more.
+    """A game in our contract. `round` equals `num_rounds` when bets are no longer accepted.
 
-    `right_choice` counts only if it is settled; `deadline` is the time (seconds since 1970) after
-    which it can only be cancelled.
+    `right_choice` is valid only if the game is settled; `deadline` is the time (seconds since 1970)
+    after which the game can only be cancelled.
     """
 
     status: GameStatus
@@ -77,8 +77,8 @@ class Market:
     def version(self) -> str | None:
         """Our contract's version ("hivewright/1"); None for a foreign one.
 
-        Asked again before it is taken for a foreign one, for good: a node whose state is incomplete
-        may not answer once.
+        It is read twice before the contract counts as foreign, because a node whose state is
+        incomplete may fail to answer once.
         """
         try:
             version = self.read("version")
@@ -142,11 +142,11 @@ class Market:
         return int(self.read("choiceTokensOut", game, round, choice, bet))
 
     def paid_opening(self) -> int:
-        """Return the opening shares of each choice, if they are paid to all who bet; else 0.
+        """Return the opening shares of each choice, if they are paid to all bettors; otherwise 0.
 
-        Our contract pays them since version 2. A foreign one is taken to pay its holders alone.
+        Our contract pays them since version 2. A foreign one is assumed to pay only shareholders.
         """
-        # Read now, since an upgrade may have come after the start.
+        # Read each time, because the contract may have been upgraded meanwhile.
         if self.version is None or self.read("version") == _WITHOUT_PAID_OPENING:
             return 0
         return int(self.read("OPENING"))
@@ -158,7 +158,7 @@ class Market:
     ) -> int | None:
         """Return the revealed answer; None while it is not revealed.
 
-        A foreign market has it only in its log, which is read from `from_block`.
+        In a foreign market only the log has it, which is read from `from_block`.
         """
         if self.version is not None:
             found = self.game(game)
@@ -170,8 +170,8 @@ class Market:
     def creation(self, game: int) -> str | None:
         """Return the hash of the transaction that opened the game.
 
-        A chain that is restored from before it may give its number to another game. None: the node
-        does not have, or not give, the log of it.
+        A chain that was restored to before it may give its number to another game. None: the node
+        does not have the log of it.
         """
         newest = self.client.block_number()
         first = max(0, newest - _CREATION_BLOCKS)
@@ -191,7 +191,7 @@ class Market:
     ) -> Guess | None:
         """Return the peer's bet in a round; None: it made none.
 
-        A foreign market has it only in its log, which is read from `from_block`, without shares.
+        In a foreign market only the log has it, without shares; it is read from `from_block`.
         """
         if self.version is not None:
             made, choice, bet, shares = self.read("getGuess", game, peer_id, round)
@@ -251,7 +251,7 @@ class Market:
         payout, is_claimed = self.read("getPayout", game, peer_id)
         return int(payout), bool(is_claimed)
 
-    # ---- writes: built here, sent by whoever owns the key
+    # ---- writes: built here, sent by the owner of the key
 
     def call(
         self,

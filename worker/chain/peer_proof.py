@@ -1,7 +1,7 @@
 """Proofs of peer ownership: a message signed with the node's libp2p key.
 
-The contract verifies it (contracts/src/PeerKey.sol). A signature names chain, contract and account,
-so it is useless elsewhere and to others; one that moves a peer is valid for one move.
+The contract verifies it (contracts/src/PeerKey.sol). The signed message names chain, contract and
+account, so the signature is useless for others; one that moves a peer is valid for one move.
 """
 
 import logging
@@ -25,10 +25,10 @@ _PUBLIC_KEY_BYTES = 299
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A peer's consent to be held by an account: its public key and a signature.
+    """A peer's consent to belong to an account: its public key and a signature.
 
-    The key is libp2p's PublicKey message. `is_move`: made to move a peer that another account holds
-    by a proof, and valid for nothing else.
+    The key is libp2p's PublicKey message. `is_move`: valid only to move a peer that another account
+    has by a proof.
     """
 
     public_key: bytes
@@ -52,7 +52,7 @@ def of_move(
     account: str,
     moves: int,
 ) -> Proof | None:
-    """Return the peer's consent to move to `account`, after `moves` moves so far.
+    """Return the peer's consent to move to `account`; `moves` is its number of moves so far.
 
     None for keys of another size.
     """
@@ -66,7 +66,7 @@ def message_of_move(
     account: str,
     moves: int,
 ) -> bytes:
-    """Return what the peer's key, or the account that holds it, signs for a move to `account`."""
+    """Return the message that the peer's key, or its present account, signs for a move."""
     return _REBINDING + _place(deployment, account) + moves.to_bytes(32) + peer_id.encode()
 
 
@@ -127,10 +127,10 @@ def needed(
     account: str,
     move: bool,
 ) -> Proof | None:
-    """Return the proof that the peer needs to make `account` its proven holder.
+    """Return the proof that the peer needs to make `account` its proven owner.
 
     None: no proof is needed (it is that already), or none helps: a foreign contract, a key of
-    another size, or a peer that another account holds by a proof while `move` is not set.
+    another size, or a peer that another account has by a proof while `move` is not set.
     """
     if not is_checked(coordinator):
         log.warning(

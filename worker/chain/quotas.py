@@ -10,8 +10,8 @@ _MOST_CALLERS = 10_000
 class Quota:
     """Allow each caller a burst of `burst`, then `per_second`. Not thread-safe.
 
-    Beyond 10,000 callers those silent the longest are forgotten, and start with a full bucket
-    again.
+    Of more than 10,000 callers, those that were silent longest are dropped, and begin again with a
+    full bucket.
     """
 
     def __init__(self, per_second: float, burst: float) -> None:

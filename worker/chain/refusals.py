@@ -1,7 +1,7 @@
-"""Classify the messages with which nodes refuse transactions, as the known clients word them.
+"""Classify the messages with which nodes refuse transactions, in the words of the known clients.
 
-JSON-RPC has no codes for this that clients agree on, so the text decides. Each pattern names the
-clients that use it; tests/chain/test_refusals.py has their full texts.
+JSON-RPC clients do not agree on codes for this, so the text decides. tests/chain/test_refusals.py
+has the clients' full texts.
 """
 
 import re
@@ -24,7 +24,7 @@ class Refusal(Enum):
     CHAIN_ID = "signed for another chain"
 
 
-# The first match counts: "replacement transaction underpriced" contains "transaction underpriced".
+# The first match wins: "replacement transaction underpriced" contains "transaction underpriced".
 _PATTERNS: tuple[tuple[Refusal, str], ...] = (
     (
         Refusal.ALREADY_KNOWN,

@@ -54,7 +54,8 @@ def enrol(
         if isinstance(account, OwnEnrolment):
             return account.enrol_peer(identity.peer_id, coordinator)
         try:
-            ours, is_sent = _register(account, coordinator, identity, move)  # by the present token
+            # the account is the one of the node's present token
+            ours, is_sent = _register(account, coordinator, identity, move)
         except (IdentityError, SecretError, TokenRefused) as error:
             if enrolment_token is None or not isinstance(account, AccountClient):
                 if isinstance(error, SecretError):
@@ -76,7 +77,7 @@ def _register(
     If none was, the peer is registered already.
     """
     if isinstance(account, AccountClient):
-        account.token()  # fail early: reading the chain needs it
+        account.token()  # fail early if the chain can't be read
     ours = account.address()
     proof = peer_proof.needed(coordinator, identity, ours, move)
     try:
@@ -118,7 +119,7 @@ def _owner_if_told(
     peer_id: str,
     deadline: float,
 ) -> str | None:
-    """Return the peer's owner; None if it has none, or if the chain does not answer for now.
+    """Return the peer's owner; None if it has none, or if the chain does not answer now.
 
     Raises ChainUnreachable if it does not answer after `deadline` (time.monotonic).
     """

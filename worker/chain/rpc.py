@@ -1,4 +1,4 @@
-"""JSON-RPC over one or several addresses of a chain: one serves until it fails, then the next.
+"""JSON-RPC over one or several addresses of a chain: one is used until it fails, then the next.
 
 An address is used only while it answers with the expected chain id, which is verified after every
 failure and once a minute. Any request may be sent twice: reads change nothing, and a signed
@@ -34,13 +34,13 @@ _Result = TypeVar("_Result")
 _LEAST_TRIES = 2
 _VOUCHED_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
-"""Pause before the only address is retried: a restarting node closes connections for a moment."""
+"""Pause before the only address is retried, because a restarting node refuses connections."""
 
 
 _MOST_REST_SECONDS = 60.0
-"""Bound on Retry-After: a broken proxy must not silence a role for a day."""
+"""Limit of Retry-After, because a broken proxy must not stop a role for a day."""
 _LEAST_REST_SECONDS = 1.0
-"""Rest of an address that throttles without saying for how long."""
+"""Pause of an address that throttles without a duration."""
 
 
 _MOST_TOGETHER = 20
@@ -70,11 +70,11 @@ class TokenRefused(ChainUnreachable):
 class Rpc(JSONBaseProvider):
     """A web3 provider for `urls` of one chain. `key` names the setting that they come from.
 
-    A request ends within about `timeout_seconds`, retries included. `chain_id` None: not verified.
-    Requests raise ChainUnreachable if no address answers, BadAnswer if the answers are useless,
-    WrongChain if they are of another chain. An address that throttles (HTTP 429) rests for as long
-    as it asks. Thread-safe. `token_file`: its content is sent with every request; it is read each
-    time, and may be missing.
+    A request ends within about `timeout_seconds`, including retries. `chain_id` None: it is not
+    verified. Requests raise ChainUnreachable if no address answers, BadAnswer if the answers are
+    unusable, WrongChain if they are of another chain. An address that throttles (HTTP 429) is not
+    used for as long as it asks. `token_file`: its content is sent with every request; it is read
+    each time, and may be missing. Thread-safe.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Rpc(JSONBaseProvider):
     ) -> None:
         super().__init__()
         self._token_file = token_file
-        # Start at random: a proxy that mixes up answers must not find the same ids twice.
+        # Start at a random id, so that a proxy that mixes up answers never sees an id twice.
         self.request_counter = itertools.count(secrets.randbits(48))
         self._urls = tuple(urls)
         self._key = key
@@ -112,7 +112,7 @@ class Rpc(JSONBaseProvider):
 
     def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         if method == "eth_chainId" and self._chain_id is not None:
-            # web3 asks before every call; the address in use was verified within the last minute.
+            # web3 asks for the chain id before every call; it was verified within the last minute.
             self.choose()
             return RPCResponse(jsonrpc="2.0", id=0, result=hex(self._chain_id))
 
@@ -130,9 +130,9 @@ class Rpc(JSONBaseProvider):
     ) -> list[str | None]:
         """Send one method with each of the parameters as a batch, and return hexadecimal answers.
 
-        None in place of an answer that is missing: refused, mixed up, or the address is away or
-        accepts no batches. Send that request alone with `make_request`, which tries the other
-        addresses and tells what is wrong.
+        None in the place of a missing answer: refused, mixed up, or the address does not answer or
+        accepts no batches. Send such a request alone with `make_request`, which tries the other
+        addresses and raises the error.
         """
         if len(many) < 2:
             return [None] * len(many)
@@ -168,7 +168,7 @@ class Rpc(JSONBaseProvider):
         return True
 
     def survey(self) -> None:
-        """Ask every address for its chain id, and log wrong ones; raise if none is usable."""
+        """Ask every address for its chain id, and log wrong ones. Raises if none is usable."""
         self._vouched_until.clear()
         if len(self._urls) == 1:
             self.choose()
@@ -189,7 +189,7 @@ class Rpc(JSONBaseProvider):
         return self._first(lambda url: url)
 
     def failed(self, url: str) -> None:
-        """Note that the address gave no answer: the next one is tried."""
+        """Note that the address gave no answer, so that the next one is tried."""
         self._vouched_until.pop(url, None)
         with self._lock:
             if url == self._current:
@@ -211,7 +211,7 @@ class Rpc(JSONBaseProvider):
     # ----
 
     def _turns(self) -> list[str]:
-        """Return the addresses in the order to try: the last to serve first, wrong chains last."""
+        """Return the addresses in the order to try: the last one used first, wrong chains last."""
         others = [url for url in self._urls if url != self._current]
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
@@ -282,7 +282,7 @@ class Rpc(JSONBaseProvider):
         method: str,
         answer: RPCResponse,
     ) -> None:
-        """Raise if the answer is an error of this node only, which another node may not have."""
+        """Raise if the answer is an error of this node, which another node may not have."""
         error = answer.get("error")
         if not error:
             return
@@ -325,7 +325,7 @@ class Rpc(JSONBaseProvider):
             self._require_use(url, "eth_chainId", answer)
         try:
             found = int(answer["result"], 16)
-        except (KeyError, ValueError):  # an error that is null, "0x" alone
+        except (KeyError, ValueError):  # no result because of an error, or only "0x"
             raise BadAnswer(
                 f"{self._place(url)}: eth_chainId is answered with no number; {CHECK_ADDRESS}"
             ) from None
@@ -356,7 +356,7 @@ class Rpc(JSONBaseProvider):
         asked_id, its_id = json.loads(body)["id"], decoded.get("id")
         if its_id is not None and its_id != asked_id:
             raise ChainUnreachable(
-                f"{self._place(url)}: the answer is to another request; check what is in between"
+                f"{self._place(url)}: the answer is to another request; check the proxies between"
             )
         return cast(RPCResponse, decoded)
 
@@ -366,7 +366,7 @@ class Rpc(JSONBaseProvider):
         method: str,
         result: object,
     ) -> None:
-        """Raise BadAnswer for a result of another type than the method's."""
+        """Raise BadAnswer for a result of the wrong type."""
         if method in _HEXADECIMAL and not _is_hexadecimal(result):
             form = "hexadecimal number"
         elif method == "eth_getLogs" and not isinstance(result, list):
@@ -462,7 +462,7 @@ _NODE_TROUBLE = re.compile(
     r" )?(not|un)available|temporarily",
     re.IGNORECASE,
 )
-"""Messages of nodes that lack a block or its state, are behind, or have trouble of their own."""
+"""Messages of nodes that lack a block or its state, are behind, or have an internal error."""
 _REVERT = re.compile(
     r"revert|invalid opcode|vm execution error|bad instruction|out of gas", re.IGNORECASE
 )
@@ -567,9 +567,9 @@ def _is_throttled(error: ChainError) -> bool:
 
 
 def _combined(errors: Sequence[ChainError]) -> ChainError:
-    """Return one error for all addresses: unreachable if any may recover.
+    """Return one error for all addresses: ChainUnreachable if any may recover.
 
-    It is a wrong chain only if all are of other chains.
+    It is WrongChain only if all are of other chains.
     """
     if len(errors) == 1:
         return errors[0]

@@ -1,9 +1,9 @@
 """Submit the ledger's rows to the chain, each (round, stage, peer) exactly once.
 
-One thread per node walks the ledger in order. It sends through the account service and trusts only
-the contract: after a hash, a lost answer or "already submitted" it reads the contract's state. So
-crashes, lost packets and a chain that forgot its last seconds do no harm. Without a chain, rows
-wait.
+One thread per node walks through the ledger in order. It sends through the account service, but
+trusts only the contract: after a hash, a lost answer or "already submitted" it reads the contract's
+state. So crashes, lost packets and a chain that has lost its last seconds do no harm. Without a
+chain, rows wait.
 """
 
 import logging
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 KINDS: tuple[Kind, ...] = ("reward", "vote")
 RESEND_SECONDS = 30.0
-"""Time after which a sent row that is not on the chain is sent again."""
+"""Seconds after which a sent row that is not on the chain is sent again."""
 RECHECK_SECONDS = 30.0
-"""Time after which a confirmed row is verified again, as at every start and after every failure.
+"""Seconds after which a confirmed row is verified again, as at every start and after failures.
 
-A chain that is restored from its last dump has forgotten what came after it.
+A chain that is restored from its last dump has lost later blocks.
 """
 LAST_RECHECK_SECONDS = 300.0
-"""Time of the last verification: a public chain may replace its last few blocks."""
+"""Seconds after which a row is verified last: a public chain may replace its last few blocks."""
 _RECHECK_ROWS = 16
 _MAX_BACKOFF_SECONDS = 60.0
 _FLUSH_POLL_SECONDS = 0.5
@@ -40,8 +40,8 @@ _FLUSH_POLL_SECONDS = 0.5
 class SettlementStatus:
     """Number of this node's rewards: `earned` counts all, the others count them by state.
 
-    `held_back` are earned and not due yet by the settings. `last_error` is why the last attempt
-    ended early; None if it did not.
+    `held_back`: earned, but not due yet by the settings. `last_error`: why the last attempt ended
+    early; None if it did not.
     """
 
     earned: int
@@ -57,7 +57,7 @@ class _NotYet(Exception):
 
 
 class Settlement:
-    """Settle `ledger` in a thread, from `start` to `close`. Failures are in `status`; rows stay."""
+    """Settles `ledger` in a thread, from `start` to `close`. `status` reports failures."""
 
     def __init__(
         self, ledger: Ledger, coordinator: Coordinator, account: Account, chain: settings.Chain
@@ -88,7 +88,7 @@ class Settlement:
             self._changed.notify_all()
 
     def flush(self, deadline_seconds: float) -> bool:
-        """Try to settle everything now, whatever `submit_every_...` says; return whether all is."""
+        """Try to settle all rows now, ignoring `submit_every_...`; return whether all are."""
         deadline = time.monotonic() + deadline_seconds
         with self._changed:
             self._is_flushing = True
@@ -123,7 +123,7 @@ class Settlement:
         )
 
     def close(self) -> None:
-        """End the thread; a request in progress is waited for, up to its time limit."""
+        """End the thread; wait for a request in progress, up to its time limit."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -163,7 +163,7 @@ class Settlement:
             raise self._postponed
 
     def _settle_one(self, row: Row, kind: Kind) -> None:
-        """Advance one reward or vote. An error of this row alone does not hold up the others."""
+        """Advance one reward or vote. An error of one row does not delay the others."""
         try:
             if row.state(kind) == "queued":
                 self._submit(row, kind)
@@ -173,7 +173,7 @@ class Settlement:
             self._postponed = error
 
     def _is_due(self) -> bool:
-        """Return whether the settings require sending what was earned now."""
+        """Return whether the settings require that earned rewards are sent now."""
         count, oldest = self._ledger.waiting()
         rounds, minutes = self._chain.submit_every_rounds, self._chain.submit_every_minutes
         if rounds is not None and count >= rounds:
@@ -204,8 +204,7 @@ class Settlement:
     ) -> None:
         """Act on a refusal: already recorded, too early, unregistered, or never acceptable.
 
-        A refusal without a name says none of these: the row is retried later, and does not hold up
-        the others.
+        After a refusal without a name the row is retried later, without delaying the others.
         """
         if refusal.name in ("RewardAlreadySubmitted", "WinnerAlreadyVoted"):
             self._look(row, kind)
@@ -220,7 +219,7 @@ class Settlement:
             self._postponed = refusal
 
     def _look(self, row: Row, kind: Kind) -> None:
-        """Settle by the contract's state; resend what should be recorded by now."""
+        """Settle the row by the contract's state; resend it if it should be recorded by now."""
         sent_at = row.sent_at(kind)
         if self._compare(row, kind):
             return
@@ -237,7 +236,7 @@ class Settlement:
         ours: object = list(row.winners) if kind == "vote" else row.reward
         theirs = self._held(row, kind)
         if theirs not in (None, ours):
-            # A rejection is final: ask twice, as a proxy may have mixed up the answer.
+            # A rejection is final, so ask twice: a proxy may have mixed up answers.
             theirs = self._held(row, kind)
         if theirs is None:
             return False
@@ -280,7 +279,7 @@ class Settlement:
         )
 
     def _register(self, peer_id: str) -> None:
-        """Register the peer if nobody has, else verify that its owner is our account.
+        """Register the peer if it has no owner, otherwise verify that its owner is our account.
 
         The contract refused us as the peer's account.
         """
@@ -306,7 +305,7 @@ class Settlement:
         self._num_moved += 1
 
     def _recheck(self) -> None:
-        """Verify the newest confirmed rows; if the chain has forgotten any, older ones too."""
+        """Verify the newest confirmed rows; if the chain has lost any of them, older ones too."""
         while any(self._has_lost(row) for row in self._ledger.confirmed(_RECHECK_ROWS)):
             pass
         self._recheck_at = (
@@ -315,7 +314,7 @@ class Settlement:
         self._is_last_recheck_due = False
 
     def _has_lost(self, row: Row) -> bool:
-        """Queue what the chain no longer has; return whether there was any."""
+        """Queue again what the chain no longer has of the row; return whether it lost any."""
         if self._is_closing:
             return False
         has_lost = False

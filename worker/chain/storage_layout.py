@@ -3,18 +3,18 @@
 from typing import Any
 
 _GAP = "__gap"
-"""Room that a version leaves for later ones: the only variable that may go."""
+"""Reserved slots for later versions: the only variable that may disappear."""
 
 
 def breaks(
     old: dict[str, Any],
     new: dict[str, Any],
 ) -> list[str]:
-    """Return what layout `new` would read from the wrong place; empty if it is compatible.
+    """Return the incompatibilities of layout `new` with `old`; empty if there are none.
 
     Both are an artifact's storage_layout. Every variable of `old` must keep its place, name and
-    type, and so must every member of every struct; a struct must keep its size, as it may be in an
-    array. New variables replace gap, or come last.
+    type, and so must every member of every struct; a struct must keep its size, because it may be
+    in an array. New variables replace gap, or come last.
     """
     variables = [variable for variable in old["variables"] if variable["label"] != _GAP]
     found = _moved(variables, new["variables"], "variable")

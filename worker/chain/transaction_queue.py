@@ -1,9 +1,10 @@
 """One queue of transactions per account, which assigns all nonces, so that senders never collide.
 
-A transaction is in the journal before it is sent, and removed when the chain has mined its nonce.
-So the next nonce follows from the journal, or from the chain when the journal is empty, and a
-restart knows what is pending. The fate of a transaction is not decided here: chain.settlement reads
-it from the contract, which refuses a second transaction for the same record.
+A transaction is written to the journal before it is sent, and removed when the chain has mined its
+nonce. So the next nonce follows from the journal, or from the chain if the journal is empty, and
+pending transactions are known after a restart. Whether a record is on the chain is not decided
+here: chain.settlement reads that from the contract, which refuses a second transaction for the same
+record.
 """
 
 import logging
@@ -24,14 +25,14 @@ from worker.errors import ChainError, ChainUnreachable, WorkerError
 log = logging.getLogger(__name__)
 
 STUCK_SECONDS = 20.0
-"""A transaction that is not mined after this time is resent, at a higher price if there is one."""
+"""A transaction that is not mined after this time is resent, at a higher price if allowed."""
 _NONCE_ATTEMPTS = 32
-"""Nonces used by other senders that one send skips at most."""
+"""Largest number of nonces used by other senders that one send skips."""
 _PRICE_STEP = 1.125
 """Factor on the price of a replacement; nodes require 10 % more than the pending one's."""
 _KEPT_HASHES = 5000
 _PRICE_SECONDS = 1.0
-"""Time for which a price is reused after it was read."""
+"""Seconds for which a price is reused after it was read."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS waiting (
@@ -59,8 +60,8 @@ _SCHEMA = """
         INSERT OR IGNORE INTO hashes SELECT NEW.hash, first FROM hashes WHERE hash = OLD.hash;
     END;
 """
-# Tables of their own and triggers: earlier versions, to which a host may go back, read `waiting`
-# column by column.
+# These are separate tables with triggers, because earlier versions, to which a host may go back,
+# read the columns of `waiting` by their position.
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,10 @@ class Sender:
         self._lock = threading.Lock()
         self._door = threading.Lock()
         self._arrived: dict[Call, Future[Waiting]] = {}
-        """Calls that no thread sends yet, with the futures that their callers wait for."""
+        """Calls that no thread is sending yet, with the futures that their callers wait for."""
         self._price_read = (float("-inf"), 0)
         self._journal = Database(journal, _SCHEMA, "NORMAL")
-        # After a restart it is not known which of them a node accepted.
+        # After a restart it is unknown which of them a node has accepted.
         self._journal.execute("UPDATE waiting SET sent_at = 0")
         self._journal.execute(
             "INSERT OR IGNORE INTO arrivals SELECT nonce, ? FROM waiting", (time.time(),)
@@ -148,9 +149,9 @@ class Sender:
     def send(self, call: Call) -> str:
         """Try the call on the chain's present state, send it, and return the transaction's hash.
 
-        A call that equals a pending one is the same transaction. Calls that arrive while others are
-        being sent go out together after them. Raises ContractRefused if the contract would refuse
-        it now, ChainUnreachable if no node accepted it, in which case it may still be sent later.
+        A call that equals a pending one is not sent twice. Calls that arrive while others are being
+        sent are sent together after them. Raises ContractRefused if the contract would refuse the
+        call now, ChainUnreachable if no node accepted it; then it may still be sent later.
         """
         self._coordinator.ensure_checked()
         with self._door:
@@ -161,7 +162,7 @@ class Sender:
         return outcome.result().hash
 
     def tend(self) -> int:
-        """Forget mined transactions, resend stuck ones, and return the number still pending.
+        """Remove mined transactions, resend stuck ones, and return the number still pending.
 
         Raises ChainError or ChainUnreachable if that fails; nothing is lost.
         """
@@ -194,14 +195,14 @@ class Sender:
         ]
 
     def pending(self) -> dict[str, Waiting]:
-        """Return the pending transactions by the hashes that they had at first."""
+        """Return the pending transactions by their first hashes."""
         firsts = dict(
             self._journal.execute("SELECT hash, first FROM waiting JOIN hashes USING (hash)")
         )
         return {firsts.get(entry.hash, entry.hash): entry for entry in self.waiting()}
 
     def hashes(self, tx_hash: str) -> list[str]:
-        """Return all hashes of a transaction, in order: each new price or nonce makes another."""
+        """Return all hashes of a transaction, in order; each new price or nonce adds one."""
         rows = self._journal.execute(
             "SELECT hash FROM hashes WHERE first = (SELECT first FROM hashes WHERE hash = ?) ORDER"
             " BY rowid",
@@ -229,7 +230,7 @@ class Sender:
         self._journal.close()
 
     def close_if_idle(self) -> bool:
-        """Close the queue if nothing is pending, so that later calls fail; return whether it is."""
+        """Close the queue if nothing is pending; later calls then fail. Return whether it did."""
         with self._lock:
             if self.waiting():
                 return False
@@ -255,7 +256,7 @@ class Sender:
             for call, outcome in self._send_all(list(arrived)):
                 if isinstance(outcome, WorkerError):
                     self._note_error(call.name, outcome)
-                    # Without an answer of the chain it still waits.
+                    # If the chain gave no answer, the transaction still waits.
                     self._failed += not isinstance(outcome, ChainUnreachable)
                     arrived[call].set_exception(outcome)
                 else:
@@ -294,7 +295,7 @@ class Sender:
         failure: ChainUnreachable | None = None
         for entry in self._deliver_all(entries):
             try:
-                # It may have arrived, and stays in the journal; the others do not wait as long
+                # It may have arrived, so it stays in the journal; the others do not wait as long
                 # again.
                 yield entry.call, failure or self._deliver_new(entry)
             except ChainUnreachable as error:
@@ -329,7 +330,7 @@ class Sender:
         self,
         entries: Sequence[Waiting],
     ) -> list[Waiting]:
-        """Send what no node has accepted, in one batch; what is refused keeps `sent_at` at 0."""
+        """Send unaccepted transactions in one batch; those that are refused keep `sent_at` 0."""
         open_entries = [entry for entry in entries if not entry.sent_at]
         taken = self._coordinator.send_all_raw([entry.raw for entry in open_entries])
         sent: dict[int, Waiting] = {}
@@ -339,7 +340,7 @@ class Sender:
         return [sent.get(entry.nonce, entry) for entry in entries]
 
     def _deliver_new(self, entry: Waiting) -> Waiting:
-        """Send the transaction, under another nonce if its own is used, at the required price."""
+        """Send the transaction at the required price, with another nonce if its own is used."""
         for _ in range(_NONCE_ATTEMPTS):
             try:
                 return self._deliver_at_any_price(entry)
@@ -355,7 +356,7 @@ class Sender:
                 )
                 entry = self._priced(entry, nonce, entry.price_wei)
             except ChainUnreachable:
-                raise  # it may have arrived: it stays in the journal
+                raise  # it may have arrived, so it stays in the journal
             except ChainError:
                 self._forget(entry)
                 raise
@@ -410,16 +411,18 @@ class Sender:
         waiting: list[Waiting],
         count: int,
     ) -> None:
-        """Resend what is stuck; if nonces are missing, renumber and resend all, from `count` on.
+        """Resend stuck transactions; if nonces are missing, renumber from `count` and resend all.
 
-        Nonces are missing when the chain forgot transactions that it had mined; the later ones
-        would wait forever.
+        Nonces are missing if the chain has lost mined transactions; later ones would wait forever.
         """
         oldest = waiting[0].nonce
         has_gap = waiting[-1].nonce != count + len(waiting) - 1
         if has_gap:
             log.warning(
-                "nonce gap chain=%d ours=%d: numbering %d again", count, oldest, len(waiting)
+                "nonce gap, renumbering transactions chain=%d ours=%d count=%d",
+                count,
+                oldest,
+                len(waiting),
             )
         now_wei = self._coordinator.gas_price()
         for nonce, entry in enumerate(waiting, count):
@@ -435,7 +438,7 @@ class Sender:
         price_wei = entry.price_wei
         if entry.sent_at:
             price_wei = self._next_price(price_wei, now_wei)
-        # Nonces only ever move down, lowest first, so the place is free.
+        # Nonces only move down, the lowest first, so the new nonce is free.
         again = self._priced(entry, nonce, price_wei)
         log.info(
             "sending again call=%s nonce=%d price_wei=%d hash=%s",

@@ -1,9 +1,9 @@
 """Upgrade the contracts on a chain to the versions in this package (`hivewright chain deploy`).
 
-A proxy has the contract's state, an implementation its code; the owner may replace the latter
-(ERC-1967, UUPS). That is done only if the new storage layout is compatible with the old one. A
-chain has no layouts: they come from the note that `deploy` wrote when it put the old implementation
-there, or from the releases in `artifacts/releases`.
+A proxy has the contract's state, an implementation has its code; the owner may replace the
+implementation (ERC-1967, UUPS). That is done only if the new storage layout is compatible with the
+old one. The chain does not store layouts: they come from the file that `deploy` wrote when it
+deployed the old implementation, or from the releases in `artifacts/releases`.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """A contract of this package's kind `name` on the chain. `version` None: not one of ours."""
+    """A contract on the chain. `name`: its kind in this package; `version` None: it is foreign."""
 
     name: str
     address: str
@@ -60,7 +60,7 @@ def bring_up_to_date(
     patience_seconds: float,
     target: Deployed | None = None,
 ) -> None:
-    """Put our implementation behind the proxy, unless it is there, or a newer or foreign one is.
+    """Put our implementation behind the proxy, unless ours, a newer or a foreign one is there.
 
     `target` None: the coordinator of `client`, whose owner may upgrade every contract of the swarm.
     Raises ChainError if our storage layout breaks the current one, or that one is not known.
@@ -71,15 +71,21 @@ def bring_up_to_date(
     ours = contract.carried_version(target.name)
     found = implementation(client, target.address)
     if found is None or target.version is None:
-        log.warning("contract %s left as it is: not a %s of ours", target.address, target.name)
+        log.warning(
+            "contract not upgraded, it is foreign contract=%s expected=%s",
+            target.address,
+            target.name,
+        )
         return
     if found.digest != carried["runtime_sha256"]:
         if contract.number_of(target.version) > contract.number_of(ours):
-            log.warning("contract left as it is: newer version=%s ours=%s", target.version, ours)
+            log.warning(
+                "contract not upgraded, it is newer version=%s ours=%s", target.version, ours
+            )
             return
         if not client.has_role("OWNER_ROLE", owner.address):
             log.warning(
-                "contract left as it is: account=%s is not its owner version=%s",
+                "contract not upgraded, this account is not its owner account=%s version=%s",
                 owner.address,
                 target.version,
             )
@@ -181,13 +187,13 @@ def _upgrade(
 def _send(
     client: Coordinator, owner: LocalAccount, call: Call, patience_seconds: float
 ) -> str | None:
-    """Send the call, though the keeper may be sending with the same key.
+    """Send the call, with another nonce if the keeper has used ours (it has the same key).
 
-    Returns the address of the contract that it created; None if it created none.
+    Returns the address of the contract that the call created; None if it created none.
     """
     for _ in range(_TRIES - 1):
         try:
             return client.transact(owner, call, patience_seconds).contract
         except NonceUsed:
-            log.info("nonce taken by the keeper, again call=%s", call.name)
+            log.info("nonce used by the keeper, sending again call=%s", call.name)
     return client.transact(owner, call, patience_seconds).contract

@@ -1,8 +1,8 @@
 """A node's own wallet, which signs and sends in place of an account service.
 
-The key is in `wallet.json`, an encrypted keystore (version 3) that other programs read too. Its
-password comes from a file, never from a command line or the environment. One process at a time may
-use it: a second one would assign the same nonces.
+The key is in `wallet.json`, an encrypted keystore (version 3) that other programs can read too. Its
+password comes from a file, never from a command line or the environment. Only one process at a time
+may use it, because a second one would assign the same nonces.
 """
 
 import json
@@ -103,7 +103,7 @@ def create(chain: settings.Chain) -> str:
     """Create the wallet unless it exists, and return its address. Raises as `Wallet` does."""
     file = _folder(chain) / KEYSTORE_FILE
     password = _password(chain)
-    # A lost wallet that has sent is not replaced by a new one: it may own peers, and money.
+    # A lost wallet that was used is not replaced by a new one: it may own peers and money.
     if not file.exists() and not file.with_name(JOURNAL_FILE).exists():
         keystore = Account.encrypt(secrets.token_bytes(32), password)
         write_whole(file, json.dumps(keystore) + "\n", mode=0o600)

@@ -1,4 +1,4 @@
-"""`hivewright account code`, `invite` and `give`: for the host, next to a running service."""
+"""`hivewright account code`, `invite` and `give`: for the host, while the service runs."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ from worker.settings import Settings
 def code(settings: Settings, options: argparse.Namespace) -> None:
     """Print a new code for the open sign-ins of an e-mail address.
 
-    Raises SettingsError if nobody waits at the page with it.
+    Raises SettingsError if no sign-in with it is open.
     """
     email = _email(options)
     with closing(_database(settings)) as database:
@@ -35,7 +35,7 @@ def code(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def invite(settings: Settings, options: argparse.Namespace) -> None:
-    """Print an invitation. Raises SettingsError for a day that is over, or is not a date."""
+    """Print an invitation. Raises SettingsError for an invalid date, or one in the past."""
     try:
         last_day = datetime.strptime(options.until, "%Y-%m-%d").replace(tzinfo=UTC)
         end = last_day + timedelta(days=1)
@@ -44,7 +44,9 @@ def invite(settings: Settings, options: argparse.Namespace) -> None:
             f"--until: got {options.until!r}; expected a date such as 2027-01-31"
         ) from None
     if end <= datetime.now(UTC):
-        raise SettingsError(f"--until: got {options.until}, which is over; expected a day to come")
+        raise SettingsError(
+            f"--until: got {options.until}, which is in the past; expected a future date"
+        )
     with closing(_database(settings)) as database:
         secret = invitations.create(database, options.nodes, end.timestamp())
     print(f"link   {_address(settings)}/sign-in#invitation={secret}")
@@ -52,9 +54,9 @@ def invite(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def give(settings: Settings, options: argparse.Namespace) -> None:
-    """Give an account that nobody has signed in to, with its nodes, to an e-mail address.
+    """Give an account that has no person yet, with its nodes, to an e-mail address.
 
-    If the address has an account, the nodes are released to that. Raises SettingsError.
+    If the address has an account already, the nodes are released to that. Raises SettingsError.
     """
     email = _email(options)
     with closing(_database(settings)) as database, database.transaction() as run:
@@ -84,9 +86,9 @@ def _email(options: argparse.Namespace) -> str:
 
 
 def _database(settings: Settings) -> Database:
-    """Open the service's database, as the user whose file it is.
+    """Open the service's database as the user that owns it.
 
-    Root would otherwise leave files there that the service can't open.
+    As root, SQLite would leave files there that the service can't open.
     """
     file = settings.account.state_dir / DATABASE_FILE
     try:

@@ -1,12 +1,12 @@
 """`hivewright audit`: verify submitted rewards from the groups that peers signed.
 
-The transaction of each reward carries the digest of its groups (docs/decisions/0015). A request to
-the peer for the groups of that digest gets exactly those, or nothing. The audit makes their tasks
-again, scores their completions and computes the reward. There are three verdicts:
+The transaction of each reward contains the digest of its groups (docs/decisions/0015). When a peer
+is asked for the groups with that digest, it can send only these, or none. The audit makes their
+tasks again, scores their completions and computes the reward. There are three verdicts:
 
     audited        the groups are there, and worth at least what was submitted
-    contradicted   the groups are there, and can't have earned it; they are kept as evidence
-    unaudited      not drawn, or undecidable: the groups are not served, of unknown tasks or
+    contradicted   the groups are there, but can't have earned it; they are kept as evidence
+    unaudited      not drawn, or undecidable: the groups are not available, of unknown tasks or
                    too long
 """
 
@@ -48,7 +48,7 @@ EVIDENCE_FOLDER = "evidence"
 REPORT_VERSION = 1
 NOT_DRAWN = "not drawn"
 MAX_FINDINGS = 20_000
-# Peers may have larger limits than this node collects with; the wire format bounds both.
+# Peers may have larger limits than this node's own; the wire format limits both.
 _MAX_GROUPS, _MAX_COMPLETIONS, _MAX_COMPLETION_BYTES = messages.MAX_GROUPS, 256, 1 << 20
 _SCORING_SECONDS = 60.0
 """Time limit for scoring the groups of one reward."""
@@ -56,15 +56,15 @@ _SCORING_SECONDS = 60.0
 Verdict = Literal["audited", "unaudited", "contradicted"]
 VERDICTS: tuple[Verdict, ...] = ("audited", "unaudited", "contradicted")
 Find = Callable[[str, str], bytes]
-"""Return the groups of a peer by their digest. Raises SwarmError if they are not available."""
+"""Function that returns a peer's groups by their digest, or raises SwarmError if it can't."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The result for one submitted reward. Rewards are in thousandths, `at` is Unix seconds.
 
-    `earned` is the most that the groups can have earned, None if that is not known; `evidence` is
-    the file with the signed groups of a contradiction, next to the report.
+    `earned` is the most that the groups can have earned, None if that is unknown; `evidence` is the
+    name of the file with the signed groups of a contradiction, next to the report.
     """
 
     round: int
@@ -134,11 +134,11 @@ class Auditor:
             scored, bad = self._verifier.verify_all(finding.peer_id, finding.round, groups, until)
         except BadRecord as error:
             return replace(finding, reason=str(error), num_groups=len(groups))
-        # "too-long" is by our own limit; the peer's may be higher.
+        # "too-long" refers to our own limit; the peer's may be higher.
         undecidable = {*INNOCENT, "too-long"}
         num_unknown = sum(error.reason in undecidable for error in bad)
         num_invalid = len(bad) - num_unknown
-        # Undecidable groups may have earned everything, invalid ones have earned nothing.
+        # Undecidable groups may have earned the maximum, invalid ones have earned nothing.
         means = [group.mean_reward for group in scored] + [1.0] * num_unknown
         means += [0.0] * (len(groups) - len(means))
         earned = milli_reward(means)
@@ -158,7 +158,7 @@ def unjudged(
     submitted: Event,
     digest: str | None = None,
 ) -> Finding:
-    """Return a finding for a reward as the chain has it."""
+    """Return the finding for a reward on the chain that is not judged yet."""
     said = submitted.arguments
     return Finding(
         round=int(said["roundNumber"]),
@@ -199,7 +199,7 @@ class Report:
         self.findings = {finding.key: finding for finding in self._read()}
 
     def is_settled(self, submitted: Event) -> bool:
-        """Return whether another audit of the reward can't tell anything new."""
+        """Return whether another audit of the reward can't change its verdict."""
         known = self.findings.get(unjudged(submitted).key)
         if known is None or known.tx_hash != submitted.tx_hash:
             return False

@@ -1,7 +1,7 @@
 """The support bundle of `hivewright doctor`: one file that is safe to share.
 
-It has settings, findings, state and the end of the log, without credentials: tokens, passwords in
-addresses, private keys. Addresses, peer ids and numbers stay.
+It contains settings, findings, state and the end of the log, without credentials (tokens, passwords
+in URLs, private keys). Addresses, peer ids and numbers are not removed.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ STATE_FILES = (StateDir.status, StateDir.budget, StateDir.model_choice, StateDir
 NUM_ROUNDS = 200
 NUM_LOG_BYTES = 500_000
 MIN_SECRET_CHARACTERS = 8
-"""Shorter ones are not redacted: they would hide ordinary words, too."""
+"""Shorter secrets are not redacted, because that would hide ordinary words too."""
 LOGS = Path("/var/log/hivewright")
 PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
 
@@ -45,7 +45,7 @@ _SECRETS = (
         ),
         HIDDEN,
     ),
-    # A private key of the chain; a transaction's hash has the same form, and is hidden too.
+    # A private key of the chain. The hash of a transaction has the same form and is hidden too.
     (re.compile(r"\b(0x)?[0-9a-fA-F]{64}\b"), HIDDEN),
 )
 
@@ -86,8 +86,8 @@ def redact(
     text: str,
     known: Sequence[str] = (),
 ) -> str:
-    """Return `text` without secrets: the `known` ones, and what looks like one."""
-    # The longest first: what is left of a secret that contains another one would be shown.
+    """Return `text` without secrets: the `known` ones, and text that looks like one."""
+    # The longest first: if a part of a secret were replaced before it, the rest would be shown.
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = discreet(text)
@@ -141,7 +141,7 @@ def _nvidia_smi() -> str:
 def _log_tail(node_settings: Settings, known: Sequence[str]) -> str:
     """Return the end of the slot's log file, if the deploy's units write one.
 
-    It is redacted before it is cut, which may be within a secret.
+    It is redacted before it is cut, because the cut may be inside a secret.
     """
     slot = node_settings.node.state_dir.name
     file = LOGS / slot / f"hivewright-{slot.replace('-', '@')}.log"

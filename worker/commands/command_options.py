@@ -12,7 +12,7 @@ from worker.runtime.whole_numbers import whole_number
 natural = whole_number(0)
 positive = whole_number(1)
 held_out_seed = whole_number(0, 2**31 - 1)
-"""Held-out tasks are those of this seed; one below 0 would be a seed of a round."""
+"""Smallest value of --seed: with one below 0 the tasks could be those of a round."""
 _MAX_DIGITS = 18
 
 

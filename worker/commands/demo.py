@@ -1,4 +1,4 @@
-"""`hivewright demo`: a complete swarm on this machine, of the processes that a fleet runs.
+"""`hivewright demo`: a complete swarm on this machine, with the same processes as a fleet.
 
 Only the settings are specific to the demo: every role is an ordinary child process with an ordinary
 settings file. The demo starts them in order, shows the workers' status, and at the end compares
@@ -42,7 +42,7 @@ from worker.telemetry import status
 STEP_SECONDS = 60.0  # limit for one service to start
 START_SECONDS = 180.0  # limit for all workers to reach their first round
 SHORT_ROUND_SECONDS, LONG_ROUND_SECONDS = 120.0, 600.0
-"""The keeper's limit for one round, and so the demo's, with the small model and with a real one."""
+"""The keeper's time limit for one round, with the small model and with a real one."""
 MAX_WORKERS = 64  # each is a process with torch and a model
 MARKER = ".hivewright-demo"
 SERVICES = ("chain", "account", "bootnode", "keeper", "dashboard")
@@ -50,11 +50,11 @@ _ALL = 10**9
 SHORT_GAME_SECONDS, LONG_GAME_SECONDS = 6.0, 45.0
 """Duration of a round of a game with the small model, and with a real one, which is slower."""
 BET_STATES = ("confirmed", "claiming", "paid", "lost")
-"""States of bets that the chain has (worker/market/journal.py)."""
+"""States of bets that are on the chain (worker/market/journal.py)."""
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the demo. Raises DemoFailed, with one line, if a promise is broken, and SettingsError."""
+    """Run the demo. Raises DemoFailed, with one line, if a check fails; SettingsError."""
     if options.workers > MAX_WORKERS:
         raise SettingsError(
             f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine"
@@ -127,7 +127,8 @@ class Demo:
         self._start_chain(children)
         self._write_secret("enrolment.token", f"demo-{self.seed}-{time.time_ns()}")
         passphrase = self._write_secret("account.passphrase", f"demo-{secrets.token_hex(16)}")
-        ports = host.free_ports(["dashboard"])  # the account service links to it, and starts first
+        # Chosen first, because the account service links to it.
+        ports = host.free_ports(["dashboard"])
         own: dict[str, Any] = {
             "account_port": 0,
             "account_passphrase_file": str(passphrase),
@@ -174,7 +175,7 @@ class Demo:
         """Start the chain and deploy the contracts."""
         chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
         self.rpc_url = chain.wait_for_file(self.output / "chain/address", STEP_SECONDS)
-        # Fix the port, so that a chain started after the demo is where the other files say.
+        # Fix the port, so that a chain started after the demo has the address in the other files.
         _, _, port = self.rpc_url.rpartition(":")
         self._write("chain", {"anvil_port": int(port)})
         deploy = self._write("deploy", {"anvil_port": 0})
@@ -198,7 +199,7 @@ class Demo:
         }
         judge = children.start("judge", self._write("judge", flat), "judge")
         url = judge.wait_for_file(self.output / "judge/address", STEP_SECONDS)
-        # Fix the port, so that a judge started later is where the others look for it.
+        # Fix the port, so that a judge started later has the address that the others use.
         self._write("judge", flat | {"judge_port": int(url.rpartition(":")[2])})
         say(self.console, f"the prediction market's judge is at {url}", "dim")
         return url

@@ -15,7 +15,7 @@ STOP_SECONDS = 15.0
 
 
 class Child:
-    """A `hivewright COMMAND --settings FILE`. `ends`: it should end by itself, with exit code 0."""
+    """A process `hivewright COMMAND --settings FILE`. `ends`: it ends by itself, with code 0."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                # In a session of its own, so that Ctrl-C reaches the demo alone, which then stops
+                # In a session of its own, so that Ctrl-C reaches only the demo, which then stops
                 # its children in order.
                 start_new_session=True,
                 preexec_fn=self._die_with_parent,

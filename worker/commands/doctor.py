@@ -1,8 +1,8 @@
 """`hivewright doctor`: check whether this machine meets the requirements of a worker's settings.
 
-Every finding is ok, a warning (it works, badly or not yet) or a refusal (it can't work), with its
-cause and the exact fix. Nothing is changed: no key is made, no round trained; a running worker
-continues.
+Every finding is ok, a warning (it works badly, or does not work yet) or a refusal (it can't work),
+with its cause and the exact fix. Nothing is changed: no key is made and no round is trained; a
+running worker continues.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _findings(
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """The settings to check. `pid`: of the worker that runs with them; None if none does."""
+    """The settings to check. `pid`: the worker that runs with them; None: there is none."""
 
     settings: Settings
     pid: int | None
@@ -152,7 +152,7 @@ def _model(patient: Patient) -> Iterator[Finding]:
     model = model_sizing.settle(patient.settings.model, patient.folder)
     generation = patient.settings.generation
     model_sizing.require_context(model, generation)
-    if model_sizing.find_folder(model) is not None:  # else it is not downloaded yet
+    if model_sizing.find_folder(model) is not None:  # otherwise it is not downloaded yet
         outlook = engine_forecast.read(model)
         if outlook.refuses(generation):
             cause = f"{model.name} ({outlook.model_type}) can't be trained here: {outlook.reason}"
@@ -209,9 +209,9 @@ def _against_worst_step(
     if patient.pid is not None or held + step <= free_gib:
         return Finding("memory", "ok", said)
     if held <= free_gib:
-        fix = "end what else runs there, or leave it: the token budget is then lower, steps slower"
+        fix = "end other programs there, or accept a lower token budget and slower steps"
         return Finding("memory", "warning", said, fix)
-    fix = "end what else runs there, set trainer.lora, or choose a smaller model"
+    fix = "end other programs there, set trainer.lora, or choose a smaller model"
     return Finding("memory", "refuse", said, fix)
 
 
@@ -299,7 +299,7 @@ def _chain(patient: Patient) -> Iterator[Finding]:
         yield Finding("chain", "ok", f"{said}, {coordinator.version}")
     else:
         missing = "; ".join(coordinator.abilities.missing)
-        said += f", not ours: like release {coordinator.abilities.release} of the existing swarm"
+        said += f", not ours: like release {coordinator.abilities.release} of RL Swarm"
         yield Finding("chain", "ok", f"{said}, without {missing}" if missing else said)
     if chain.account_url is not None:
         identity, _ = enrolment.load(patient.settings)
@@ -407,7 +407,7 @@ def _announced(patient: Patient) -> Iterator[Finding]:
 
 
 def _somebody(settings: Settings) -> str | None:
-    """Return a host of the swarm that this node talks to."""
+    """Return a host of the swarm that this node connects to; None: none is known."""
     if settings.chain.account_url:
         return urlsplit(settings.chain.account_url).hostname
     found = re.search(r"/(?:ip4|ip6|dns|dns4|dns6)/([^/]+)", " ".join(settings.swarm.bootnodes))
@@ -439,7 +439,7 @@ def _is_public(target: str) -> bool:
 def _versions(patient: Patient) -> Iterator[Finding]:
     """Compare versions of the task families with those of peers met before.
 
-    Peers with other versions can't be learnt from.
+    A node can't learn from peers with other versions.
     """
     ours = ", ".join(environments.load(patient.settings.environment).versions)
     node = status.read(patient.folder)

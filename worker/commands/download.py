@@ -46,7 +46,7 @@ class File:
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason why an attempt ended. `status`: of the Hub; `errno`: of this machine."""
+    """The reason why an attempt ended. `status`: the Hub's HTTP status; `errno`: this machine's."""
 
     reason: str
     status: int | None = None
@@ -92,7 +92,7 @@ def main() -> None:
                 future.result()
         except Exception as error:  # noqa: BLE001 - xet's errors have no class of their own
             print(json.dumps(asdict(_failure(error))), flush=True)
-            # Do not wait for the other files: their parts are kept.
+            # Do not wait for the other files: their partial files are kept.
             os._exit(1)
 
 
@@ -127,7 +127,7 @@ def _get(order: Order, file: File) -> None:
         raise TimeoutError(f"nothing arrived of {file.name} for {seconds:g} s") from None
     if file.sha256 is not None and _sha256(partial) != file.sha256:
         partial.unlink()
-        raise ValueError(f"{file.name}: another SHA-256 than the Hub says; it is downloaded again")
+        raise ValueError(f"{file.name}: its SHA-256 is not the Hub's; it is downloaded again")
     partial.replace(target)
 
 
@@ -145,7 +145,7 @@ def _append(
             return
         if size is not None and begin > size:
             stream.truncate(begin := 0)
-        # A part of a compressed answer could not be resumed.
+        # A compressed answer could not be resumed.
         headers = headers | {"Accept-Encoding": "identity"}
         if begin:
             headers["Range"] = f"bytes={begin}-"
@@ -173,7 +173,7 @@ def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         while chunk := stream.read(_HASH_CHUNK):
             digest.update(chunk)
-            os.utime(file)  # progress, for fetch.py, which watches the folder
+            os.utime(file)  # shows progress to fetch.py, which watches the folder
     return digest.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """`hivewright fetch`: download a node's model into the machine's shared folder.
 
-That folder (model.shared_dir) is shared by the nodes of a machine. A model is downloaded next to
-its final folder and renamed when complete, so nodes find complete models only, and a later run
-resumes an interrupted one. Newer revisions are not looked for: remove the folder to download again.
+The nodes of a machine share that folder (model.shared_dir). A model is downloaded next to its final
+folder, which is renamed when complete, so nodes find only complete models, and a later run resumes
+an interrupted download. To get a newer revision, remove the folder and run the command again.
 
 The download is a separate process (worker/commands/download.py), which can be killed when it
 stalls: xet has no time limit of its own.
@@ -53,14 +53,14 @@ _MACHINE_ERRORS = (
     errno.EROFS,
     errno.EIO,
 )
-"""Errors of this machine, which another attempt would meet again."""
+"""Errors of this machine, with which another attempt would fail too."""
 
 
 def run(
     settings: Settings,
     options: argparse.Namespace | None = None,
 ) -> None:
-    """Download the model unless it is there or a local folder, and print its path.
+    """Download the model unless it is there already or is a local folder, and print its path.
 
     Raises SettingsError without a shared folder or for an invalid token file, ModelError if the
     model is not available, ResourceError if the folder can't be written or is full.
@@ -78,7 +78,8 @@ def run(
             " write in"
         ) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process finds what the first downloaded
+        # A second process waits here, and then finds the model that the first has downloaded.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         folder = model_sizing.find_folder(model)
         if folder is None and model_sizing.is_gguf(model.name):
             folder = Path(model.name)

@@ -1,8 +1,9 @@
 """The parts of `hivewright fleet harvest` that run on the hosts, and `hivewright export`.
 
-Both parts speak tar on their standard streams. `harvest offer` writes the newest checkpoint's
-weights with their rewards on held-out tasks; `harvest choose` reads the weights of several nodes,
-the best first, and writes the best or their average, whichever earns more, as a model folder.
+Both parts use tar archives on their standard streams. `harvest offer` writes the newest
+checkpoint's weights with their rewards on held-out tasks; `harvest choose` reads the weights of
+several nodes, the best first, and writes the best or their average, whichever earns more, as a
+model folder.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def choose(settings: Settings, options: argparse.Namespace) -> None:
 def _leave_better(
     loaded: _Loaded, sets: Sequence[weight_sets.WeightSet], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Leave the best node's weights, which are loaded, in the policy, or the average of `sets`.
+    """Put the better weights into the policy: the best node's (now loaded) or the average.
 
     Returns mean rewards (`best`, `average`; None: only one node), and which was `chosen`.
     """
@@ -215,7 +216,7 @@ def _note(
 
 
 def _work_folder(settings: Settings) -> "tempfile.TemporaryDirectory[str]":
-    """Return a folder on the disk of the node's state; /tmp may be in memory."""
+    """Return a temporary folder on the disk of the node's state, because /tmp may be in memory."""
     return tempfile.TemporaryDirectory(prefix=_WORK, dir=settings.node.state_dir)
 
 

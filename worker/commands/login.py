@@ -14,7 +14,7 @@ from worker.swarm import identity
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
-    """Show a code, wait until its person allows the node, and enrol it for that account.
+    """Show a code, wait until a person allows the node with it, and enrol it for their account.
 
     The node's key is made if it is missing. Raises IdentityError if the sign-in is refused, or the
     node belongs to another account.

@@ -1,4 +1,4 @@
-"""The plot that runs and benchmarks share: mean reward per round."""
+"""Plot the mean reward per round, for the demo and benchmarks."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -63,7 +63,7 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _figures(node: NodeStatus) -> Iterator[str]:
-    """Yield lines about rewards, pushes, time and evaluations, as far as they are known."""
+    """Yield lines about rewards, pushes, time and evaluations; unknown figures are left out."""
     if node.ledger_error is not None:
         yield f"rewards wait in the ledger: {printable(node.ledger_error)}"
     hub, waiting, seconds = node.hub, node.waiting_seconds, node.round_seconds
@@ -108,7 +108,7 @@ def _of_market(node: NodeStatus) -> Iterator[str]:
 
 
 def _print_health(console: Console, node: NodeStatus) -> None:
-    """Print a line for each check, and below it what is wrong and what to do."""
+    """Print a line for each check, and below it the problem and what to do."""
     found = {finding.check: finding for finding in node.warnings}
     for check in health.CHECKS:
         say(console, f"{check.name:<13} {check.show(node)}")
@@ -197,7 +197,7 @@ _OF_A_WORKER = {"node", "model", "generation", "trainer"}
 
 
 def print_settings(settings: Settings, options: argparse.Namespace) -> None:
-    """Print the resolved settings, defaults included, and as comments the models that fit.
+    """Print the resolved settings, including defaults, and as comments the models that fit.
 
     A file for other roles alone has no such comments, and its task families are looked at only if
     it names some: a deploy checks a file for each service, and torch takes seconds to import.
@@ -228,11 +228,11 @@ def print_settings(settings: Settings, options: argparse.Namespace) -> None:
 
 
 _BYTES_PER_TOKEN = 4
-"""Average of English text in the vocabularies of today's models."""
+"""Average number of bytes per token of English text in current vocabularies."""
 
 
 def _explain_exchange(settings: Settings) -> str:
-    """Return how much of a round's groups fits into one message to peers."""
+    """Return a line about how many of a round's groups fit into one message to peers."""
     num_tasks, size = settings.environment.tasks_per_round, settings.generation.num_generations
     group_bytes = size * (settings.generation.max_completion_length * _BYTES_PER_TOKEN + 64) + 256
     num_shared = min(

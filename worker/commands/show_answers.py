@@ -1,4 +1,4 @@
-"""`hivewright answers`: answers of a node and its peers, best next to worst, in a pager."""
+"""`hivewright answers`: show answers of a node and its peers, best and worst, in a pager."""
 
 import argparse
 import json
@@ -65,7 +65,7 @@ def select(
 
 
 def is_from(group: AnsweredGroup, peer: str) -> bool:
-    """Return whether the group is of the peer: own, peers, or a part of its id or animal name."""
+    """Return whether the group is from `peer`: own, peers, or a part of an id or animal name."""
     if group.peer_id is None or peer in (OWN, PEERS):
         return peer == (OWN if group.peer_id is None else PEERS)
     return peer in group.peer_id or peer.lower() in animal_name(group.peer_id)
@@ -81,7 +81,7 @@ def _show(
 
 
 def _picture(group: AnsweredGroup, all_answers: bool) -> Group:
-    """Render a group. Nothing in it is markup: questions and answers are untrusted text."""
+    """Render a group without markup, because questions and answers are untrusted text."""
     level = "" if group.level is None else f" level {group.level}"
     title = [
         f"round {group.round}",
@@ -120,7 +120,7 @@ def _heading(answer: Answer) -> Text:
 
 
 def _text(text: str) -> Text:
-    """Render untrusted text: lines are kept, other control characters made visible."""
+    """Render untrusted text: keep its lines, make other control characters visible."""
     lines = [printable(line) for line in text[:_LONGEST_SHOWN].split("\n")]
     if len(text) > _LONGEST_SHOWN:
         lines.append(f"[{len(text) - _LONGEST_SHOWN} more characters]")

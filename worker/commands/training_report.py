@@ -18,7 +18,7 @@ from worker.telemetry.answer_log import AnsweredGroup
 from worker.telemetry.status import NodeStatus
 
 MEAN_OF = 5
-"""Rounds in the means of the beginning and of the end."""
+"""Number of rounds in the means of the beginning and of the end."""
 NUM_EXAMPLES = 3
 _LONGEST_TEXT = 2000
 _CURVES = {

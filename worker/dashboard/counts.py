@@ -1,7 +1,7 @@
 """Count rounds and peers from the contract's log.
 
-Anyone may write into that log, at no cost on many chains. So what is kept is bounded: the newest
-rounds, and the peers that reported last.
+Anyone may write to that log, at no cost on many chains. So only a limited number is kept: the
+newest rounds, and the peers that reported last.
 """
 
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from worker.multiaddr import is_recorded_id
 MAX_ROUNDS = 500
 MAX_PEERS = 10_000
 NUM_LAST_REWARDS = 24
-"""Rewards kept for each peer."""
+"""Number of rewards to keep for each peer."""
 
 
 @dataclass(slots=True)
 class Peer:
-    """A peer of the swarm. Rewards are in thousandths; None: not known.
+    """A peer of the swarm. Rewards are in thousandths; None: unknown.
 
     `rewards` are those of its last rounds, by round; `total` and `wins` are the contract's own
-    sums, set by the reader.
+    sums, which reader.py sets.
     """
 
     account: str | None = None
@@ -46,8 +46,8 @@ class Round:
 class Tally:
     """Peers by id and rounds by number.
 
-    `began`: the newest round that began, with its block; None: not in the log. `named` are the
-    peers named in votes; the reader of their wins clears it.
+    `began`: the newest round that began, with its block; None: not in the log. `named`: peers named
+    in votes since reader.py last read their wins.
     """
 
     def __init__(self) -> None:

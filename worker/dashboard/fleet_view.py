@@ -1,8 +1,8 @@
-"""The fleet part of the dashboard: what the metrics of its nodes say, if the owner shows it.
+"""The fleet part of the dashboard: the metrics of its nodes, if the owner shows them.
 
-The endpoints are those of Prometheus's targets, which a deploy or the demo writes. Every row says
-as of when it is; a process that does not answer keeps its last figures, with the reason. Figures of
-each round go to the store's curves, and changes to its events.
+The endpoints are the targets of Prometheus, in a file that a deploy or the demo writes. Every row
+has the time of its figures; a process that does not answer keeps its last figures, with the reason.
+Figures of each round are stored as curves, and changes as events.
 """
 
 import json
@@ -56,7 +56,7 @@ _QUEUE = {
     "hivewright_queue_failed_total": "failed",
     "hivewright_queue_oldest_time_seconds": "oldest_at",
 }
-"""Figures of the account service's queue, besides the transactions by state and the last error."""
+"""Figures of the account service's queue, without the transactions by state and the last error."""
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class _Process:
     ledger: dict[str, float] = field(default_factory=dict)
     quarantined: dict[str, tuple[float, str]] = field(default_factory=dict)
     rollback: tuple[float, str, str] | None = None
-    """When the host last went back, from which release, and why."""
+    """The host's last rollback: when, from which release, and why."""
     queue: dict[str, Any] = field(default_factory=dict)
     """Of the account service: pending transactions, see `_QUEUE`."""
     error: str | None = None
@@ -93,7 +93,7 @@ _NOTHING = _Process({})
 
 
 class FleetView:
-    """The processes of the targets in `file`: `look` asks them, `content` returns the answer."""
+    """The processes of the targets in `file`: `look` reads their metrics for `content`."""
 
     def __init__(self, file: Path, store: Store | None = None) -> None:
         """`store`: None: keep no history."""
@@ -131,7 +131,7 @@ class FleetView:
                 log.warning("figures not stored file=%s error=%s", self._store.file, error)
 
     def _keep(self, store: Store, before: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store the figures of finished rounds, and what has changed."""
+        """Store the figures of finished rounds, and changes of the processes."""
         with store.writing():
             for address, process in self._processes.items():
                 finished_at = process.figures.get("finished_at")
@@ -158,7 +158,7 @@ class FleetView:
 
 
 def _keep_rollback(store: Store, process: _Process) -> None:
-    """Store that the host went back, and why; all of its processes report it."""
+    """Store the host's rollback, which all of its processes report, with the reason."""
     if process.rollback is None:
         return
     at, release, reason = process.rollback
@@ -207,7 +207,7 @@ def _read(answer: HTTPResponse) -> str:
 
 
 def _seen(process: _Process) -> Mapping[str, Any]:
-    """Return what is compared from look to look; empty before the first answer or error."""
+    """Return the values in which changes are detected; empty before the first answer or error."""
     if not process.figures and process.error is None:
         return {}
     return {
@@ -249,7 +249,7 @@ def _curve_figures(process: _Process) -> list[tuple[str, float]]:
 
 
 def _taken(labels_of_target: Mapping[str, str], text: str) -> _Process:
-    """Return what an answer says. Raises ValueError if it is not in Prometheus's form."""
+    """Parse the metrics of an endpoint. Raises ValueError if they are not Prometheus's format."""
     figures: dict[str, float | None] = {"as_of": time.time()}
     fresh = _Process(labels_of_target, figures)
     warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""Questions to the store, for the pages. Each answer is bounded, however long the history is."""
+"""Queries of the store, for the pages. Each result is limited, however long the history is."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from worker.dashboard.store import SPAN_ROUNDS
 
 MAX_POINTS = 400
-"""Points of a curve; more rounds than that are averaged."""
+"""Largest number of points of a curve; more rounds than that are averaged."""
 PAGE_ROWS = 50
 _MAX_SEARCH = 100
 
@@ -53,7 +53,7 @@ def _part(
 ) -> Part:
     """Return page `number` of the rows of `source` in an order; the last one if it has fewer.
 
-    Both are statements of this module, without text of others.
+    Both are parts of statements in this module; they never contain untrusted text.
     """
     total = connection.execute(f"SELECT count(*) FROM {source}", values).fetchone()[0]  # noqa: S608
     number = max(0, min(number, -(-total // PAGE_ROWS) - 1))
@@ -144,7 +144,7 @@ def peers(
     direction = "ASC" if is_ascending else "DESC"
     rank = "audited" if ranked_by == "audited_reward" else "total"
     pattern = search[:_MAX_SEARCH].replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-    # The names of columns are ours, from SORTS.
+    # The names of columns come from SORTS.
     source = f"""
         (SELECT *, row_number() OVER (ORDER BY coalesce({rank}, 0) DESC, peer_id) AS rank
         FROM peers) WHERE name LIKE :search ESCAPE '\\' OR peer_id LIKE :search ESCAPE '\\'
@@ -232,7 +232,7 @@ def events(connection: sqlite3.Connection, number: int, kinds: Sequence[str]) ->
 
 
 def _width(limits: Sequence[int | None]) -> int:
-    """Return how many rounds, or spans, make a point of a curve from limits[0] to limits[1]."""
+    """Return the number of rounds (or spans) per point of a curve from limits[0] to limits[1]."""
     first, last = limits
     if first is None or last is None:
         return 1

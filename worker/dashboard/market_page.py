@@ -14,9 +14,9 @@ from worker.settings import Settings
 from worker.swarm.identity import animal_name
 
 NUM_CARDS = 6
-"""Games shown in full; older ones are rows of a table."""
+"""Number of games shown in full; older ones are rows of a table."""
 NUM_ROWS = 100
-"""Peers shown."""
+"""Number of peers shown."""
 
 
 class MarketPage:

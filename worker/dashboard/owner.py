@@ -1,4 +1,4 @@
-"""Pages that only the owner sees: a browser on this machine that showed the token.
+"""Let the owner sign in, from a browser on this machine and with a token, to private pages.
 
 The token is in `<dashboard.state_dir>/owner.token`, which is made at the first start. `ssh -L` and
 `tailscale serve` reach the dashboard from this machine, so the token is needed there, too. A
@@ -47,7 +47,7 @@ class Owner:
         )
 
     def can_be_at(self, request: web.Request) -> bool:
-        """Return whether the owner may sign in from there: nobody reads that connection."""
+        """Return whether the owner may sign in over this connection: nobody else can read it."""
         return webguard.is_loopback(str(request.remote))
 
     def sign_in(self, request: web.Request, token: str) -> web.Response | None:

@@ -1,7 +1,7 @@
 """The dashboard's pages: each is a `Page`, a template, and a function that fills it.
 
-The server draws the pages; they are complete without JavaScript, which keeps them fresh and draws
-curves. Untrusted text is escaped by the templates.
+The server renders the pages. They are complete without JavaScript, which only refreshes them and
+draws curves. The templates escape untrusted text.
 """
 
 import asyncio
@@ -168,7 +168,7 @@ def clipped(text: str, head: int, tail: int) -> str:
 
 def decimal(value: float, digits: int) -> str:
     """Return a number with that many digits after the point."""
-    # A lying contract or node takes any number.
+    # A contract or node that lies may send any number.
     return f"{value:.1e}" if abs(value) >= 1e7 else f"{value:,.{digits}f}"
 
 
@@ -192,5 +192,5 @@ def _iso(seconds: float) -> str:
 
 
 def _time(seconds: float) -> time.struct_time:
-    """Return a time in UTC; a lying chain or node may give any number."""
+    """Return a time in UTC; a chain or node that lies may send any number."""
     return time.gmtime(min(max(seconds, 0), 2**32))

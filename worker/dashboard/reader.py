@@ -1,8 +1,8 @@
-"""Read what the dashboard shows: one thread polls the chain, independent of requests.
+"""Read the data that the dashboard shows: one thread polls the chain, independent of requests.
 
-The log is read once, from where the last poll ended; sums over all time (total rewards, wins) come
+Each poll reads the log from the end of the last one; sums over all time (total rewards, wins) come
 from the contract's state, which outlives the log (docs/decisions/0020). The newest rounds are kept
-in memory, all of them in the store. What can't be read stays as it was, with the error next to it.
+in memory, all rounds in the store. After an error the old data stays, with the error next to it.
 """
 
 import json
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 MAX_PEERS_SHOWN = 1000
 _EVENTS = ("PeerRegistered", "RewardSubmitted", "WinnerSubmitted", "RoundAdvanced")
 _PIECE_BLOCKS = 2000
-"""Blocks of the log per request; an error in between repeats that many."""
+"""Number of blocks of the log per request; after an error they are read again."""
 _PAGE_PEERS = 500
-"""Peers per query of the contract."""
+"""Number of peers per query of the contract."""
 _MAX_BOOTNODES, _MAX_TEXT = 32, 256
 _MAX_TIMES = 20
-"""Times of blocks that are asked for in one poll."""
+"""Number of blocks whose times are read in one poll."""
 _MAX_ROUND = 2**52
-"""Larger numbers are not exact in a browser."""
+"""Largest integer that is exact in a browser."""
 
 
 class Reader:
@@ -75,7 +75,7 @@ class Reader:
                 self._note("chain", f"can't be read: {said}")
             self._outage.begin("chain can't be read error=%s", said)
             self._error = said
-            # It may come back at another place, so locate it again.
+            # The chain may have another address after the outage, so locate it again.
             self._coordinator = Coordinator(self._chain)
         else:
             self._outage.end("chain answers again")
@@ -196,7 +196,7 @@ class Reader:
         }
 
     def _recall(self) -> None:
-        """Take what was known before a restart, which is shown until the chain answers."""
+        """Load the data from before a restart, which is shown until the chain answers."""
         known = json.loads(self._store.mark("known") or "{}")
         self._contract, self._chain_id = known.get("contract"), known.get("chain_id")
         self._round, self._bootnodes = known.get("round"), known.get("bootnodes", [])
@@ -239,9 +239,9 @@ class Reader:
         its_hash: str | None,
         newest: int,
     ) -> bool:
-        """Return whether the last block read is gone.
+        """Return whether the last block that was read is gone.
 
-        A killed chain may lose its last seconds, and others reorganise.
+        A killed chain may lose its last seconds, and other chains reorganise.
         """
         chain = self._coordinator
         return (
@@ -251,7 +251,7 @@ class Reader:
         )
 
     def _sync_store(self) -> None:
-        """Make the store end where this chain still has what it says."""
+        """Cut the store back to the newest block that this chain still has."""
         store, place = self._store, f"{self._chain_id}/{self._contract}"
         if store.mark("place") not in (None, place):
             store.rebuild("it is of another contract")

@@ -1,12 +1,13 @@
-"""The swarm's history on disk (SQLite): what the chain's log no longer has, and what nodes said.
+"""The swarm's history on disk (SQLite): old entries of the chain's log, and figures of nodes.
 
 The store is a copy. If it is lost or damaged it is made again, as far back as the chain's log goes.
-What a piece of the log says and the position after it are written in one transaction, so that each
-entry counts once, also after `kill -9`. One process writes (`Store`); pages read by connections of
-their own (`reading`).
+The entries of a piece of the log and the position after it are written in one transaction, so that
+each entry counts once, even after `kill -9`. One process writes (`Store`); pages read through
+connections of their own (`reading`).
 
-Rewards are in thousandths, cut to what SQLite and browsers count exactly. The rewards of each peer
-are kept for the newest RECENT_ROUNDS rounds, and as sums over SPAN_ROUNDS rounds before that.
+Rewards are in thousandths, limited to integers that are exact in SQLite and browsers. The rewards
+of each peer are kept for the newest RECENT_ROUNDS rounds, and as sums over SPAN_ROUNDS rounds
+before that.
 """
 
 import logging
@@ -31,11 +32,11 @@ MAX_ROUNDS = 100_000
 RECENT_ROUNDS = 200
 SPAN_ROUNDS = 100
 CURVE_ROUNDS = {1: 1_000, SPAN_ROUNDS: MAX_ROUNDS}
-"""Rounds that curves are kept for, by the number of rounds that make a point."""
+"""Number of rounds that curves are kept for, by the number of rounds per point."""
 MAX_PEERS = 10_000
 MAX_EVENTS = 1_000
 MAX_CURVES = 64
-"""Families, reasons and other names of curves; peers choose none of them, a lying node might."""
+"""Largest number of curves (families, reasons...), in case a node reports made-up names."""
 _MAX_BLOCKS = 1_000
 _LARGEST = 2**52
 _VERSION = 1
@@ -76,10 +77,10 @@ CREATE TABLE events (at REAL, kind TEXT, subject TEXT, text TEXT);
 
 
 class Store:
-    """The writing side, for one process. `is_new`: nothing is in it yet, so read the whole log."""
+    """The store for the one process that writes. `is_new`: it is empty, so read the whole log."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Open the store in a folder, or make it. None: one in memory, which nobody else reads."""
+        """Open the store in a folder, or make it. None: a store in memory, without readers."""
         self.file = Path(":memory:") if folder is None else folder / FILE
         self._is_on_disk = folder is not None
         self._lock = threading.RLock()
@@ -147,7 +148,7 @@ class Store:
             return
         number = said.get("roundNumber")
         if number is not None and not 0 <= current_round - number < MAX_ROUNDS:
-            return  # of no round that is kept
+            return  # its round is not kept
         peer = self._number_of(said["peerId"])
         detail = ""
         if event.name == "RewardSubmitted" and number is not None:
@@ -211,7 +212,7 @@ class Store:
         )
 
     def forget_old(self, current_round: int) -> None:
-        """Drop what is beyond the limits."""
+        """Drop the rows beyond the limits."""
         oldest = current_round - RECENT_ROUNDS
         self._execute("DELETE FROM rewards WHERE round <= ?", oldest)
         self._execute("DELETE FROM transactions WHERE round <= ?", oldest)
@@ -242,7 +243,7 @@ class Store:
         return self._execute("SELECT number, hash FROM blocks ORDER BY number DESC").fetchall()
 
     def cut_back(self, block: int) -> None:
-        """Take back everything that is only in later blocks, which are gone."""
+        """Remove everything from blocks after this one, which are gone."""
         log.warning("history is taken back to block %d, the blocks after it are gone", block)
         self._execute(
             "UPDATE rounds SET total = total - late.reward, num_peers = num_peers - late.peers FROM"
@@ -276,7 +277,7 @@ class Store:
     def set_time(self, block: int, at: float) -> None:
         self._execute("INSERT OR REPLACE INTO times VALUES (?, ?)", block, at)
 
-    # ---- what nodes said
+    # ---- figures of nodes
 
     def add_figures(self, round: int, figures: Iterable[tuple[str, float]]) -> None:
         """Add figures of a node's round to the curves of these names."""
@@ -372,5 +373,5 @@ def _peer_row(peer_id: str, peer: Peer, audited: int | None) -> tuple[Any, ...]:
 
 
 def _exact(value: Any) -> Any:
-    """Return an integer cut to what SQLite and browsers count exactly; None stays None."""
+    """Return the nearest integer that is exact in SQLite and browsers; None stays None."""
     return None if value is None else max(-_LARGEST, min(_LARGEST, value))

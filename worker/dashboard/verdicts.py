@@ -15,7 +15,7 @@ _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recu
 
 
 class Verdicts:
-    """Audited rewards of each peer, from the report in `file`, which may come, go and change."""
+    """Audited rewards of each peer, from the report in `file`, which may change at any time."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -28,13 +28,13 @@ Content = Mapping[str, Any]
 
 SPARK_ROUNDS = 24
 FLEET_CURVES = ("family", "external", "rejected", "brier")
-"""Kinds of curves that come from nodes' figures."""
+"""Kinds of curves that are made from nodes' figures."""
 _TABLE_ROUNDS = 30
 _BEST_PEERS = 10
 _NUM_GROUPS = 20
 _MAX_ANSWERS = 8
 _MAX_TEXT = 600
-"""Characters of a question or an answer that are shown."""
+"""Number of characters of a question or an answer that are shown."""
 KINDS = {
     "RewardSubmitted": "reward",
     "WinnerSubmitted": "vote",
@@ -70,7 +70,7 @@ class Views:
         return self._fleet is not None
 
     def shows_fleet(self, is_owner: bool) -> bool:
-        """Return whether what nodes say is shown to this visitor."""
+        """Return whether figures of nodes are shown to this visitor."""
         return self._fleet is not None and (self._settings.show_fleet or is_owner)
 
     # ---- pages
@@ -243,7 +243,7 @@ def _spark(rewards: Sequence[tuple[int, int]], first: int) -> str:
 
 
 def _require_readable(folder: Path) -> None:
-    """Raise WorkerError unless this process sees and reads the folder: it may be behind a wall."""
+    """Raise WorkerError unless this process can read the folder, which its unit may hide."""
     if not os.access(folder, os.R_OK | os.X_OK):
         raise WorkerError(
             f"{folder}: not there, or not readable for this dashboard; the node makes it with its"
@@ -252,7 +252,7 @@ def _require_readable(folder: Path) -> None:
 
 
 def _sample(folder: Path) -> list[Mapping[str, Any]]:
-    """Return groups of a node's newest rounds: as many of its own as of peers', if there are."""
+    """Return groups of a node's newest rounds: as many own ones as peers', if there are enough."""
     newest = list(itertools.islice(answer_log.read(folder), 20 * _NUM_GROUPS))
     own = [group for group in newest if group.peer_id is None]
     others = [group for group in newest if group.peer_id is not None]

@@ -42,7 +42,7 @@ class Chain(Section):
     account_url: Url | None = None
     """Address of the account service, which signs and sends for this node."""
     account_api: Literal["hivewright", "rl-swarm"] = "hivewright"
-    """Kind of the service at `account_url`. `rl-swarm`: a login server of the existing swarm, where
+    """Kind of the service at `account_url`. `rl-swarm`: a login server of RL Swarm, where
     a person has signed in; `org_id`, `rpc_url` and `contract` are needed too."""
     account_token_file: Path | None = None
     """File with this node's token for the account service. None: `account.token` in the state
@@ -99,7 +99,7 @@ class Chain(Section):
             if getattr(self, name) is None:
                 raise ValueError(
                     f"account_api is rl-swarm and {name} is not set; expected it, because a login"
-                    " server of the existing swarm does not tell it"
+                    " server of RL Swarm does not tell it"
                 )
 
     def _check_wallet(self) -> None:

@@ -48,13 +48,13 @@ JUDGE_KEY_FILE = "judge.key"
 
 _ROOT = Path(__file__).resolve().parents[3]
 _GAS_LIMIT = 1_000_000_000
-"""Large enough for any number of simultaneous transactions to fit into one block."""
+"""Gas limit of a block, so large that any number of transactions fits into one block."""
 _STARTUP_SECONDS = 60.0
 _STOP_SECONDS = 45.0
 _LOOPBACK = "127.0.0.1"
 _WATCH_SECONDS = 2.0
 _HANG_SECONDS = 20.0
-"""A chain hangs if it answers no read, or mines no pending transaction, for this long."""
+"""A chain hangs if it answers no read, or mines no pending transaction, for this many seconds."""
 _STOP_HUNG_SECONDS = 3.0
 _POOL_STATUS = RPCEndpoint("txpool_status")
 _SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
@@ -104,10 +104,10 @@ def _watch(
     pulse, growth = Pulse(url), pruning.Growth(state_file)
     while process.poll() is None:
         if pruning.has_outgrown(state_file, size_before):
-            return "it has grown, and forgets what is old"
+            return "its state has grown; old blocks are pruned at the restart"
         hung = pulse.look()
         if hung is not None and process.poll() is None:
-            log.error("chain hangs and is killed: %s", hung)
+            log.error("chain hangs, killing it: %s", hung)
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_HUNG_SECONDS)
@@ -126,7 +126,7 @@ def _watch(
 class Pulse:
     """Detect a chain that hangs: it must answer reads of its state, and mine pending transactions.
 
-    One that executes something endless does neither, and still answers its block number.
+    A chain that executes an endless call does neither, but still answers its block number.
     """
 
     def __init__(self, url: str) -> None:
@@ -136,7 +136,7 @@ class Pulse:
         self._lively_at = monotonic()
 
     def look(self) -> str | None:
-        """Poll the chain; return what is wrong once it has been wrong for _HANG_SECONDS."""
+        """Poll the chain; return the problem if it has lasted for _HANG_SECONDS."""
         try:
             wrong = self._wrong()
         except ChainError as error:
@@ -165,8 +165,8 @@ def running(
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run anvil as a child process, and yield it and its URL.
 
-    It starts with the history to keep and no more. Its state is written every second (a large one
-    less often) and when the block ends, which raises ResourceError if that fails.
+    It starts with only the history that is to be kept. Its state is written every second (a large
+    one less often) and at the end of the `with` block, which raises ResourceError if that fails.
     """
     require_port(anvil.host, anvil.port, "anvil.port")
     port = anvil.port or free_port(anvil.host)
@@ -235,7 +235,7 @@ def _binary(anvil: settings.Anvil) -> Path:
 
 
 def free_port(host: str) -> int:
-    """Return a port that is free at the moment."""
+    """Return a port that is free now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.bind((host, 0))
@@ -243,7 +243,7 @@ def free_port(host: str) -> int:
 
 
 def _end_with_parent(parent: int) -> None:
-    """End anvil when hivewright ends, even by SIGKILL, so that no anvil is left on the port."""
+    """End anvil when hivewright ends, even by SIGKILL, so that none keeps the port."""
     if not die_with_parent(parent, signal.SIGTERM):
         os._exit(1)
 
@@ -282,7 +282,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def deploy(settings: settings.Settings) -> Deployment:
-    """Deploy the contract once; run again it finds the deployed one, and upgrades it in place.
+    """Deploy the contract, or find the one that was deployed before and upgrade it in place.
 
     Creates the owner's key in `keeper.state_dir` if there is none, writes deployment.json next to
     it and prints it. With `chain.contract` set, that contract is used and none is created. Raises
@@ -297,8 +297,8 @@ def deploy(settings: settings.Settings) -> Deployment:
         if not _client(settings, rpc_url, address).has_code(address):
             raise ChainError(
                 f"{file} names the contract {address}, and chain {settings.chain.id} at {rpc_url}"
-                " has none there: the chain lost its state, or is another one; bring the state"
-                f" back (anvil.state_file), or move {DEPLOYMENT_FILE} away and deploy again: a new"
+                " has none there: the chain lost its state, or is another one; restore the state"
+                f" (anvil.state_file), or move {DEPLOYMENT_FILE} away and deploy again: a new"
                 " swarm from round 0"
             )
     block = None
@@ -368,8 +368,8 @@ def _deploy_market(
 ) -> str | None:
     """Deploy the prediction market, or upgrade it in place; return its address.
 
-    None: the settings want none. Its address follows from the judge's key, whose account creates
-    it, so that an interrupted deploy continues where it stopped.
+    None: the settings disable it. Its address depends on the judge's key, whose account creates it,
+    so that an interrupted deploy continues where it stopped.
     """
     wanted = settings.market.enabled
     if wanted is None:
@@ -414,7 +414,7 @@ def load_key(
         log.info("%s key made file=%s", role, file)
     if not file.exists():
         raise ChainError(
-            f"{file}: no {role} key; `hivewright chain deploy` makes it, or bring it back from a"
+            f"{file}: no {role} key; `hivewright chain deploy` makes it, or restore it from a"
             " backup"
         )
     expected = f"the key of the contract's {role}; restore it from its backup"
@@ -435,8 +435,8 @@ def _create(
 ) -> tuple[str, int | None]:
     """Deploy implementation and proxy of a contract as the owner's first two transactions.
 
-    Returns the proxy and its block, or None for the block if the proxy existed. Their addresses
-    follow from owner and nonce, so an interrupted deploy continues where it stopped.
+    Returns the proxy and its block; the block is None if the proxy existed. Their addresses depend
+    on owner and nonce, so an interrupted deploy continues where it stopped.
     """
     client.check_id()
     implementation = get_create_address(owner.address, Nonce(0))

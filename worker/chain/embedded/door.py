@@ -1,10 +1,11 @@
-"""The door in front of the embedded chain: the only module that talks to anvil.
+"""The door in front of the embedded chain: a filtering proxy, the only client of anvil.
 
-anvil does whatever it is asked: sends as any account, sets any balance, runs any code. The door
-forwards reads and signed transactions. Its socket in the chain's folder, accessible to the chain's
-own roles only, may also create contracts. Its TCP port (`anvil.host`, `anvil.port`) is open to the
-whole machine, so a `Gate` and quotas apply there. Where the chain runs in its own network namespace
-(the deploy's unit), the socket is the only way in, and anvil's port is out of reach.
+anvil executes any request: it sends as any account, sets any balance and runs any code. The door
+forwards only reads and signed transactions. Its socket in the chain's folder, which only the
+chain's own roles can open, also allows the creation of contracts. Its TCP port (`anvil.host`,
+`anvil.port`) is open to the whole machine, so a `Gate` and quotas apply there. If the chain runs in
+its own network namespace (as in the deploy's unit), only the socket can be reached, not anvil's
+port.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ SOCKET = Path("rpc/chain.sock")
 """Path of the socket below the folder of the chain's state."""
 
 FUND_METHOD = "anvil_setBalance"
-"""Accepted through the socket only. The contract needs no money; some clients' gas price does."""
+"""Method accepted only through the socket. Clients with a fixed gas price need money."""
 
 _LOOPBACK = "127.0.0.1"
 _MAX_BODY_BYTES, _MAX_TRUSTED_BYTES = 256 * 1024, 32 << 20
@@ -64,7 +65,7 @@ def socket_of(anvil: settings.Anvil) -> Path:
 
 
 class Door:
-    """Answer at `url` and at the socket. `target` is anvil's URL; None while it is away."""
+    """Answers at `url` and at the socket. `target` is anvil's URL; None while it does not run."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Door:
         self._gate = Gate(chain_id, None, lambda: self._latest)
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._all_sends = Quota(_ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST)
-        # The last transactions forwarded, in order. The nonces of older ones are used.
+        # The last forwarded transactions, in order. The nonces of older ones are used.
         self._sent: dict[str, None] = {}
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
 
@@ -132,7 +133,7 @@ class Door:
         session: aiohttp.ClientSession,
         is_trusted: bool,
     ) -> list[Any]:
-        """Return a JSON-RPC answer for each call, those that are refused first."""
+        """Return a JSON-RPC answer for each call; the refusals come first."""
         answers: list[Any] = []
         passed: list[dict[str, Any]] = []
         if not is_trusted:
@@ -190,8 +191,8 @@ class Door:
     ) -> None:
         """Count a transaction for its sender, or raise NotPassed.
 
-        Anyone can resend a transaction that is pending or on the chain: such copies are not
-        counted.
+        Copies of transactions that are pending or on the chain are not counted, because anyone can
+        send them.
         """
         raw = str(passed.params[0])
         if raw in self._sent:
@@ -291,7 +292,7 @@ def _private_socket(file: Path) -> socket.socket:
         sock.listen(128)
     except OSError as error:
         raise ResourceError(
-            f"{file}: {error.strerror}; expected to make the chain's socket there"
+            f"{file}: {error.strerror}; expected a folder in which the chain's socket can be made"
         ) from None
     return sock
 

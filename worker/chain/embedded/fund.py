@@ -1,6 +1,6 @@
 """`hivewright chain fund`: give an account money on the embedded chain, from its host.
 
-Hivewright needs none. Wallet clients of the existing swarm do: their gas price is fixed.
+Hivewright needs none. Wallet clients of RL Swarm do: their gas price is fixed.
 """
 
 import argparse

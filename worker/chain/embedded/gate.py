@@ -25,7 +25,7 @@ from worker.log import printable
 NOT_SERVED, BAD_PARAMETERS, TOO_MANY, REJECTED = -32601, -32602, -32005, -32003
 MAX_BATCH = 20
 CALL_GAS = 50_000_000
-"""Gas limit of one eth_call: 0.1 s of a core, and five times what reading 1,000 peers takes."""
+"""Gas limit of one eth_call: 0.1 s of a core, and five times the need of reading 1,000 peers."""
 SEND_GAS = 30_000_000
 MAX_LOG_BLOCKS = 10_000
 MAX_RAW_BYTES = 32 * 1024
@@ -57,7 +57,7 @@ class _Form:
 _LEGACY = 0
 _V = 6
 """Position of the legacy signature's `v`, which includes the chain id."""
-# In the order of _Form's fields, by the transaction's type.
+# Values of _Form's fields, in their order, by the transaction's type.
 _FORMS = {
     _LEGACY: _Form(_V, 0, 2, 3, 5, 9),
     1: _Form(0, 1, 3, 4, 6, 11),
@@ -79,7 +79,7 @@ class NotPassed(ChainError):
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A request to forward. `sender` and `nonce` are those of a transaction; else None and 0."""
+    """A request to forward. `sender` and `nonce`: those of a transaction; otherwise None and 0."""
 
     method: str
     params: list[Any]
@@ -154,7 +154,7 @@ class Gate:
         most = CALL_GAS if method == "eth_call" else SEND_GAS
         block = _block(params[1:])
         if block == "pending":
-            block = "latest"  # a pending block is executed again for each caller, at our cost
+            block = "latest"  # anvil would execute a pending block again for each caller
         return Passed(method, [self._transaction(params[0], most), block])
 
     def _fee_history(
@@ -243,7 +243,7 @@ class Gate:
             raise _Wrong(f"gas is {gas}; expected at most {SEND_GAS}")
         try:
             sender = str(Account.recover_transaction(raw))
-        except Exception:  # noqa: BLE001 - what is raised depends on foreign bytes
+        except Exception:  # noqa: BLE001 - the exception depends on untrusted bytes
             raise _Wrong("the signature is invalid") from None
         return Passed(method, ["0x" + raw.hex()], sender, nonce)
 
@@ -383,7 +383,7 @@ def _object(
         raise _Wrong("expected an object")
     for key in value:
         if key not in known:
-            raise _Wrong(f"{printable(str(key))[:40]} is not taken here")
+            raise _Wrong(f"{printable(str(key))[:40]} is not accepted here")
     return value
 
 

@@ -1,9 +1,9 @@
 """Prune old blocks and transactions of the embedded chain, so that it can run for months.
 
-The contract's state stays forever; receipts, logs and call data (with the digests that audits read)
-of blocks older than `anvil.history_blocks` do not. anvil itself drops old transactions, but never a
-block, and it writes everything with every dump. So its state file is pruned before each start,
-dumps of a large one are less frequent, and a chain that has grown a lot is restarted.
+The contract's state is kept forever. Receipts, logs and call data (with the digests that audits
+read) of blocks older than `anvil.history_blocks` are dropped. anvil itself drops old transactions,
+but never a block, and every dump contains everything. So its state file is pruned before each
+start, dumps of a large one are less frequent, and a chain that has grown a lot is restarted.
 """
 
 import json
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 _MEGABYTE = 1_000_000
 _DUMP_SECONDS_PER_MEGABYTE = 0.03
-"""Processor time of a dump, measured: 1.8 s for 60 MB."""
+"""Processor time of a dump per MB; measured: 1.8 s for 60 MB."""
 _SHARE = 0.1
 """Share of a core that dumps may use."""
 _LEAST_STATES, _MOST_STATES, _STATES_MEGABYTES = 4, 64, 256.0
 _GROWTH_FACTOR, _LEAST_GROWTH_MEGABYTES = 2.0, 32.0
 _HOUR = 3600.0
 _WORRY_MEGABYTES = 32.0
-"""Growth per hour that is logged; sixty nodes with a round each minute make 20."""
+"""Growth in MB per hour that is logged; sixty nodes with a round per minute cause 20."""
 
 
 def megabytes(file: Path) -> float:
@@ -38,15 +38,15 @@ def megabytes(file: Path) -> float:
 
 
 def dump_seconds(state_file: Path) -> int:
-    """Return the interval between dumps of a state of this size, which a killed chain may lose."""
+    """Return the interval between dumps of a state of this size; a killed chain may lose that."""
     return max(1, math.ceil(megabytes(state_file) * _DUMP_SECONDS_PER_MEGABYTE / _SHARE))
 
 
 def kept_states(state_file: Path) -> int:
     """Return the number of past states that anvil keeps, each a copy of the contract's state.
 
-    All reads are of the latest state. But a block that is mined during a read makes it a past one,
-    and the smaller the state, the faster the blocks.
+    All reads are of the latest state, but that becomes a past state if a block is mined during the
+    read; with a small state blocks are mined faster.
     """
     number = int(_STATES_MEGABYTES / (1.0 + megabytes(state_file)))
     return max(_LEAST_STATES, min(_MOST_STATES, number))
@@ -96,7 +96,7 @@ def cut(state_file: Path, num_blocks: int) -> float:
         shorter = _without_old(text, num_blocks)
     except (ValueError, KeyError, TypeError) as error:
         log.error(
-            "history is not cut: not a state file as our anvil writes it file=%s error=%r",
+            "history not pruned: the state file is not in our anvil's form file=%s error=%r",
             state_file,
             error,
         )
@@ -104,7 +104,7 @@ def cut(state_file: Path, num_blocks: int) -> float:
     if len(shorter) < len(text):
         write_whole(state_file, shorter)
         log.info(
-            "history cut state=%s from_mb=%.1f to_mb=%.1f",
+            "history pruned state=%s from_mb=%.1f to_mb=%.1f",
             state_file,
             len(text) / 1e6,
             len(shorter) / 1e6,

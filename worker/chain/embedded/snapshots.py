@@ -1,8 +1,9 @@
-"""Keep a complete snapshot of the embedded chain's state on disk, whatever is killed, and when.
+"""Keep a complete snapshot of the embedded chain's state on disk, even if processes are killed.
 
-anvil overwrites its last dump in place: killed during one, it leaves a truncated file, and the
-chain is lost. So it dumps into a draft, and each complete draft replaces the last snapshot. (Asking
-anvil for its state instead would block all other requests: 1.8 s of processor time for 60 MB.)
+anvil overwrites its last dump in place: if it is killed during a dump, the file is truncated and
+the chain is lost. So it dumps into a draft, and each complete draft replaces the last snapshot.
+(Reading the state from anvil by RPC would block all other requests: 1.8 s of processor time for
+60 MB.)
 """
 
 import logging
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _SHARE = 0.1
-"""Share of the time spent on snapshots at most: those of a large state are less frequent."""
+"""Largest share of time spent on snapshots; so those of a large state are less frequent."""
 _WORRY_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 
@@ -38,7 +39,7 @@ class Snapshots:
     def start(self) -> None:
         """Start the thread; call this before anvil starts.
 
-        A draft left by a kill is newer than the last snapshot, and is taken first.
+        A draft that is left after a kill is newer than the last snapshot and replaces it first.
         """
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if self.draft.exists() and (
@@ -50,7 +51,7 @@ class Snapshots:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take the last dump, after anvil has ended. Raises ResourceError."""
+        """Take a snapshot of the last dump, after anvil has ended. Raises ResourceError."""
         self._is_stopping.set()
         self._thread.join(_STOP_SECONDS)
         if self.draft.exists() and not self._take():
@@ -99,5 +100,5 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Return whether JSON is complete. Its strings are hexadecimal numbers and names, no braces."""
+    """Return whether JSON is complete, by its braces: the strings of a dump contain none."""
     return content.endswith(b"}") and content.count(b"{") == content.count(b"}")
