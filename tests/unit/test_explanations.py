@@ -1,12 +1,15 @@
 """Messages about wrong settings, in the words of people who write them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from deploys.inventory.schema import Deployment
 from worker import settings
 from worker.errors import SettingsError
-from worker.settings import explanations
+from worker.settings import Settings, explanations
 from worker.settings.settings_files import flat_mistakes
 
 
@@ -82,6 +85,22 @@ def test_each_mistake_has_a_message_but_not_what_follows_from_another() -> None:
         "nothing_here",
         "trainer_epsilon",
     ]
+
+
+def patterns_in(schema: Any) -> Iterator[str]:
+    """Yield every pattern of a JSON schema."""
+    for name, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if name == "pattern" and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from patterns_in(value)
+
+
+@pytest.mark.parametrize("model", [Settings, Deployment], ids=lambda model: model.__name__)
+def test_pattern_of_every_setting_and_inventory_key_has_words(model: type[BaseModel]) -> None:
+    patterns = set(patterns_in(model.model_json_schema()))
+    assert len(patterns) > 2
+    assert not {pattern for pattern in patterns if pattern in explanations.form(pattern)}
 
 
 def test_pattern_without_words_is_shown_itself() -> None:
