@@ -1,4 +1,4 @@
-"""The coordinator host: chain, contract, bootnode, keeper, account service, dashboard and judge."""
+"""The coordinator host: settings, secrets and units of the services in services.py."""
 
 from collections.abc import Collection, Iterator
 

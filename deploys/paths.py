@@ -1,4 +1,7 @@
-"""Paths on a host. Everything that a deploy reads or writes there is below one of these."""
+"""Paths on a host. Below these is what a deploy reads or writes there.
+
+WireGuard (mesh.py) and Tailscale (tailscale/) have paths of their own.
+"""
 
 from pathlib import Path
 

@@ -162,7 +162,8 @@ def test_tasks_of_this_version_are_what_they_always_were(family):
     mix = Mix(settings.Environment(families=(family,)), {"code": Code()})
     text = json.dumps([[mix.question(t), mix.answer(t)] for t in mix.sample(8, 40)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    assert (Code.version, digest) == ("code 1", DIGESTS[family.name.removeprefix("code/")])
+    expected = DIGESTS.get(family.name.removeprefix("code/"))
+    assert (Code.version, digest) == ("code 1", expected)
 
 
 def test_levels_ask_for_more_steps():

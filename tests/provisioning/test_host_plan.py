@@ -12,6 +12,7 @@ from deploys import gpus
 from deploys.gpus import Gpus
 from deploys.inventory import validation
 from deploys.inventory.host_plan import HostEntry, HostPlan, clashes, nth_name
+from deploys.services import COORDINATOR_ROLES
 from worker.errors import SettingsError
 
 
@@ -156,7 +157,4 @@ def test_every_service_and_slot_has_a_settings_file() -> None:
         "/etc/hivewright/worker-1.yaml",
     ]
     names = [file.name for file in hub().settings_files()]
-    assert names == [
-        *("chain.yaml", "bootnode.yaml", "keeper.yaml"),
-        *("account.yaml", "dashboard.yaml", "judge.yaml"),
-    ]
+    assert names == [f"{role}.yaml" for role in COORDINATOR_ROLES]
