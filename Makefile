@@ -1,7 +1,7 @@
 # make demo    a whole swarm on this machine: chain, keeper, bootnode, three workers
-# make demo MODEL=smollm2    so with a real model, SmolLM2-135M-Instruct, in at most twenty minutes
-# make demo MARKET=1    so with a judge, on whose questions the workers bet
-# make test    every check and every test
+# make demo MODEL=smollm2    the same with a real model, SmolLM2-135M-Instruct, in at most twenty minutes
+# make demo MARKET=1    the same with a judge, on whose questions the workers bet
+# make test    every check, and every test but the nightly ones
 # make fleet   three real hosts on this machine, deployed over ssh    (fleet-check, fleet-status, fleet-down)
 # The first run sets up what is needed, in .venv and .cache; the next ones start at once.
 SHELL := /bin/sh

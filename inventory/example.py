@@ -12,9 +12,9 @@ slot stops the run before it connects to any host, with all mistakes of all host
 of hosts here: pyinfra takes every list of strings for a group.
 """
 
-# The coordinator: chain, contract, keeper, bootnode, account service, dashboard. One per inventory;
-# none if you join somebody else's swarm (then set chain_account_url below). It needs no GPU and
-# hardly any CPU.
+# The coordinator: chain, contract, keeper, bootnode, account service, dashboard, judge. One per
+# inventory; none if you join somebody else's swarm (then set chain_account_url below). It needs no
+# GPU and hardly any CPU.
 coordinators = [
     (
         "hub",
