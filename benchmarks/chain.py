@@ -10,8 +10,8 @@
                   of them reading the nonce itself
     kills         a node's ledger and settlement, ended with kill -9 at 500 random points
     faults        10,000 records with bad networks between node and account service, node and
-                  chain, service and chain: dropped, late, doubled and mixed-up answers, HTTP 500,
-                  answers of another chain, an address that is one
+              chain, service and chain: dropped, late, doubled and mixed-up answers, HTTP 500,
+              answers of another chain, and one address that always leads to another chain
 
 `--scale` makes all of them smaller; with `--seconds` the last two end early, with as many lives and
 records as the time allows. The last three fail if one reward is lost, doubled or wrong.
@@ -65,12 +65,12 @@ FAULTS_OF_SERVICE = ("drop", "lose", "error", "twice", "late")
 FAULTS_OF_CHAIN = (*FAULTS_OF_SERVICE, "stale", "elsewhere")
 FAULT_SHARE = 0.05
 VOTE_EVERY = 10
-"""Records with a vote, in the run with faults."""
+"""In the run with faults, one record in this many has a vote."""
 _NODES_OF_ONE = 4
-"""Nodes of one account, in the run with many."""
+"""Nodes that share an account, in the run with many accounts."""
 _PASSPHRASE = "of a benchmark"  # noqa: S105 - protects nothing
 AT_A_TIME = 50
-"""Records of a node that wait in its ledger together, in the run with faults."""
+"""Records of a node that may wait in its ledger at a time, in the run with faults."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _result_of_load(claim: str, nodes: int, seconds: float) -> Result:
 
 
 def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Compare one Sender with submitters that each read the nonce, as the existing nodes do.
+    """Compare one Sender with submitters that each read the nonce, as RL Swarm's nodes do.
 
     The latter run a tenth as often.
     """
@@ -180,7 +180,7 @@ def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
         tries = min(10, times)
         for number in range(tries):
             _at_once(width, lambda i, r=number: _send_alone(on, rival, r, rivals[i]))
-        time.sleep(6.0)  # what waits for a nonce that nobody has sent waits forever
+        time.sleep(6.0)  # no longer: a transaction after a gap in the nonces waits forever
         theirs = sum(on.coordinator.total_rewards(rivals))
     ours_share, their_share = accepted / (times * width), theirs / (tries * width)
     print(

@@ -24,7 +24,7 @@ from worker.errors import ChainError
 from worker.settings import Settings
 
 PATIENCE_SECONDS = 300.0
-"""Shared machines are slow at times; what is measured is measured, however long that takes."""
+"""Limit of a wait: long, since shared machines are slow at times."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Stage:
             wait_until(lambda: sender.tend() == 0, "registrations")
 
     def advance(self, rounds: int) -> None:
-        """End N rounds; the calls are the same, so each has its nonce by hand."""
+        """End this many rounds; the calls are equal, so each gets its own nonce here."""
         nonce = self.coordinator.nonce(self.owner.address)
         call = self.coordinator.update_stage_and_round()
         before = self.coordinator.current_round()
@@ -65,7 +65,7 @@ def stage() -> Iterator[Stage]:
     """Yield anvil in its default configuration, except port and history, and our contract on it."""
     with tempfile.TemporaryDirectory(prefix="hivewright-chain-") as name:
         folder = Path(name)
-        # What it forgot could not be counted.
+        # Events of rounds that the node has dropped could not be counted.
         section = settings.Anvil(
             port=0, state_file=folder / "chain/state.json", history_blocks=10**6
         )

@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.end_headers()
             self.wfile.write(content)
-        except ConnectionError:  # the client has not waited for it
+        except ConnectionError:  # the client closed the connection before the answer
             self.close_connection = True
 
 

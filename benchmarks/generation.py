@@ -4,8 +4,8 @@
         [--clock wall] [--dtype auto] [--device cpu] [--model FOLDER] [--json FILE]
 
 Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the
-same lengths for all: 128 new tokens of the small models, 32 of the large one. The loop is the
-existing node's way: one call of `model.generate` for each completion index; TRL's is what its
+same lengths for all: 128 new tokens of the small models, 32 of the large one. The loop is what RL
+Swarm's node does: one call of `model.generate` for each completion index; TRL's is what its
 `GRPOTrainer` does with the same prompts' tokens. The contenders alternate, so that a noisy machine
 is noisy for all; figures are medians and include prefill. Exits 1 if a claim's ratio is missed. On
 a busy machine one thread and `--clock cpu`, which counts this process's time, give reliable ratios.

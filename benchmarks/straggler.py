@@ -1,6 +1,6 @@
-"""A fast node next to a slow one: what it trains an hour, against what it trains alone.
+"""A fast node next to a slow one: the tokens it trains per hour, against a node alone.
 
-    python -m benchmarks.straggler [--slower 10] [--seconds 60] [--json FILE]
+    python -m benchmarks.straggler [--slower 10] [--seconds 30] [--json FILE]
 
 The nodes are real, each a process with its own libp2p daemon: round loop, exchange, verification,
 training of the tiny model. Their speeds are artificial: generation and training are prolonged to
@@ -30,7 +30,7 @@ from worker.rounds import ChainClock
 from worker.swarm import identity
 
 GENERATION_SECONDS, TRAINING_SECONDS = 2.0, 1.0
-"""Of a part, for the fast node."""
+"""Durations for one part of a round on the fast node."""
 POLL_SECONDS = 0.2
 START_SECONDS = 240.0
 KEEPER = settings.Keeper(min_peers=2)
@@ -40,8 +40,8 @@ KEEPER = settings.Keeper(min_peers=2)
 class Kind:
     """How a node is made.
 
-    `slowness` prolongs its work; `waits`: as before rounds had parts; `has_chain` False: it counts
-    rounds by itself and never waits.
+    `slowness`: factor on the durations of its work; `waits`: it waits for its peers, as before
+    rounds had parts; `has_chain` False: it counts rounds by itself and never waits.
     """
 
     slowness: float
@@ -199,7 +199,7 @@ def _watch(
     seconds: float,
     until_all_reported: bool,
 ) -> float:
-    """Keep the chain going for that time, or until each node has trained; return the time then."""
+    """Advance the chain for `seconds`, or until each node has trained; return time.monotonic()."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         chain.advance_if_due()
@@ -209,12 +209,12 @@ def _watch(
             return time.monotonic()
         time.sleep(POLL_SECONDS / 2)
     if until_all_reported:
-        raise SystemExit(f"not all nodes have trained within {seconds:.0f} s")
+        raise SystemExit(f"not all nodes trained within {seconds:.0f} s; see their log above")
     return time.monotonic()
 
 
 def _figures(file: Path, began: float) -> dict[str, float]:
-    """Return what a node trains an hour, from its first step to its last one after `began`."""
+    """Return a node's figures per hour, from its first step after `began` to its last one."""
     steps = [step for step in map(json.loads, file.read_text().splitlines()) if step["at"] > began]
     if len(steps) < 2:
         raise SystemExit(f"{len(steps)} steps in this time; raise --seconds")
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     seconds, slower = arguments.seconds, arguments.slower
-    # A node that waits makes one step in the time of the slow node's part.
+    # A node that waits takes one step in the time of the slow node's part.
     long = max(seconds, 3 * slower * (GENERATION_SECONDS + TRAINING_SECONDS))
     fast, fast_before = Kind(1), Kind(1, waits=True)
     cases = {

@@ -3,7 +3,7 @@
     python -m benchmarks.swarm [--nodes 4 8 16 32] [--rounds 5] [--idle SECONDS] [--json FILE]
 
 A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.swarm` as the
-worker uses it, with a look-up instead of scoring. Reference: the existing way,
+worker uses it, with a look-up instead of scoring. Reference: RL Swarm's way, with
 `hivemind.dht.DHTNode`: every node stores its groups under the round's key and reads that key until
 it has all. Each node is a process with its own libp2p daemon. The two alternate, round by round,
 and each has its own network namespace, whose loopback counts its bytes (benchmarks/swarm_sides.py).

@@ -41,7 +41,7 @@ NUM_ANSWERS = 2  # to "prepare" and to "take_part"
 
 @dataclass
 class Watch:
-    """Records of all rounds; `alone`: how often a node got no group, by what had happened to it."""
+    """Records of all rounds. `kills`: number by kind. `alone`: rounds without a group, by cause."""
 
     seconds: list[float] = field(default_factory=list)
     kills: "Counter[str]" = field(default_factory=Counter)
@@ -94,7 +94,7 @@ def play(
         watch.stopped += node is not victim or killed != "node"
         restart(node)
     if killed == "node" and victim is not None and victim not in ended:
-        restart(victim)  # it had answered before
+        restart(victim)  # it had answered before it was killed
     for node in nodes:
         is_gone = node in ended or (node is victim and killed == "node")
         if not is_gone and len(answers[node]) < NUM_ANSWERS:
@@ -136,7 +136,7 @@ def restart(node: Running) -> None:
     node.close()
     node.start()
     if not node.pipe.poll(START_SECONDS):
-        raise SystemExit("a node that was started again does not come up")
+        raise SystemExit("a restarted node was not ready in time; its output is above")
     node.pipe.recv()
 
 

@@ -20,7 +20,7 @@ ROUND_SECONDS = 180.0
 WRITING_SECONDS, WRITING_SIGMA = 40.0, 0.4
 """Median and spread (log-normal) of a node's time to generate its groups."""
 LINKS = ((0.7, 100.0, 20.0), (0.2, 20.0, 5.0), (0.1, 4.0, 1.0))
-"""Share of the nodes, Mbit/s down, Mbit/s up."""
+"""Each kind of link: share of the nodes, Mbit/s down, Mbit/s up."""
 FAR_SECONDS = 0.25
 """Round trip between the two most distant nodes; near ones have 10 ms."""
 SESSION_SECONDS, ABSENCE_SECONDS = 3600.0, 600.0
@@ -33,7 +33,7 @@ MAX_READABLE_BYTES = 4.19e6
 POLL_PAUSE_SECONDS = 0.02
 NEW_CONNECTION_TRIPS = 4
 NUM_FETCHES = math.ceil(WANTED_GROUPS / NUM_TASKS)
-"""Duration of a round if all peers are ready."""
+"""Requests that a node needs in a round if all peers are ready."""
 VALUE_BYTES = NUM_TASKS * NUM_COMPLETIONS * (COMPLETION_BYTES + 5)
 
 
@@ -262,7 +262,8 @@ class Ours:
     def _choose_number(self, now: float) -> int:
         """Return how many requests to keep open, as worker/swarm/exchange/collector.py does.
 
-        These are the missing ones, soon k, and twice k when it gets late.
+        First as many as are still needed, soon k, and in the second half of the time 2k. k is
+        `peers_per_round` less the peers that have answered.
         """
         number = DEFAULTS.peers_per_round - self._answered
         if now >= (self.me.ready_at + self.deadline) / 2:
@@ -332,7 +333,7 @@ class Ours:
 
 
 class OneKey:
-    """Simulate the existing way: store under the round's key, and read that key until complete."""
+    """Simulate RL Swarm's way: store under the round's key, and read the key until complete."""
 
     def __init__(self, world: World, me: Host, present: Sequence[Host], costs: Costs) -> None:
         self.me, self.outcome, self.deadline = (

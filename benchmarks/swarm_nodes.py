@@ -23,7 +23,7 @@ from worker.swarm.swarm import Swarm
 
 NUM_TASKS, NUM_COMPLETIONS, COMPLETION_BYTES = 9, 8, 600
 WANTED_GROUPS = 12
-"""Groups that a worker requests: J = 4, three times over."""
+"""Groups that a worker requests: three times the J = 4 that it trains on."""
 READS_BEFORE_STORING_AGAIN = 10
 ROUND_TIMEOUT_SECONDS = 300
 
@@ -140,16 +140,15 @@ class OurNode:
 
 
 class OneKeyNode:
-    """The existing way: nodes store groups under the round's key and read it until complete."""
+    """RL Swarm's way: nodes store groups under the round's key and read it until complete."""
 
     def __init__(self, name: str, first: Sequence[str], num_nodes: int) -> None:
         self._name, self._num_nodes, self._text = name, num_nodes, prose()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        DHTProtocol.serializer = (
-            MSGPackSerializer  # hivemind's own: ours, which importing it has set, has bounds
-        )
+        # hivemind's own serializer: importing `worker` has replaced it with one with bounds
+        DHTProtocol.serializer = MSGPackSerializer
         options = {
             "initial_peers": list(first),
             "host_maddrs": ["/ip4/127.0.0.1/tcp/0"],

@@ -1,4 +1,4 @@
-"""A discrete-event simulation of the exchange and the existing way, for 8 to 10,000 nodes.
+"""A discrete-event simulation of the exchange and RL Swarm's way, for 8 to 10,000 nodes.
 
     python -m benchmarks.swarm --json COSTS
     python -m benchmarks.swarm_sim COSTS [--plot FILE] [--json FILE]
@@ -11,7 +11,7 @@ and link, and nodes come and go.
 
 Simulated: links (queues with a rate each way), distances, cores, churn, stale views, time-outs,
 draws and hedging as in worker/swarm/swarm.py. Not simulated: packet loss, NAT, the routing inside
-the DHT, and scoring. The model favours the existing way: its replicas never fail, and its reads
+the DHT, and scoring. The model favours RL Swarm's way: its replicas never fail, and its reads
 never time out before the round does.
 """
 

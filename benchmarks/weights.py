@@ -37,7 +37,7 @@ from worker.trainer import weight_sets
 
 MEGABYTE = 1e6
 EVERY = 5
-"""Rounds of a late joiner between two evaluations."""
+"""A late joiner is evaluated once in this many rounds."""
 TASKS = 24
 REACHED = 0.9
 """Share of the veterans' held-out reward that a late joiner has to reach."""
@@ -195,7 +195,7 @@ def join_late(
 ) -> tuple[list[float], int | None]:
     """Return a late joiner's held-out rewards, and after which round it took weights (None: never).
 
-    The veterans answer, and do not learn on: both curves have the same peers.
+    The veterans answer but no longer learn, so that both curves have the same peers.
     """
     node = make_node(1, 99, config, environments.load(config.environment))
     curve, taken = [held_out(node)], None

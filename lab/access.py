@@ -25,8 +25,8 @@ def operator_access() -> dict[str, Any]:
         "ssh_strict_host_key_checking": "yes",
         "release_repository": REPOSITORY_URL,
         "release_ref": "lab",
-        # The hosts have no way out: the environment that they get is baked, from this machine's own
-        # package sources.
+        # The hosts have no route to the internet: their environment is built on this machine, from
+        # its own package sources.
         "torch_index": "pip",
         "secrets_dir": str(lab.folder / "secrets"),
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lab.process import wait_until
 
-# Patience for the processes of a host that was switched off to be gone.
+# Limit of the wait for the end of a host's processes after it was switched off.
 GONE_SECONDS = 15
 
 

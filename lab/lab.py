@@ -49,8 +49,8 @@ class Lab:
         self._is_bare = is_bare
         self.folder = LABS / name
         self.network = Network(name)
-        # Read and write end of a pipe that closes when this process ends, however it ends: its
-        # hosts go off with it.
+        # Read and write end of a pipe that closes when this process ends, however it ends. Then the
+        # hosts are switched off.
         self._owner: int | None = None
         self._pipe: int | None = None
         self._claim: IO[str] | None = None

@@ -26,15 +26,14 @@ from lab.process import run
 
 CACHE = Path("/var/tmp/hivewright-lab/cache")
 CHECKOUT_IN_LAYER = Path("/srv/checkout")
-# Debian 12, unless a lab is told otherwise.
+# Debian 12, the default of a lab.
 SUITE = "bookworm"
-# Other checkouts of this machine may use other layers; those that nobody has asked for in a day are
-# removed.
+# Other checkouts of this machine may use other layers; those unused for a day are removed.
 KEEP_SECONDS = 24 * 3600
 BASE_PACKAGES = (
     "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates,iproute2,procps"
 )
-# Nothing that wakes up by itself, and no network manager: the lab sets the addresses.
+# Units that start work by themselves, and the network manager, since the lab sets the addresses.
 MASKED = (
     "getty@tty1.service",
     "console-getty.service",

@@ -51,7 +51,7 @@ def lacking(
         "Dpkg::Options::=--force-unsafe-io",
     )
     try:
-        # Of test processes side by side the first one installs for all.
+        # If several test processes run, the first one installs for all.
         with INSTALLING.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if any(shutil.which(tool) is None for tool in tools):
