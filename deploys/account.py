@@ -1,4 +1,4 @@
-"""Wait for the account service, which must answer before a worker can be enrolled."""
+"""Wait for the account service, which must answer before workers can be enrolled."""
 
 from collections.abc import Iterator
 
@@ -15,9 +15,8 @@ ANSWER_SECONDS = 120
 def await_account(plan: Planned) -> None:
     """Wait on every host, before any slot is enrolled, until the account service answers.
 
-    pyinfra interleaves the operations of different hosts and keeps their order on one host only.
-    This operation, the same on all hosts, therefore separates everything above it from everything
-    below it on the whole fleet.
+    pyinfra keeps the order of operations only within a host. This operation is the same on all
+    hosts, so on the whole fleet everything before it is done before everything after it.
     """
     urls = {slot.number: slot.settings.chain.account_url for slot in plan.host.slots}
     numbers = [number for number, url in urls.items() if url]

@@ -1,4 +1,4 @@
-"""Secrets of the account service: files of root's on its host, given to it as credentials."""
+"""Secrets of the account service: root's files on its host, passed to it as credentials."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ from deploys.paths import CONFIGURATION
 from deploys.services import Service
 
 PREFIX = "account-"
-"""Begins the names of these files."""
+"""Prefix of the names of these files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The secrets of a service: their digests, and whether a file of them was changed."""
+    """The secrets of a service: their digests, and whether one of their files was changed."""
 
     digests: tuple[str, ...] = ()
     is_new: bool = False
@@ -30,13 +30,13 @@ def file_of(key: str) -> Path:
 
 
 def drop_in_text(keys: Iterable[str]) -> str:
-    """Return the drop-in that gives the service its secrets; empty without any."""
+    """Return the drop-in that passes the secrets to the service; empty without secrets."""
     lines = [f"LoadCredential={ACCOUNT_SECRETS[key]}:{file_of(key)}" for key in sorted(keys)]
     return "\n".join(["[Service]", *lines, ""]) if lines else ""
 
 
 def install(plan: Planned, service: Service) -> Given:
-    """Write the secrets of the account service, and what gives them to it."""
+    """Write the secrets of the account service, and the drop-in that passes them to it."""
     if service.name != "account":
         return Given()
     secrets = plan.host.account_secrets

@@ -1,8 +1,8 @@
-"""Show the dashboard the answers of the workers on its host, for its owner.
+"""Let the dashboard read the answers of the workers on its host, for its owner.
 
-A worker's folder has keys, so only `answers` in it is shown. That name is the worker's to replace,
-by a link to another service's folder, say, and systemd follows links in BindReadOnlyPaths=. So root
-first mounts the folder itself, which it has entered and compared, at a place of its own.
+A worker's folder contains keys, so only its subfolder `answers` is shared. A worker could replace
+it by a link to another service's folder, and systemd follows links in BindReadOnlyPaths=. So root
+first enters the folder, compares its path, and mounts it at a place that only root controls.
 """
 
 import shlex
@@ -12,16 +12,16 @@ from pathlib import Path
 from deploys.paths import STATE, USER
 from worker.runtime.state_dir import StateDir
 
-# Of a unit's commands, also those of root see only what the service sees.
+# Even root's commands of a unit see only the files that the service sees.
 _OUTSIDE = "/usr/bin/nsenter --mount=/proc/1/ns/mnt"
 PLACES = Path("/run/hivewright-answers")
-"""Root's folder, which nobody else may enter, with a mount for each worker."""
+"""Root's folder, closed to others, with a mount for each worker."""
 
 
 def drop_in_text(node_dirs: Collection[Path]) -> str:
-    """Return the drop-in that shows the answers of these nodes to the dashboard; "" without any.
+    """Return the drop-in with which the dashboard sees the answers of these nodes; "" if none.
 
-    Folders outside of STATE are not hidden from it.
+    Folders outside STATE are visible to it anyway.
     """
     hidden = [folder for folder in node_dirs if folder.parent == STATE]
     lines = []
@@ -38,7 +38,7 @@ def drop_in_text(node_dirs: Collection[Path]) -> str:
 def show_script(folder: Path, place: Path) -> str:
     """Return shell commands that mount a node's folder of answers at `place`.
 
-    They succeed without it, too: the dashboard then says that it sees none.
+    They succeed even if it can't be mounted; the dashboard then shows that there are none.
     """
     answers = StateDir(folder).answers
     return (

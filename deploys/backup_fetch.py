@@ -1,4 +1,4 @@
-"""Fetch a host's sealed identities and ledgers in pieces, since a chain's state may be large."""
+"""Fetch a host's sealed identities and ledgers, in pieces because a chain's state may be large."""
 
 import base64
 import shlex
@@ -13,13 +13,13 @@ from pyinfra.api.util import print_host_combined_output
 from deploys.paths import CURRENT, STATE
 from deploys.pyinfra_ext import fact_cache
 
-# Bytes that go through one command: about this much is in memory here, twice, for each host.
+# Bytes per command; about twice as many are in memory here for each host.
 PIECE = 8 << 20
 SEAL_SECONDS = 600
 PIECE_SECONDS = 120
 PREFIX = ".backup-"
 LEFT_MINUTES = 24 * 60
-"""Age at which a file is of a backup that was killed."""
+"""Age at which a file is considered a leftover of a backup that was killed."""
 
 
 @operation()
@@ -27,7 +27,7 @@ def fetch(
     key: str,
     file: str,
 ) -> Iterator[FunctionCommand]:
-    """Write what the host seals for the owner of `key` (deploys/backup_pack.py) to a local `file`.
+    """Write the tar that the host seals for the owner of `key` (backup_pack.py) to a local `file`.
 
     The file is empty if nothing is deployed on the host. `file`.size contains the number of bytes
     to expect.
@@ -60,14 +60,14 @@ def _fetch(
 
 
 def seal_script(key: str, remote: str) -> str:
-    """Return shell commands that seal into a file that only root can read, and print its size.
+    """Return shell commands that write the sealed tar to root's private file, and print its size.
 
     Earlier releases ignore the argument `stream`.
     """
     program = f"environment/bin/python -B -m $module {shlex.quote(key)} stream"
     return (
         f"[ -d {CURRENT}/ ] || {{ echo 0; exit 0; }}; umask 077; cd {CURRENT} || exit 1;"
-        # The release on the host may be an earlier one, which calls it `sealing`.
+        # The release on the host may be an earlier one, in which the module is called `sealing`.
         " module=deploys.backup_pack; [ -e deploys/backup_pack.py ] || module=deploys.sealing;"
         f" find {STATE} -maxdepth 1 -name '{PREFIX}*' -mmin +{LEFT_MINUTES} -delete;"
         f" {program} > {remote} || {{ rm -f {remote}; exit 1; }}; stat --format=%s {remote}"

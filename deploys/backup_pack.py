@@ -1,10 +1,10 @@
 """Pack a host's identities and ledgers for one reader: `python -m deploys.backup_pack KEY stream`.
 
-Runs on the host and writes a tar to standard output, sealed for the owner of a key: a libsodium
+It runs on the host and writes a tar to standard output, sealed for the owner of a key: a libsodium
 sealed box with the key of a libsodium secret stream, in chunks, so that a chain's state of any size
-takes little memory. Only the owner of the key can read what passes through ssh and pyinfra; the
-operator makes a key for each backup. Without `stream`, which operators with an earlier release
-leave out, the output is one sealed box in base64.
+takes little memory. Only the owner of the key can read the data that passes through ssh and
+pyinfra; the operator makes a key for each backup. Without `stream`, which operators with an earlier
+release leave out, the output is one sealed box in base64.
 """
 
 import base64
@@ -29,7 +29,7 @@ from deploys.paths import STATE, USER
 from deploys.services import BACKED_UP
 from worker.runtime.state_dir import StateDir
 
-# What of a worker can't be made again, or says what it is owed.
+# Files of a worker that can't be made again, or that record its unpaid rewards.
 WORKER_FILES = (
     StateDir.identity,
     StateDir.enrolment,
@@ -37,13 +37,13 @@ WORKER_FILES = (
     StateDir.model_choice,
     StateDir.ledger,
 )
-# A wallet of its own, where it has one: the key, and which transactions it has sent.
+# Its own wallet, if it has one: the key, and the transactions that it has sent.
 WORKER_FOLDERS = (StateDir.wallet,)
 KEY_PREFIX = "x25519:"
 SQLITE_MAGIC = b"SQLite format 3\0"
 NUM_READS = 5
 DRAFTS = (".draft", ".new", ".tmp", ".partial", "-wal", "-shm", "-journal")
-# A larger file is not read into memory, nor checked to be JSON.
+# Larger files are neither read into memory nor checked to be JSON.
 MAX_IN_MEMORY = 8 << 20
 STREAM_MAGIC = b"hivewright-sealed 2\n"
 CHUNK = 1 << 20
@@ -53,7 +53,7 @@ _OVERHEAD = bindings.crypto_secretstream_xchacha20poly1305_ABYTES
 
 def kept_files(state: Path) -> Iterator[Path]:
     """Yield the files of a backup that exist."""
-    # Of slots that the inventory no longer has too: only here their identities are kept.
+    # Includes slots that the inventory no longer has: only these files have their identities.
     workers = [*state.glob("worker-*"), *state.glob("retired/worker-*")]
     for folder in sorted(workers):
         files = [folder / name for name in WORKER_FILES]
@@ -101,7 +101,7 @@ def write_tar(
                 entry.size = os.fstat(content.fileno()).st_size
                 head = content.read(len(SQLITE_MAGIC))
                 if entry.size > MAX_IN_MEMORY and head != SQLITE_MAGIC:
-                    # Its service replaces the file as a whole, so the open one does not change.
+                    # Its service replaces the file atomically, so the open file does not change.
                     content.seek(0)
                     tar.addfile(entry, content)
                     continue
@@ -161,7 +161,7 @@ def _copy_database(file: Path) -> bytes:
 
 
 def seal(content: bytes, key: str) -> str:
-    """Return `content` sealed for the holder of `key` (x25519:HEX), in base64."""
+    """Return `content` sealed for the owner of `key` (x25519:HEX), in base64."""
     public = PublicKey(bytes.fromhex(key.removeprefix(KEY_PREFIX)))
     return base64.encodebytes(SealedBox(public).encrypt(content)).decode()
 
@@ -240,7 +240,7 @@ def opened(
 
 
 def opened_size(stream: IO[bytes]) -> int:
-    """Return how many bytes `opened` yields, from the chunk lengths alone; rewinds the stream."""
+    """Return the number of bytes that `opened` yields, by the chunk lengths; rewind the stream."""
     key = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
     stream.seek(
         len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES
@@ -255,7 +255,7 @@ def opened_size(stream: IO[bytes]) -> int:
 
 
 def become_user(name: str) -> None:
-    """Drop root privileges: root would follow links in folders that the services' user owns."""
+    """Drop root privileges, because root would follow links in folders of the services' user."""
     if os.geteuid() == 0:
         user = pwd.getpwnam(name)
         os.initgroups(name, user.pw_gid)

@@ -17,7 +17,7 @@ from deploys.node_identity import standard_input
 from deploys.paths import STATE
 from deploys.pyinfra_ext import fact_cache
 
-# Bytes that go through one command: about this much is in memory here, twice.
+# Bytes per command; about twice as many are in memory here.
 PIECE = 8 << 20
 PIECE_SECONDS = 120
 UNPACK_SECONDS = 600
@@ -26,10 +26,10 @@ PREFIX = ".restore-"
 
 @operation()
 def restore(file: str) -> Iterator[FunctionCommand]:
-    """Restore the tar in a local file, sealed for the key that comes on standard input, in hex.
+    """Restore the tar in a local file, sealed for the key on standard input (hexadecimal).
 
-    Refuses and keeps what `maintenance.check_restore` does; on failure no new file stays. Of a
-    restore that is killed here the tar stays on the host until the next one, or an uninstall.
+    It refuses what `maintenance.check_restore` refuses; on failure no new file stays. If it is
+    killed here, the tar stays on the host until the next restore or an uninstall.
     """
     remote = f"{STATE}/{PREFIX}{Path(file).parent.name.strip('.')}"
     script = locks.held(restore_script(STATE, content=f"cat {remote}/tar"))
@@ -45,7 +45,7 @@ def _send(
 ) -> bool:
     key = PrivateKey(bytes.fromhex(standard_input().strip()))
     parent = Path(remote).parent
-    # Two at the same time would be a mistake: the first one then fails at its next piece.
+    # If two run at the same time, which is a mistake, the first fails at its next piece.
     sweep = f"mkdir -p -m 755 {parent} && rm -rf {parent}/{PREFIX}*"
     if not _run(host, f"{sweep} && umask 077 && mkdir {remote}", PIECE_SECONDS):
         return False
@@ -61,7 +61,7 @@ def _send(
 
 
 def pieces_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Join chunks into pieces of at least PIECE bytes, apart from the last one."""
+    """Join chunks into pieces of at least PIECE bytes, except the last one."""
     piece = bytearray()
     for chunk in chunks:
         piece += chunk

@@ -68,7 +68,7 @@ def stop_unused(roles: Collection[str]) -> Iterator[str]:
         host.noop("every service has a task")
     for service in services_of(unused):
         unit = f"{paths.UNITS}/{service.unit}"
-        # The settings last: as long as they are there, a run that was cut off is completed.
+        # The settings come last: while they exist, the next run completes an interrupted one.
         yield (
             f"{{ [ ! -e {unit} ] || systemctl disable --now --quiet {service.unit}; }} && rm -f"
             f" {unit} {DEPLOYED}/{service.unit} && systemctl daemon-reload && rm -f {service.file}"
@@ -76,7 +76,7 @@ def stop_unused(roles: Collection[str]) -> Iterator[str]:
 
 
 def _given(plan: Planned, service: Service) -> account_secrets.Given:
-    """Write the drop-in of a service that has one: secrets, or what it sees of workers."""
+    """Write the drop-in of a service that has one: for its secrets, or for workers' answers."""
     if service.unit != DASHBOARD_UNIT:
         return account_secrets.install(plan, service)
     text = answers_view.drop_in_text(plan.host.services["dashboard"].dashboard.node_dirs)
@@ -97,7 +97,7 @@ def retire() -> Iterator[str]:
     if not host.get_fact(ConfiguredServices):
         host.noop("no service of a coordinator is configured")
         return
-    # In the order in which they do without each other.
+    # Stopped in the reverse order of their dependencies.
     names = COORDINATOR_UNITS[::-1]
     files = " ".join(f"{paths.UNITS}/{name} {DEPLOYED}/{name}" for name in names)
     settings = " ".join(str(service.file) for service in COORDINATOR_ROLES.values())

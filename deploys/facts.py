@@ -1,4 +1,4 @@
-"""Facts about what is deployed on a host; each is one command, empty output means a bare host."""
+"""Facts about a host's deployment; each is one command, and empty output means a bare host."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from deploys.paths import (
     WHOLE,
 )
 
-# Of an answer that makes no sense.
+# Length of an unparsable answer that is shown.
 _LONGEST_SHOWN = 160
 
 T = TypeVar("T")
@@ -257,7 +257,7 @@ class Service(OwnFact[ServiceState]):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file without its content: `sha256` of the content, and `mode` in octal, such as 644."""
+    """A file's `sha256`, owner, and `mode` in octal, such as 644."""
 
     sha256: str
     user: str
@@ -372,7 +372,7 @@ class MeshPart:
         return self.public_key is not None or self.digest is not None or self.runs
 
 
-# Of a configuration (deploys/mesh.py), for sed: the two lines below each [Peer] as peer=NAME KEY.
+# sed script for a configuration (deploys/mesh.py): prints each [Peer] as peer=NAME KEY.
 _PEERS = r"/^\[Peer\]/ { n; s/^# //; h; n; s/^PublicKey = //; H; x; s/\n/ /; s/^/peer=/p }"
 
 
@@ -401,6 +401,6 @@ class WireGuard(OwnFact[MeshPart]):
         named = [value.rpartition(" ") for key, value in pairs if key == "peer"]
         peers = {name: key for name, _, key in named}
         key = said.get("key", "")
-        # It goes into the configuration of every other host: an odd one must not.
+        # It is written to the configuration of every other host, so it must be valid.
         sound = key if _WIREGUARD_KEY.fullmatch(key) else None
         return MeshPart(sound, said.get("digest"), "runs" in said, "kernel" in said, peers)

@@ -35,18 +35,17 @@ from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES
 from worker.runtime import gpu_health, host_memory, tailscale_key
 from worker.runtime.state_dir import StateDir
 
-# How many of a worker's last rounds are looked at.
+# Number of a worker's last rounds that are read.
 NUM_ROUNDS = 8
-# The last line of an answer that is whole.
+# The last line of a complete answer.
 END = "end"
-# How long one tool may take: a driver or a daemon that hangs must not cost what else the host could
-# say.
+# Time limit for one tool, so that a driver or daemon that hangs does not prevent other answers.
 WITHIN = "timeout --kill-after=2 15"
 _LONGEST_PROBLEM = 160
-# How much of a log is looked at for the reason of an end, and how much of that is shown.
+# Length of the log that is searched for the reason of an end, and of the part that is shown.
 NUM_WORDS = 40
 _LONGEST_WORDS = 300
-# A traceback's last line, what hivewright itself says at the end, and what libraries in C say.
+# A traceback's last line, hivewright's own last line, and messages of C libraries.
 _ERROR = re.compile(
     r"^[\w.]*(Error|Exception|Interrupt|Exit)\b|\w+Error \(exit \d+\)|\b(error|fatal|panicked)\b",
     re.I,
@@ -163,7 +162,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
 
         return (
             f"{safe_read.FUNCTIONS}"
-            # A deploy that is under way has its new settings there too, by another ending.
+            # A deploy in progress has its new settings there too, with another suffix.
             f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}};"
             " case $role in"
             f" worker-*) units=hivewright-worker@${{role#*-}}.service;; {_UNITS_OF_ROLES} *)"
@@ -178,7 +177,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
             f" case $unit in *contract*) continue;; esac; echo finished=$({finished});"
             f" file={STATE}/$role/{StateDir.status};"
             ' ! what=$(what_is $file) || { echo "what=$what";'
-            # Not echo, for which some shells take a backslash in it for more than that.
+            # Not echo, because that of some shells interprets backslashes.
             f" printf status=; own_file $file | tr -d '\\n'; echo; }}; done; done; echo {END}"
         )
 
@@ -219,14 +218,14 @@ def _node_report(block: Mapping[str, str]) -> NodeReport:
 def _finished(text: str) -> Iterator[_Finished]:
     for word in text.split():
         at, _, reward = word.partition(":")
-        # A line that was cut off when the machine died is not a round.
+        # A line that was truncated when the machine died is not a round.
         if re.fullmatch(r"\d+(\.\d+)?", at):
             is_number = re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", reward)
             yield _Finished(float(at), float(reward) if is_number else None)
 
 
 def last_words(lines: Sequence[str]) -> str | None:
-    """Return the line of a log that best explains an end: the last error, else the last line."""
+    """Return the line of a log that best explains an end: the last error, or the last line."""
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if _ERROR.search(line) and not line.startswith("File ")]
     chosen = errors or said
@@ -288,9 +287,9 @@ class HostState:
     cut off. `previous`: the release that `rollback` restores. Disk space in 10^6 bytes, of the
     state folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its
     control server; `key_expires_at`: Unix time at which its key expires, None: never. `problem`:
-    nvidia-smi's error; None without an error or without nvidia-smi.
-    `ill`: problems of cards, from `nvidia-smi -q` and the kernel's log, and of memory, with what to
-    do. `clock_offset`: seconds that its clock is ahead of ours, None: unknown.
+    nvidia-smi's error; None without an error or without nvidia-smi. `ill`: problems of cards (from
+    `nvidia-smi -q` and the kernel's log) and of memory, with what to do. `clock_offset`: seconds
+    that its clock is ahead of ours, None: unknown.
     """
 
     commit: str | None = None
@@ -324,7 +323,7 @@ class HostStates(Answer[dict[str, Any]]):
             " --json | tr -d '\n');"
             f" ! command -v tailscale >/dev/null || {WITHIN} tailscale debug prefs"
             ' | sed -n \'s/.*"ControlURL": *"\\(http[^"]*\\)".*/tailscale-server=\\1/p\';'
-            # Its processes are asked for only if it has answered: it hangs, if it does, both times.
+            # The GPUs' processes are queried only after an answer: a driver may hang each time.
             f" ! command -v nvidia-smi >/dev/null || {{ found=$({gpu} {of_gpus} 2>&1); code=$?;"
             ' printf "%s\\n" "$found" | sed "s/^/gpu=/"; echo nvidia-smi=$code; [ $code != 0 ] ||'
             f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/';"
@@ -424,8 +423,7 @@ def _gpu(
     if len(cells) != 5 or not cells[0].isdecimal():
         return None
     index, uuid, *figures = cells
-    # ERR!, [Unknown Error], [GPU requires reset]: the card does not work, which is not a figure of
-    # 0.
+    # ERR!, [Unknown Error], [GPU requires reset]: the card does not work; these are not a 0.
     if not all(text in gpus.NO_FIGURE or _number(text) is not None for text in figures):
         return None
     used, total, use = map(_number, figures)

@@ -18,11 +18,10 @@ _VERSION = re.compile(r"(\d+)\.(\d+)(\.\d+)*")
 QUERY = "index,uuid,name,memory.total,compute_cap,driver_version"
 
 
-# Where WSL2 keeps the Windows driver's tools and libraries; it is not in the PATH of every shell.
+# WSL2's folder of the Windows driver's tools and libraries, which is not in every shell's PATH.
 WSL_LIB = "/usr/lib/wsl/lib"
 FIND_TOOLS = f'PATH="$PATH:{WSL_LIB}";'
-# What nvidia-smi prints for a figure that a card does not have, as opposed to one it can't read
-# (ERR!).
+# nvidia-smi's text for a figure that a card does not have (for one that it can't read: ERR!).
 NO_FIGURE = ("[N/A]", "N/A", "[Not Supported]")
 NO_SLICE = (
     "GPU {index} ({name}) is in MIG mode and has no slice, so nothing can compute on it: make"
@@ -43,7 +42,7 @@ Number = int | str
 
 
 class _MigSlice(NamedTuple):
-    """A line of `nvidia-smi -L` about a slice; `part`: the card's number of it."""
+    """A line of `nvidia-smi -L` about a slice; `part`: its number on the card."""
 
     profile: str
     part: int
@@ -56,7 +55,7 @@ class Gpu:
 
     `index`: nvidia-smi's number of the card. `uuid`: its id for CUDA_VISIBLE_DEVICES. `memory_mib`:
     for a slice, the size in its profile. `capability`: compute capability, such as (8, 9). `part`:
-    the card's number of the slice, None for a whole card.
+    number of the slice on its card, None for a whole card.
     """
 
     index: int
@@ -176,7 +175,7 @@ def _card(
     """Return the GPU of a row. Raises ValueError or IndexError if the row does not describe one.
 
     A card without a memory figure of its own ([N/A]) shares the machine's memory, whose size is
-    used instead. The memory of a partitioned card does not matter, since its slices have their own.
+    used instead. A partitioned card's memory does not matter, because its slices have their own.
     """
     index, uuid, name, memory, capability, _ = row
     if not uuid.startswith("GPU-"):

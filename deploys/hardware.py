@@ -29,8 +29,7 @@ class HostGpus(OwnFact[Gpus]):
     def command(self) -> str:
         version = "s/.*CUDA[A-Z ]* Version *: *\\([0-9][0-9.]*\\).*/cuda \\1/p"
         smi, csv = "timeout 60 nvidia-smi", "--format=csv,noheader,nounits"
-        # Of cards that may be partitioned: the slices, and the mode, which drivers before MIG do
-        # not know.
+        # For cards that may be partitioned: the slices and the mode, unknown to drivers before MIG.
         rest = (
             f"{smi} -L 2>/dev/null | sed 's/^/list /'; {smi} --query-gpu=index,mig.mode.current"
             f" {csv} 2>/dev/null | sed -n 's/^[0-9]*, [A-Z].*/mig &/p'; sed -n \"s/^MemTotal:"

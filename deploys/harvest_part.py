@@ -18,7 +18,7 @@ from deploys.pyinfra_ext import fact_cache
 from deploys.slot_command import as_slot, folders_of_slot
 
 FOLDER = "/var/tmp"  # noqa: S108 - a folder is made in it that only root can read
-# Besides the seconds of the evaluations: to load the model, several times.
+# In addition to the seconds of the evaluations: the model is loaded several times.
 LOAD_SECONDS = 900
 # Such as /var/tmp/hivewright-harvest-1a2b3c4d.
 _NAME = "hivewright-harvest"
@@ -33,9 +33,9 @@ def run(
     file: str,
     sent: str = "",
 ) -> Iterator[FunctionCommand]:
-    """Run `hivewright harvest PART OPTIONS` as a slot; write what it prints to a local `file`.
+    """Run `hivewright harvest PART OPTIONS` as a slot; write its output to a local `file`.
 
-    `sent`: the local file that it reads from standard input; empty: none. `seconds`: its limit.
+    `sent`: the local file for its standard input; empty: none. `seconds`: its time limit.
     """
     arguments = (int(slot), part, options, int(seconds), Path(file), Path(sent) if sent else None)
     yield FunctionCommand(_run, arguments, {})
@@ -55,7 +55,7 @@ def script_of(
     properties = (f"RuntimeMaxSec={seconds}", "Nice=10", *folders_of_slot(number))
     rest = f"{options} < {remote}/in > {remote}/out"
     command = as_slot(number, f"harvest {part}", *properties, rest=rest)
-    # Only the last line of an error is the reason; what libraries warn of comes before it.
+    # Only the last line of an error is the reason; warnings of libraries come before it.
     return (
         f"umask 077; touch {remote}/in; {{ {command}; }} 2> {remote}/errors"
         f" || {{ tail -n 1 {remote}/errors >&2; exit 1; }}; stat --format=%s {remote}/out"

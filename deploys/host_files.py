@@ -1,8 +1,8 @@
-"""Files with a given content, sent through a shell's standard input.
+"""Write files with a given content, sent through a shell's standard input.
 
-pyinfra's `files.put` uses SFTP, whose error ends pyinfra's run of all hosts when one host vanishes;
-the error of a command fails that host only. Standard input also appears in no command line, log or
-diff, which secrets require.
+pyinfra's `files.put` uses SFTP, whose error ends the run of all hosts when one host vanishes; the
+error of a command fails only that host. Also, standard input does not appear in command lines, logs
+or diffs, which must not contain secrets.
 """
 
 import base64
@@ -27,8 +27,8 @@ def file(
 ) -> Iterator[StringCommand]:
     """Write the file with this content, owner and mode, atomically; its folder must exist.
 
-    Another user than root writes the file itself, since root would follow links in that user's
-    folders.
+    If the owner is not root, that user writes the file, because root would follow links in the
+    user's folders.
     """
     found = host.get_fact(FileContent, path=str(path))
     if found == FileState(hashlib.sha256(content).hexdigest(), user, group, mode):

@@ -1,9 +1,9 @@
 """One deploy at a time: a lock file on the host with its owner, the machine and the start time.
 
 It is in /run, so a reboot releases it. A deploy takes it before its first command that may change
-the host (deploys/pyinfra_ext/fact_cache.py); a run that changes nothing takes none. An operation of
-`hivewright fleet` takes it around its script. A lock of an ended process of this machine is broken;
-any other stale lock is broken by a flag.
+the host (deploys/pyinfra_ext/fact_cache.py); a run that changes nothing does not take it. An
+operation of `hivewright fleet` holds it while its script runs. A lock of a process of this machine
+that has ended is broken automatically; for any other stale lock there is a flag.
 """
 
 import getpass
@@ -57,7 +57,7 @@ def is_abandoned(held_by: str) -> bool:
     if found is None or found["machine"] != _machine():
         return False
     try:
-        # Not by /proc: mounted with hidepid, it has no processes of other users.
+        # Not looked up in /proc, which hides processes of other users if mounted with hidepid.
         os.kill(int(found["pid"]), 0)
     except ProcessLookupError:
         return True
@@ -82,7 +82,7 @@ def take(abandoned: str | None, is_broken: bool) -> str:
         f"{remove}( set -C; echo {own} > {LOCK} ) 2>/dev/null || {{ held=$(cat {LOCK} 2>/dev/null);"
         f' [ "$held" = {own} ] || {{ echo "{LOCKED}: by ${{held:-nobody ({LOCK} can not be'
         " written)};"
-        f" wait for its end; if nobody is at it any more, put --data {BREAK}=true (hivewright:"
+        f" wait for its end; if it no longer runs, use --data {BREAK}=true (hivewright:"
         ' --break-lock)" >&2;'
         " exit 75; }; }"
     )
@@ -96,7 +96,7 @@ def release() -> str:
 def held(script: str) -> str:
     """Return the script of a stand-alone operation with the lock held around it."""
     found, is_broken = None, False
-    # Without a host only the script is looked at.
+    # Without a host (as in tests) only the script is of interest.
     if ctx_inventory.isset() and ctx_host.isset():
         found, is_broken = host.get_fact(HostLock), host.data.get(BREAK) is True
     abandoned = found if found and is_abandoned(found) else None

@@ -31,10 +31,10 @@ from deploys.wireguard import LEAVE
 from deploys.worker import KEPT
 from worker.runtime.state_dir import StateDir
 
-# Every service that a deploy has started here. systemd puts them into order.
+# Every service that a deploy has started here; systemd orders them.
 _UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
-# Digests of the workers that a move has stopped, with which of them ran: to have them as they were
-# if it fails.
+# Digests of the workers that a move has stopped, and marks of those that ran, to restore them if
+# the move fails.
 _MOVED = DEPLOYED / ".moved"
 ACTIONS = ("start", "stop", "restart")
 
@@ -84,7 +84,7 @@ def uninstall(identities: bool) -> Iterator[str]:
         )
 
 
-# What makes a slot who it is: what a move sets aside.
+# Files with a slot's identity, which a move sets aside.
 _IDENTITY = " ".join(
     (*WORKER_FOLDERS, StateDir.identity, StateDir.enrolment, StateDir.account_token)
 )
@@ -100,7 +100,7 @@ def retire() -> Iterator[str]:
         " unit=hivewright-worker@${d##*-}.service;"
         f" ! systemctl is-active --quiet $unit || touch {_MOVED}/$unit.ran;"
         " systemctl disable --now --quiet $unit;"
-        # As its user: root would follow a link of his out of there.
+        # As the services' user: root would follow that user's links out of the folder.
         f" d=$d runuser -u {USER} -- sh -euc 'cd $d; {aside}';"
         f" for digest in $unit {WHOLE}; do"
         f" [ ! -e {DEPLOYED}/$digest ] || mv -T {DEPLOYED}/$digest {_MOVED}/$digest; done; done"
@@ -109,7 +109,7 @@ def retire() -> Iterator[str]:
 
 @operation()
 def take_back() -> Iterator[str]:
-    """Undo `retire`: give workers their keys back, and start those that ran."""
+    """Undo `retire`: put the workers' keys back, and start those that ran."""
     back = f"for f in {_IDENTITY}; do [ ! -e $f.moved ] || mv -T $f.moved $f; done"
     yield locks.held(
         f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem.moved ] || continue; [ ! -e"
@@ -141,8 +141,8 @@ def restore_script(
 ) -> str:
     """Return shell commands that unpack a tar into the state folder; existing files stay.
 
-    `content`: the command that prints the tar. `is_question`: only fail if it would be refused. The
-    services' user unpacks it, since entries of the folder or of the archive may be links.
+    `content`: the command that prints the tar. `is_question`: only check, and fail if it would be
+    refused. The services' user unpacks it, because entries of folder or archive may be links.
     """
     make_user = (
         f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"

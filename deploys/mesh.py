@@ -28,17 +28,17 @@ CONFIGURATION = FOLDER / f"{INTERFACE}.conf"
 # Made on the host; it never leaves the host.
 KEY = FOLDER / f"{INTERFACE}.key"
 DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d/hivewright.conf")
-# Debian's own unit would lose the key, which is not in the configuration.
+# A reload by Debian's own unit would lose the key, which is not in the configuration.
 RELOAD = f"""\
 [Service]
 ExecReload=
 ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; \
 wg-quick strip %i | sed 1d; }} | wg syncconf %i /dev/stdin'
 """
-# As the endpoint of a host that is behind a router.
+# Value for the endpoint of a host behind a router.
 NOBODY = "none"
 KEEPALIVE_SECONDS = 25
-# Before the rules of other programs, after the host's own addresses.
+# Priority before the rules of other programs, and after the host's own addresses.
 RULE_PRIORITY = 8600
 EXPECTED_ENDPOINT = f"a name or an address without a port, or {NOBODY!r} behind a router"
 
@@ -262,7 +262,7 @@ def _peers(
     for member in others:
         if not member.is_hub:
             hub = _hub_of(member, hubs)
-            # Its own hub reaches it directly, other hubs through that one.
+            # Its own hub reaches it directly, other hubs reach it through that hub.
             via = member if hub == me else hub
             routes.setdefault(via, []).append(member.own_route)
     return routes

@@ -1,4 +1,4 @@
-"""Identities: the fleet's enrolment token, and one key per slot, made once on the host."""
+"""Install identities: the fleet's enrolment token, and a key per slot, made once on the host."""
 
 import hashlib
 import sys
@@ -34,7 +34,7 @@ def install_enrolment_token(plan: Planned) -> str:
 
 
 def with_token(digest: str, fingerprint: str) -> str:
-    """Append the token's fingerprint to a service's digest; `replace_token` changes it there."""
+    """Append the token's fingerprint to a service's digest; `replace_token` updates it there."""
     return f"{digest}-{fingerprint[:16]}" if fingerprint else digest
 
 
@@ -101,8 +101,7 @@ def refuse_another_key(
 def enrol(slot: Slot) -> Iterator[str]:
     """Enrol the slot if it is not enrolled: make its key, if needed, and register it.
 
-    A slot whose model was named in the inventory and is now chosen by the machine is enrolled
-    again.
+    A slot is enrolled again if the inventory named its model before and now sets `auto`.
     """
     lacks_model = slot.settings.model.name == "auto" and slot.number not in host.get_fact(
         ChosenModels

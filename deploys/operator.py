@@ -19,9 +19,9 @@ from worker.runtime.files import read_secret, write_whole
 RESOLVE_SECONDS = 60
 TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
 EXPECTED_TOKEN = f"one word; the account service's host has it in {ENROLMENT_TOKEN}"
-# SHA-256 of the files of tokens that were rotated out.
+# SHA-256 of the files of tokens that were replaced by a rotation.
 REPLACED_FILE = "enrolment.replaced"
-FETCH = "`hivewright fleet fetch-token INVENTORY` brings the fleet's token here"
+FETCH = "`hivewright fleet fetch-token INVENTORY` fetches the fleet's token"
 # Public keys of the hosts of a WireGuard mesh, by host.
 PUBLIC_KEYS_FILE = "wireguard.json"
 EXPECTED_RECORD = (
@@ -92,7 +92,7 @@ def is_whole_commit(ref: str) -> bool:
 def read_options(repository: str) -> list[str]:
     """Return git options for reading a repository.
 
-    root may read the checkout of a user who deploys it to the same machine.
+    root may have to read the checkout of the user that deploys it to the same machine.
     """
     return (
         ["--upload-pack=git -c safe.directory='*' upload-pack"]
@@ -122,10 +122,10 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
     try:
         is_wrong = folder.exists() and not folder.is_dir()
     except OSError as error:
-        yield f"{folder}: {_reason(error)}; expected a folder for what must not be in an inventory"
+        yield f"{folder}: {_reason(error)}; expected a folder for secrets"
         return
     if is_wrong:
-        yield f"{folder} is not a folder; expected one for what must not be in an inventory"
+        yield f"{folder} is not a folder; expected one for secrets"
         return
     try:
         enrolment_token(folder)

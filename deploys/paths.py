@@ -21,9 +21,9 @@ SHIPPED = ROOT / "shipped"
 WHEELS = ROOT / "wheels"
 CURRENT = ROOT / "current"
 ANVIL = CURRENT / "anvil/anvil"
-# The host before its last deploy: settings, units, digests, and the release that was current.
+# The host's state before its last deploy: settings, units, digests, and the current release.
 PREVIOUS = ROOT / "previous"
-# Why the host last went back (worker/runtime/running_release.py reads it).
+# The reason of the host's last rollback (worker/runtime/running_release.py reads it).
 ROLLED_BACK = ROOT / ROLLED_BACK_FILE
 COMMAND = Path("/usr/local/bin/hivewright")
 
@@ -34,9 +34,9 @@ STATE = Path("/var/lib/hivewright")
 # On a coordinator: the fleet's targets for a Prometheus there, whose user may read them.
 PROMETHEUS = STATE / "prometheus"
 TARGETS_FILE = "targets.json"
-# For each running service, the digest of what it was started with.
+# For each running service, a digest of unit, settings, secrets and release at its start.
 DEPLOYED = STATE / "deployed"
-# In DEPLOYED, the digest of the whole host; written when its deploy got to the end.
+# In DEPLOYED, the digest of the whole host, written at the end of a complete deploy.
 WHOLE = "host"
 # State of slots and coordinators that the inventory no longer has: identities and ledgers.
 RETIRED = STATE / "retired"

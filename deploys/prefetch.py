@@ -1,6 +1,6 @@
 """Prefetch the facts that a deploy needs from a host (deploys/pyinfra_ext/fact_cache.py).
 
-A fact that is missing here is asked when it is needed, which costs a round trip and nothing else.
+A fact that is missing here is read when it is needed, which only costs a round trip.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,8 @@
 """Releases: /opt/hivewright/releases/COMMIT with a virtual environment; `current` is one of them.
 
-Both are named by their content: a release by its commit, an environment by a digest of everything
-that it is made from. Existing ones are complete and never change, so a run with the same commit
-does nothing, two releases with one lock file share an environment, and rolling back is one symbolic
-link.
+Both are named by their content: a release by its commit, an environment by a digest of its inputs.
+Existing ones are complete and never change, so a run with the same commit does nothing, two
+releases with the same lock file share an environment, and rolling back changes one symbolic link.
 """
 
 import base64
@@ -27,11 +26,11 @@ from deploys.system import python_of
 
 KEEP = 3
 ENVIRONMENT_INPUTS = ("requirements/worker.lock", "requirements/first.txt", "scripts/environment")
-# Of an environment with the trackers' packages.
+# Suffix of an environment with the trackers' packages.
 TRACKERS_LOCK, TRACKERS_PROGRAM = "requirements/trackers.lock", "bin/trackio"
 DIGEST = "sha256sum | cut -c 1-16"
 CHECKOUT_SECONDS = 600
-# Enough for a cold download of torch over a slow line.
+# Enough for a first download of torch over a slow connection.
 BUILD_SECONDS = 3600
 
 
@@ -96,7 +95,7 @@ def checkout(
         return
     git = 'git -C "$partial"'
     options = shlex.join(["--quiet", "--depth=1", *operator.read_options(repository)])
-    # Folders that earlier runs have left, which were cut off: whoever has the lock is alone.
+    # Removes folders of interrupted runs: the lock ensures that no other run is active.
     yield (
         f"rm -rf {RELEASES}/.partial*; partial=$(mktemp -d {RELEASES}/.partial-XXXXXX) && chmod 755"
         " $partial && trap 'rm -rf $partial' EXIT && git init --quiet $partial &&"
@@ -224,7 +223,7 @@ def prune() -> Iterator[str]:
             yield f"rm -rf {RELEASES / commit}"
     used = {part for commit, parts in found.parts.items() if commit in kept for part in parts}
     for folder in sorted(found.folders - used):
-        # Of what was shipped, files that no folder of wheels has a link to are of no more use.
+        # Shipped files to which no folder of wheels has a hard link are no longer needed.
         unused = (
             f" && find {SHIPPED} -maxdepth 1 -type f -links 1 -delete"
             if folder.parent == WHEELS

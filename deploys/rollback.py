@@ -1,9 +1,9 @@
-"""Rollback: each host keeps its state before the last deploy, and can return to it.
+"""Rollback: each host keeps a copy of its state before the last deploy, and can restore it.
 
-Rolling back is not a deploy of the earlier commit: the inventory may have changed with the release,
-and the earlier release may not be able to read today's settings. So a deploy first copies
-everything that it replaces: settings, units, digests of the running services, and the current
-release. Identities and state are not touched.
+A rollback is not a deploy of the earlier commit: the inventory may have changed with the release,
+and the earlier release may be unable to read today's settings. So a deploy first copies everything
+that it replaces: settings, units, digests of the running services, and the current release.
+Identities and state folders are not touched.
 """
 
 import base64
@@ -59,7 +59,7 @@ def digest(plan: Planned) -> str:
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
 
 
-# Of CONFIGURATION: what a deploy writes there for services. The fleet's own token stays what it is.
+# The files in CONFIGURATION that a deploy writes for services; the fleet's token is not among them.
 _NAMES = ("*.yaml", f"{account_secrets.PREFIX}*", *(f"*.{name}" for name in SLOT_SECRETS.values()))
 _SETTINGS = "'(' " + " -o ".join(f"-name '{name}'" for name in _NAMES) + " ')'"
 
@@ -68,7 +68,7 @@ _SETTINGS = "'(' " + " -o ".join(f"-name '{name}'" for name in _NAMES) + " ')'"
 def begin(digest: str) -> Iterator[str]:
     """Save the host's state before anything changes, unless it already matches the plan.
 
-    After a deploy that was cut off there is no state to return to, so the earlier copy stays.
+    After an interrupted deploy the state is not worth saving, so the earlier copy stays.
     """
     deployed = host.get_fact(PastDeploys).last
     if deployed in (None, digest):
@@ -97,7 +97,7 @@ def finish(digest: str) -> Iterator[str]:
 def go_back(reason: str = "its operator asked for it") -> Iterator[str]:
     """Restore the host's state before its last deploy; services that are unchanged keep running.
 
-    The host keeps the reason, which its services report.
+    The host stores the reason, which its services report.
     """
     yield locks.held(_GO_BACK.replace("RECORD\n", record_script(reason)))
 
@@ -108,8 +108,8 @@ _MAX_REASON = 500
 def record_script(reason: str) -> str:
     """Return shell commands that note on the host which release it leaves, and why.
 
-    `$old` is the copy that it returns to. If it went back to this copy before, and was interrupted,
-    the first note stays. The file's time is that of the rollback.
+    `$old` is the copy that is restored. If an earlier rollback to this copy was interrupted, its
+    note stays. The file's time is that of the rollback.
     """
     text = json.dumps(printable(discreet(reason))[:_MAX_REASON])
     coded = base64.b64encode(text.encode()).decode()
@@ -122,7 +122,7 @@ fi
 """
 
 
-# Units in the order in which they need each other; a worker's name sorts behind them.
+# Units in the order of their dependencies; workers come last.
 _ORDER = " ".join(COORDINATOR_UNITS)
 _GO_BACK = f"""set -e
 old={PREVIOUS}

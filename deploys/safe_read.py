@@ -1,9 +1,9 @@
-"""Read files of the services' user as root: in its folders any entry may be a link or a pipe.
+"""Read files of the services' user as root, though any entry of its folders may be a link or pipe.
 
-The folders themselves belong to root, so only their entries can be links.
+The folders' parents belong to root, so only entries can be links.
 """
 
-# Of a file only its end is read; none that is read here is a tenth as long.
+# Only the end of a longer file is read; the files that are read here are far shorter.
 MAX_BYTES = 1 << 20
 _DD = f"dd iflag=nofollow,nonblock,fullblock,skip_bytes bs={MAX_BYTES} count=1 status=none"
 

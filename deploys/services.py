@@ -19,7 +19,7 @@ from deploys.paths import (
 )
 
 DEPLOYMENT = STATE / "keeper/deployment.json"
-# Where the chain answers, and which contract it is: not the owner's key, which lies next to that.
+# The file with the chain's address and contract, but not the owner's key next to it.
 CONTRACT = (STATE / "chain/rpc", DEPLOYMENT)
 
 
@@ -27,17 +27,16 @@ CONTRACT = (STATE / "chain/rpc", DEPLOYMENT)
 class Service:
     """A systemd service of the coordinator host.
 
-    Its unit is templates/service.j2, or a template of its own that changes blocks of that.
-    `description`: its task, for systemd. `command`: the command of hivewright if it is not `name`.
+    Its unit is templates/service.j2, or its own template that changes blocks of that.
+    `description`: its task, for systemd. `command`: its hivewright command, if that is not `name`.
     `wants`: services without which it has nothing to do; it starts after them and those in `after`.
-    `reads`: what it sees of other services' folders, besides which it sees only its own; `hides`:
-    what it does not see of that. `sections`: sections of the settings in its file; a change
-    elsewhere does not restart it. A service without any reads the file of the service
-    `settings_of`, and works in that service's folders. `ports`: settings with a port that it
-    listens on; no two services of a host may have the same. `files`: settings with paths on the
-    host that the deploy fills in and an inventory may not. `credentials`: root's files that systemd
-    gives it. `is_backed_up`: whether its state cannot be recreated, so that an uninstall keeps it
-    and a backup includes it.
+    `reads`: folders of other services that it may see (otherwise only its own); `hides`: exceptions
+    within these. `sections`: sections of the settings in its file; other changes do not restart it.
+    A service without sections reads the file of the service `settings_of`, and uses that service's
+    folders. `ports`: settings with a port that it listens on, which must differ on a host. `files`:
+    settings with paths on the host that the deploy fills in and an inventory must not set.
+    `credentials`: root's files that systemd passes to it. `is_backed_up`: its state cannot be
+    recreated, so an uninstall keeps it and a backup includes it.
     """
 
     name: str
@@ -79,7 +78,7 @@ def unit_of(name: str) -> str:
     return f"hivewright-{name}.service"
 
 
-# In the order in which they need each other.
+# In the order of their dependencies.
 COORDINATOR_SERVICES = (
     Service(
         "chain",
@@ -137,7 +136,7 @@ COORDINATOR_SERVICES = (
         "the page about the swarm",
         wants=("contract",),
         after=("keeper",),
-        # What audits found, and the fleet's endpoints.
+        # The report of audits, and the fleet's endpoints.
         reads=(*CONTRACT, STATE / "keeper/audit", PROMETHEUS),
         hides=(STATE / "keeper/audit/auditor.pem",),
         sections=("dashboard", "chain", "market", "log", "metrics"),
@@ -162,18 +161,18 @@ COORDINATOR_SERVICES = (
             "judge_key_file": STATE / "keeper/judge.key",
             "chain_deployment_file": DEPLOYMENT,
         },
-        # A game that is lost gives everybody their bets back.
+        # If a game is lost, all bets are returned.
         is_backed_up=False,
     ),
 )
 ACCOUNT_UNIT = "hivewright-account.service"
 DASHBOARD_UNIT = "hivewright-dashboard.service"
 COORDINATOR_UNITS = tuple(service.unit for service in COORDINATOR_SERVICES)
-# Services with settings and folders of their own, by name.
+# Services with their own settings and folders, by name.
 COORDINATOR_ROLES = {
     service.name: service for service in COORDINATOR_SERVICES if not service.settings_of
 }
-# Folders below STATE with what can't be made again.
+# Folders below STATE whose content can't be recreated.
 BACKED_UP = tuple(name for name, service in COORDINATOR_ROLES.items() if service.is_backed_up)
 
 WORKER_SECTIONS = (
@@ -201,7 +200,7 @@ WORKER_FILES = (
 )
 WORKER_UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"
-# Makes the device files of NVIDIA's driver before workers start; only where one has such a GPU.
+# Makes the device files of NVIDIA's driver before workers start, on hosts where a slot needs them.
 GPU_UNIT = "hivewright-gpu.service"
 
 # Settings that an inventory may not have: the deploy fills them in for each service and slot.

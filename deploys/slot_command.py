@@ -1,4 +1,4 @@
-"""Run a `hivewright` command on a host as its worker would: user, limits, GPU, isolation."""
+"""Run a `hivewright` command on a host as a slot's worker runs: user, limits, GPU, isolation."""
 
 import shlex
 
@@ -28,8 +28,8 @@ def as_slot(
 ) -> str:
     """Return shell commands that run a `hivewright` command as a unit with the slot's properties.
 
-    It is confined like a service (templates/service.j2), since it may talk to untrusted peers.
-    `rest`: shell text after the command, options and redirections.
+    It is confined like a service (templates/service.j2), because it may talk to untrusted peers.
+    `rest`: shell text after the command, such as options and redirections.
     """
     properties = (
         f"User={USER}",
@@ -61,7 +61,7 @@ def as_slot(
         program = (
             f"/bin/sh -c 'exec {program} --token-file \"$CREDENTIALS_DIRECTORY/{MODEL_TOKEN}\"'"
         )
-    # Also what somebody else's drop-in says, such as the address of a proxy.
+    # Includes settings of foreign drop-ins, such as the address of a proxy.
     drop_ins = f"{paths.UNITS}/{worker_unit(number)}.d/*.conf"
     share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {drop_ins}"
     return (

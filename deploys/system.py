@@ -25,8 +25,7 @@ from deploys.paths import (
 )
 from deploys.pyinfra_ext import run_report
 
-# The guide's own list (docs/operations/guide.md goes through it line by line), then what it takes
-# for granted.
+# The guide's own list (see docs/operations/guide.md), then packages that the guide assumes.
 PACKAGES = (
     "python3",
     "python3-venv",
@@ -48,13 +47,13 @@ PACKAGES = (
 # Releases whose own python3 is too old, and the one that they have next to it.
 PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
-# Root's: what the services' user could rename in there, root would take for its own work.
+# Owned by root: root would trust files there, so the services' user must not be able to rename any.
 FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED, CACHE, LOGS)
 NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
-# An interrupted dpkg (a power cut, a killed apt) refuses every installation until somebody finishes
-# it. What it has not yet finished may also be another program's work, which is waited for.
+# After an interruption (a power failure, a killed apt) dpkg refuses every installation until it is
+# configured again. Unfinished work may also be another program's, for which the script waits.
 FINISH_DPKG = (
     'n=0; while [ -n "$(ls -A /var/lib/dpkg/updates 2>/dev/null; dpkg --audit 2>&1)" ]; do !'
     " said=$(LC_ALL=C DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold"

@@ -1,8 +1,8 @@
-"""systemd units and settings files, and restarts of services exactly when they are needed.
+"""Write systemd units and settings files, and restart services only when needed.
 
-A service must restart when its unit, settings, secrets or release differ from those it was started
-with. A digest of these is kept on the host, written after the restart: a run that was cut off in
-between is completed by the next one, and a run that finds the same digest leaves the service alone.
+A service must restart if its unit, settings, secrets or release differ from those that it was
+started with. A digest of these is stored on the host after the restart. So the next run completes
+an interrupted one, and a run that finds the same digest does not touch the service.
 """
 
 import base64
@@ -23,9 +23,9 @@ from deploys.services import COORDINATOR_SERVICES, GPU_UNIT, unit_of
 from worker import settings
 from worker.settings import Settings
 
-# Of a unit's drop-ins, the one that is ours.
+# Name of our drop-in of a unit.
 DROP_IN = "hivewright.conf"
-# What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own
+# The files below UNITS that a deploy has written, for `find .` there. There may be foreign drop-ins
 # next to ours.
 OURS = (
     "-maxdepth 2 -type f '(' -path './hivewright-*.service' -o -path"
@@ -38,9 +38,9 @@ REMOVE_OURS = (
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # A stop takes at most 60 s and a start 300 s (templates/service.j2).
 RESTART_SECONDS = 400
-# A peer-to-peer daemon and a server with many clients need some thousands.
+# Limit of open files: a peer-to-peer daemon and a server with many clients need some thousands.
 OPEN_FILES = 65536
-# Amazon, Azure, Google and most others; Amazon over IPv6 and for containers.
+# Metadata services: Amazon, Azure, Google and most others; Amazon over IPv6 and for containers.
 METADATA = "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
 HEADER = (
     "# Written by hivewright's deploy from the inventory; the next deploy overwrites what is"
@@ -75,7 +75,7 @@ def render(
         enrolment_token=ENROLMENT_TOKEN,
         open_files=OPEN_FILES,
         metadata=METADATA,
-        # Addresses to listen on and to announce are there when the networks are that have them.
+        # Addresses to listen on and to announce exist only when their networks are up.
         mesh=mesh.UNIT,
         gpu=GPU_UNIT,
     )
@@ -97,7 +97,7 @@ def settings_text(role_settings: Settings) -> str:
 class Written(NamedTuple):
     """A file that a service is started with.
 
-    `is_new`: the host had no such file, or a different one, when this run began.
+    `is_new`: when this run began, the host did not have the file, or had a different one.
     """
 
     text: str
@@ -183,9 +183,9 @@ def running(
         host.noop(f"{unit} runs")
         return
     yield "systemctl daemon-reload"
-    # A unit that has failed too often may start again now: something has changed.
+    # A unit that has failed too often may be started again, because something has changed.
     yield f"systemctl reset-failed {name} 2>/dev/null; true"
-    # Whatever comes of it: what runs now no longer matches the digest.
+    # Whether or not it starts, the service no longer matches the old digest.
     yield f"rm -f {DEPLOYED}/{name}"
     last_words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={name} >&2"
     yield f"systemctl restart {name} || {{ {last_words}; exit 1; }}"

@@ -1,7 +1,7 @@
 """WireGuard between the hosts: each makes its own key, and the inventory determines its peers.
 
-Only public keys leave a host. The operator's side keeps them, since a run that is limited to some
-hosts needs the keys of the others.
+Only public keys leave a host. The operator's side stores them, because a run that is limited to
+some hosts needs the keys of the others.
 """
 
 import base64
@@ -55,9 +55,9 @@ def connect(
     members: Mapping[str, Member],
     secrets: Path,
 ) -> Iterator[StringCommand]:
-    """Start the interface with the host's peers, as far as their keys are known."""
+    """Start the interface with those of the host's peers whose keys are known."""
     found = host.get_fact(WireGuard)
-    # The host keeps keys of peers that this side does not know, such as another operator's machine.
+    # The host keeps peers whose keys this machine does not know, from another operator's machine.
     keys = {**found.peers, **_public_keys(secrets, members)}
     missing = sorted(members.keys() - keys.keys())
     if missing and state.is_executing:
@@ -83,7 +83,7 @@ def _write(
     return StringCommand(f"umask {umask}; base64 -d | {{ {script}\n}}", _stdin=[encoded])
 
 
-# Changed peers are reloaded; other changes take the interface down first, by the old configuration.
+# Changed peers are reloaded; for other changes the interface is stopped with the old configuration.
 _APPLY = f"""set -e
 cat > {CONFIGURATION}.new
 above() {{ sed '/^\\[Peer\\]/,$d' $1; }}
@@ -117,8 +117,8 @@ LEAVE = (
     f" rm -rf {CONFIGURATION} {KEY} {DROP_IN.parent}; systemctl daemon-reload"
 )
 
-# Public keys of all hosts of the run, asked together when the first host needs them: once before
-# anything is done (False), and once more during the run (True).
+# Public keys of all hosts of the run, queried together when the first host needs them: once before
+# any change (False), and once more during the run (True).
 _asked: dict[bool, dict[str, str]] = {}
 _lock = threading.Lock()
 
@@ -127,7 +127,7 @@ def _public_keys(
     secrets: Path,
     members: Mapping[str, Member],
 ) -> dict[str, str]:
-    """Return public keys by host: current ones for hosts of this run, else the last known ones."""
+    """Return public keys by host: current ones for hosts of this run, otherwise the last known."""
     with _lock:
         if state.is_executing not in _asked:
             hosts = [each for each in inventory.get_active_hosts() if each.name in members]

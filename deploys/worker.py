@@ -1,4 +1,4 @@
-"""The workers of a host: one slot, one identity, one service."""
+"""The workers of a host; each slot has one identity and one service."""
 
 import base64
 import hashlib
@@ -34,10 +34,10 @@ from deploys.slot_command import MODEL_TOKEN, as_slot, folders_of_slot
 from worker.runtime.state_dir import StateDir
 
 EXAMINE_SECONDS = 600
-# Of a model that takes longer the next deploy gets the rest.
+# If the download of a model takes longer, the next deploy resumes it.
 FETCH_SECONDS = 3000
-# Of a slot that is gone: who it was, and what it earned, with what its ledger had not yet put in
-# order. What a move has set aside is kept too: it may yet be undone.
+# Files of a removed slot that are kept: identity and ledger, with the ledger's write-ahead log.
+# Files that a move has set aside are kept too, because the move may be undone.
 KEPT = (
     *(f"{name}{ending}" for name in (*WORKER_FILES, *WORKER_FOLDERS) for ending in ("", ".moved")),
     "ledger.db-wal",
@@ -99,7 +99,7 @@ def configure_workers(plan: Planned) -> None:
 
 @deploy("Worker")
 def retire_workers(plan: Planned) -> None:
-    """Stop slots that the inventory no longer has, on every host."""
+    """Stop slots that are no longer in the inventory, on every host."""
     retire(
         name="Stop slots that are no longer there",
         numbers=[slot.number for slot in plan.host.slots],
@@ -153,15 +153,15 @@ def _fetch(
 def fetch_script(slot: Slot) -> str:
     """Return shell commands that download the model as the services' user.
 
-    Of the slot's folder the download sees only which model was chosen. A token comes through
-    standard input, stays in memory, and is visible to this unit only.
+    The download sees only the file with the chosen model of the slot's folder. A token comes
+    through standard input, stays in memory, and is visible only to this unit.
     """
     properties = (
         f"RuntimeMaxSec={FETCH_SECONDS}",
         f"CacheDirectory=hivewright/{MODELS.name}",
         f"BindPaths={MODELS}",
         f"BindReadOnlyPaths=-{StateDir(state_dir(slot.number)).model_choice}",
-        # What a slot has in its own home decides nothing about what the others read.
+        # Files in a slot's own home must not affect models that other slots read.
         "Environment=HOME=/tmp",
     )
     if slot.model_token is None:

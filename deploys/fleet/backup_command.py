@@ -141,7 +141,7 @@ class _Part:
                 else len(self._of_earlier_release())
             )
         if self._is_stream and self.size <= 0:
-            # Even an empty tar has some blocks, so this is not a host without a deploy.
+            # Even an empty tar has some blocks, so the size is not that of a bare host.
             raise WorkerError(f"{self.name}: what it sealed is cut off; nothing was written")
 
     def pieces(self) -> Iterator[bytes]:

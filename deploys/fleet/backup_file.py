@@ -28,7 +28,7 @@ MAGIC_1 = b"hivewright-backup 1\n"
 CHUNK = 1 << 20
 _TAG = 16
 _SALT, _NONCE, _NONCE_1 = 16, 7, 12
-# 64 MiB and about a fifth of a second for each guess.
+# Parameters of scrypt: 64 MiB and about a fifth of a second per guess.
 SCRYPT = {"n": 2**16, "r": 8, "p": 1}
 MIN_PASSPHRASE = 8
 _LONGEST_HEADER = 1 << 20
@@ -88,7 +88,7 @@ def write(
                 _write_chunks(stream, header, contents, passphrase)
                 os.fsync(stream.fileno())
             except BaseException:
-                # Half a backup is useless.
+                # An incomplete backup is useless.
                 file.unlink(missing_ok=True)
                 raise
     except FileExistsError:
@@ -105,8 +105,8 @@ def pieces(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the contents of a backup in order: the name of a host, and a piece of its tar.
 
-    Every host occurs at least once. Raises SettingsError if the file is not a backup or damaged, or
-    the passphrase is wrong; only after the last piece is it certain that nothing is missing.
+    Every host occurs at least once. Raises SettingsError if the file is not a backup or is damaged,
+    or the passphrase is wrong. Only the last piece proves that nothing is missing.
     """
     try:
         with file.open("rb") as stream:
@@ -238,7 +238,7 @@ def _split(
             piece, chunk = chunk[:left], chunk[left:]
             left -= len(piece)
             yield name, piece
-    # Reads to the end, since only that proves that nothing is missing.
+    # Read to the end, because only the end proves that nothing is missing.
     for _ in rest:
         continue
 

@@ -1,7 +1,7 @@
 """The order of a rollout: a canary, then the coordinator, then batches.
 
-The canary is one worker, so that a bad release affects one host. A coordinator that runs nothing
-yet goes first, since nobody can train without it.
+The canary is one worker, so that a bad release affects only one host. A coordinator that runs
+nothing yet comes first, because no worker can train without it.
 """
 
 import math

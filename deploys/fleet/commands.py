@@ -27,7 +27,7 @@ from worker.log import printable
 from worker.runtime.files import LINE, read_secret
 
 ASK_SECONDS = 120.0
-# A worker's stop takes at most a minute, its start five (templates/service.j2).
+# Stopping a worker takes at most one minute, starting it five (templates/service.j2).
 SERVICE_SECONDS = 600
 NUM_PARALLEL = 16
 FOLLOW_SECONDS = 2.0
@@ -36,7 +36,7 @@ _IDENTIFIER = re.compile(r"(?P<time>\S+) hivewright-(?P<service>\S+?)\[\d+\]: (?
 
 
 def stop(options: argparse.Namespace) -> None:
-    """Stop services; they stay stopped until the host boots, or the next start or deploy."""
+    """Stop services until the host boots, or until the next start or deploy."""
     _at_services(options, "stop")
 
 
@@ -65,7 +65,7 @@ def rollback(options: argparse.Namespace) -> None:
 def logs(options: argparse.Namespace) -> None:
     """Print the last lines of the services' logs, each with its host and service.
 
-    With `--follow` go on with new lines; hosts that do not answer are named once.
+    With `--follow` continue with new lines; hosts that do not answer are named once.
     """
     pyinfra = pyinfra_of(options)
     names = chosen(pyinfra, options.limit)
@@ -122,7 +122,7 @@ def new_lines(
     before: Sequence[str],
     now: Sequence[str],
 ) -> Sequence[str]:
-    """Return the lines of `now` after the longest end of `before` with which it begins."""
+    """Return the lines of `now` after its longest beginning that is an end of `before`."""
     for size in range(min(len(before), len(now)), 0, -1):
         if list(before[-size:]) == list(now[:size]):
             return now[size:]
@@ -134,7 +134,7 @@ def _refuse_unknown_unit(
     names: Sequence[str],
     unit: str,
 ) -> None:
-    """Raise SettingsError if no host has such a service, whose log would just look empty."""
+    """Raise SettingsError if no host has such a service; its log would only look empty."""
     (reports,) = queries.ask(
         pyinfra, ["deploys.fleet_facts.NodeReports"], names, queries.FACT_SECONDS
     ).values
@@ -168,8 +168,8 @@ def uninstall(options: argparse.Namespace) -> None:
             print(f"{name}: nothing")
     if options.identities:
         print(
-            "identities, ledgers and the chain's state go too: nothing brings them back but a"
-            " backup"
+            "identities, ledgers and the chain's state are removed too: only a backup can"
+            " restore them"
         )
     else:
         print(
@@ -186,7 +186,7 @@ def uninstall(options: argparse.Namespace) -> None:
 
 
 def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
-    """Print the hosts that are not done to standard error, now and then, until all are done."""
+    """Print the hosts that are not done to standard error, at intervals, until all are done."""
     began = time.monotonic()
     pause = progress.FIRST_SECONDS
     waiting = set(futures.values())

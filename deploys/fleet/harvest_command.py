@@ -1,8 +1,8 @@
-"""`hivewright fleet harvest`: bring home the best model of a fleet, or the average of its nodes.
+"""`hivewright fleet harvest`: fetch the best model of a fleet, or the average of its nodes.
 
 Every worker's newest checkpoint is evaluated on its own host, on the same held-out tasks. The
-weights of all nodes with the best one's model then go to the best one's host, which evaluates their
-average too, and makes the model folder that this side downloads.
+weights of all nodes with the same model as the best one are then sent to the best one's host. That
+host also evaluates their average, and makes the model folder that is downloaded to this machine.
 """
 
 import argparse
@@ -46,8 +46,8 @@ class Slot:
 class Offer:
     """A worker's rewards on held-out tasks, and its weights in `file`.
 
-    `tasks`: digest of the tasks; `rewards`: by family and level, of each task; `shapes`: of the
-    weights, by name.
+    `tasks`: digest of the tasks; `rewards`: one per task, by family and level; `shapes`: shapes of
+    the weights, by name.
     """
 
     slot: Slot
@@ -80,7 +80,7 @@ class _Said:
 
 @dataclass
 class _Tensor:
-    """An entry in the header of a safetensors file; the one of its metadata has no shape."""
+    """An entry in the header of a safetensors file; the entry of metadata has no shape."""
 
     shape: list[int] = field(default_factory=list)
 
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
 def find_slots(
     reports: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[list[Slot], dict[str, int]]:
-    """Return the workers of all hosts, and by family the highest level that one of them is at."""
+    """Return the workers of all hosts, and the highest level of a worker in each family."""
     slots, levels = [], Counter[str]()
     for host, services in reports.items():
         for service in services:
@@ -145,7 +145,7 @@ class Harvesting:
         self,
         slots: Sequence[Slot],
     ) -> tuple[list[Offer], dict[str, str]]:
-        """Return the workers' offers, and by name why others gave none; one at a time per host."""
+        """Return the workers' offers, and by name why others have none; one at a time per host."""
         by_host: dict[str, list[Slot]] = {}
         for slot in slots:
             by_host.setdefault(slot.host, []).append(slot)
@@ -173,7 +173,7 @@ class Harvesting:
         offers: Sequence[Offer],
         output: Path,
     ) -> dict[str, Any]:
-        """Have the first one's host make the model of these offers; move it to `output`."""
+        """Let the host of the first offer make the model of all offers; move it to `output`."""
         best = offers[0]
         sent, made = self.folder / "weights.tar", self.folder / "made.tar"
         pack(offers, sent)
@@ -223,7 +223,7 @@ class Harvesting:
             f"seconds={seconds}",
             f"file={file}",
             *([f"sent={sent}"] if sent else []),
-            # Sent and fetched in pieces, whose time depends on the line.
+            # Files are sent and fetched in pieces, whose time depends on the connection.
             timeout=seconds + harvest_part.LOAD_SECONDS + commands.SERVICE_SECONDS,
         )
 
@@ -266,7 +266,7 @@ def read_offer(slot: Slot, file: Path) -> Offer:
 
 
 def _decode(adapter: TypeAdapter[T], what: str, content: bytes) -> T:
-    """Return JSON of a host, checked. Raises ValueError, in one line, for any other content."""
+    """Parse and check a host's JSON. Raises ValueError, in one line, for other content."""
     try:
         return adapter.validate_json(content)
     except ValidationError as error:
@@ -278,8 +278,8 @@ def _decode(adapter: TypeAdapter[T], what: str, content: bytes) -> T:
 def rank(offers: Sequence[Offer]) -> list[Offer]:
     """Print each offer's reward; return the best, followed by those whose weights fit its model.
 
-    Rewards compare only over the same tasks, so offers with rarer tasks than most are left out, and
-    those of workers that answered less than half as many as the median one.
+    Rewards can be compared only over the same tasks, so offers with other tasks than most are left
+    out, and so are those of workers that answered less than half as many as the median worker.
     """
     tasks = Counter(offer.tasks for offer in offers).most_common(1)[0][0]
     compared = [offer for offer in offers if offer.tasks == tasks]
@@ -317,7 +317,7 @@ def rank(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def common_means(offers: Sequence[Offer]) -> list[float]:
-    """Return mean rewards over the tasks that all have answered; families and levels count once."""
+    """Return mean rewards over the tasks that all have answered, each family and level once."""
     asked = [one for one in offers[0].rewards if all(offer.rewards.get(one) for offer in offers)]
     if not asked:
         raise WorkerError("the workers have no held-out task in common; raise --seconds")
@@ -348,7 +348,7 @@ def pack(
 
 
 def short(reason: str) -> str:
-    """Return the error of a command on a host without its own name."""
+    """Return the error of a command on a host without the command's name."""
     return reason.removeprefix("hivewright harvest offer: ") or "no reason given"
 
 

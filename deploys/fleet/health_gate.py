@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 from worker.errors import DeviceIll, ResourceError
 
-# systemd has started it again so often since the deploy: it won't get better.
+# After this many restarts by systemd since the deploy, the service won't recover.
 MAX_RESTARTS = 2
 
-# This many rounds below the wanted share of the earlier reward are not an accident.
+# This many rounds below the wanted share of the earlier reward are not chance.
 MAX_POOR_ROUNDS = 8
-# An earlier reward is only a measure if it is the mean of this many rounds.
+# An earlier reward is used only if it is the mean of at least this many rounds.
 MIN_ROUNDS_BEFORE = 3
 
-# Health checks of a worker (worker/telemetry/health.py) that judge its host, not the release.
+# Health checks of a worker (worker/telemetry/health.py) that concern its host, not the release.
 HOST_CHECKS = ("gpu", "disk", "ram", "pressure", "clock")
 # Exit codes whose cause is the host.
 _OF_THE_HOST = (ResourceError.exit_code, DeviceIll.exit_code)
@@ -33,7 +33,7 @@ Health = Literal["well", "wait", "bad-release", "bad-host"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verdict; `reason` is what is missing or wrong, empty if all is well."""
+    """A verdict; `reason`: what is missing or wrong, empty if nothing is."""
 
     health: Health
     reason: str = ""
@@ -41,11 +41,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Demands on a worker.
+    """The requirements that a worker must meet.
 
-    `rounds`: rounds finished since its start. `reward_share`: minimal mean reward, as a share of
-    that of the rounds before; 0: any. `credits`: the chain must have confirmed a reward since, if
-    it did before.
+    `rounds`: rounds finished since its start. `reward_share`: smallest mean reward, as a share of
+    that of the rounds before; 0: any. `credits`: the chain must have confirmed a reward since then,
+    if it did before.
     """
 
     rounds: int = 1
@@ -80,7 +80,7 @@ def _judge_unit(
     unit = now["unit"].removeprefix("hivewright-").removesuffix(".service")
     state, exit_status = now["active_state"], now["exit_status"]
     num_restarts = _restarts_since(before, now)
-    # A unit that is starting again has not ended: its next end decides whose fault it is.
+    # A unit that is being restarted has not ended: the cause is judged at its next end.
     if state == "failed" or (exit_status and num_restarts >= MAX_RESTARTS):
         words = now.get("last_words") or _status(now).get("last_error")
         reason = f"{unit} ended with code {exit_status}, {num_restarts} restarts"
@@ -145,7 +145,7 @@ def _rewards(report: Report | None) -> Iterator[tuple[float, float]]:
 def _missing_credit(before: Report | None, now: Report) -> str:
     """Return what is missing for a confirmed reward since the deploy; empty: nothing, or unknown.
 
-    A worker without a confirmed reward before the deploy, or without a chain, is not judged by it.
+    Empty too for a worker without a confirmed reward before the deploy, or without a chain.
     """
     was = (_status(before).get("ledger") or {}).get("confirmed", 0)
     confirmed = (_status(now).get("ledger") or {}).get("confirmed", 0)
@@ -163,7 +163,7 @@ def _restarts_since(before: Report | None, now: Report) -> int:
 
 
 def _judge_keeper(before: Report | None, now: Report) -> Verdict:
-    """Judge a keeper: its round must advance if anybody is expected to report."""
+    """Judge a keeper: its round must advance if any peer is expected to report."""
     was, status = _status(before), now["status"]
     if now.get("problem"):
         return Verdict("wait", f"keeper's {now['problem']}")

@@ -52,7 +52,7 @@ def rollout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the hosts that the last rollout left behind",
+        help="continue with the hosts that the last rollout left behind",
     )
     parser.add_argument(
         "--output",
@@ -106,7 +106,9 @@ def watch(parser: argparse.ArgumentParser) -> None:
 
 def logs(parser: argparse.ArgumentParser) -> None:
     hosts(parser)
-    parser.add_argument("--follow", action="store_true", help="go on with new lines until Ctrl-C")
+    parser.add_argument(
+        "--follow", action="store_true", help="continue with new lines until Ctrl-C"
+    )
     parser.add_argument(
         "--lines",
         type=whole_number(1, 10000),
@@ -191,7 +193,7 @@ def _break_lock(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--break-lock",
         action="store_true",
-        help="change hosts even if somebody seems to be changing them",
+        help="change hosts even if another run seems to be changing them",
     )
 
 

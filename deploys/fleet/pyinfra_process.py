@@ -30,8 +30,8 @@ Outcome = Literal["done", "unreachable", "overdue", "failed"]
 class Ran:
     """The result of a run on one host.
 
-    `reason`: why it is not `done`, or what the host is deployed without. `num_changes`: operations
-    that changed something.
+    `reason`: why it is not `done`, or what the deployed host lacks. `num_changes`: number of
+    operations that changed something.
     """
 
     outcome: Outcome
@@ -149,7 +149,7 @@ class Pyinfra:
         for key, value in (data or {}).items():
             options += ["--data", f"{key}={value}"]
         done = self._run([*options, self.inventory, "fact", *arguments], timeout)
-        # A host without a record has not been reached at all.
+        # A host without a record was not reached.
         reached = done.report.hosts
         runs = {host: reached.get(host, HostRun(state="done")) for host in hosts}
         if done.code and all(run.state != "done" for run in runs.values()):
@@ -167,9 +167,9 @@ class Pyinfra:
         *,
         timeout: float,
     ) -> Ran:
-        """Deploy one host with that commit; None: the commit in its data. Output goes to `log`.
+        """Deploy one host with this commit; None: the commit in its data. Output goes to `log`.
 
-        Raises SettingsError if the inventory is refused; no host was touched then.
+        Raises SettingsError if the inventory is refused; then no host was touched.
         """
         pinned = ["--data", f"release_ref={commit}"] if commit else []
         return self._on_host(host, [*pinned, self.inventory, "deploy.py"], log, timeout)
@@ -211,7 +211,7 @@ class Pyinfra:
         run = done.report.hosts.get(host, HostRun())
         if done.code is None:
             was_at = f"it was at: {run.operation}" if run.operation else "it was connecting"
-            return Ran("overdue", f"not done after {timeout:g} s and given up; {was_at}")
+            return Ran("overdue", f"not done after {timeout:g} s, stopped; {was_at}")
         if done.code == SettingsError.exit_code:
             raise SettingsError(_refusal(done))
         if done.code == 0 or (run.state == "done" and run.lacking):
@@ -256,7 +256,7 @@ class Pyinfra:
                     _kill(process)
                     process.communicate()
             if self._is_stopped:
-                raise Stopped("ended: the operator has asked for the end")
+                raise Stopped("stopped by the operator")
             return _Done(code, out, err or "", report_file.read(file))
 
     def _start(
@@ -268,7 +268,7 @@ class Pyinfra:
     ) -> "subprocess.Popen[str]":
         with self._lock:
             if self._is_stopped:
-                raise Stopped("not begun: the operator has asked for the end")
+                raise Stopped("not started: stopped by the operator")
             process = subprocess.Popen(
                 [*self.prefix, *PYINFRA, *arguments],
                 cwd=CHECKOUT,
@@ -344,7 +344,7 @@ def _parsed(done: _Done, timeout: float) -> Any:
 
 
 def _refusal(done: _Done) -> str:
-    """Return the mistakes in an inventory, one a line."""
+    """Return the mistakes in an inventory, one per line."""
     return "\n".join(done.report.refused) or _last_line(done)
 
 

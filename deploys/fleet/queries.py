@@ -9,8 +9,8 @@ from deploys.fleet.pyinfra_process import Answers, Late, Pyinfra, Stopped
 from worker.errors import SettingsError, WorkerError
 
 FACTS = ("deploys.fleet_facts.HostStates", "deploys.fleet_facts.NodeReports")
-# One host that hangs, with its driver say, is given up by pyinfra itself long before the others'
-# answers are.
+# pyinfra gives up a host that hangs (for example in its driver) long before the answers of the
+# others would be given up.
 FACT_SECONDS = 50
 ASK_SECONDS = 150.0
 NUM_PARALLEL = 16
@@ -18,7 +18,7 @@ NUM_PARALLEL = 16
 
 @dataclass(slots=True)
 class Looked:
-    """HostState and NodeReports as dicts, by host; `reasons`: why hosts did not give both."""
+    """HostState and NodeReports as dicts, by host; `reasons`: why hosts lack one of them."""
 
     states: dict[str, Any] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
@@ -29,7 +29,7 @@ def look(
     pyinfra: Pyinfra,
     hosts: Sequence[str],
 ) -> Looked:
-    """Ask hosts for their state. Raises SettingsError without an inventory, Stopped at the end."""
+    """Ask hosts for their state. Raises as `ask` does."""
     answers = ask(pyinfra, FACTS, hosts, FACT_SECONDS)
     states, reports = answers.values
     return Looked(states, reports, answers.reasons)

@@ -20,10 +20,9 @@ Fate = Literal[
 ]
 """The state of a host in a rollout.
 
-pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not
-deployed by its deadline. failed: its deploy failed for a reason of its own. lost: deployed, and
-then unreachable or unhealthy for a reason of its own. rolled-back: restored. stuck: could not be
-restored.
+pending: not touched yet. done: deployed, and it trains. unreachable: no connection. overdue: not
+deployed by its deadline. failed: its deploy failed because of the host. lost: deployed, but then
+unreachable or unhealthy because of the host. rolled-back: restored. stuck: can't be restored.
 """
 Result = Literal["running", "done", "incomplete", "rolled-back", "stuck", "interrupted"]
 
@@ -36,7 +35,7 @@ class HostReport:
     """One host of a rollout.
 
     `commit`: the commit that it gets. `before`: its commit before this rollout, None: a bare host.
-    `seconds`: duration of deploy and gate. `digest_before`: its configuration before
+    `seconds`: duration of deploy and gate. `digest_before`: digest of its configuration before it
     (HostState.deployed), None if its last deploy was not completed.
     """
 
@@ -97,7 +96,7 @@ def table(report: Report) -> Table:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("host", "batch", "s", "release", "result", "reason"):
         justify: Literal["left", "right"] = "right" if column in ("batch", "s") else "left"
-        # Long names of hosts give way too: what became of them, and why, is to be readable.
+        # Long names of hosts are shortened too, so that result and reason stay readable.
         gives_way = column in ("host", "reason")
         shown.add_column(
             column,
@@ -123,7 +122,7 @@ def table(report: Report) -> Table:
 
 
 def page(report: Report) -> str:
-    """Return the rollout as one HTML file: its result, and what became of each host."""
+    """Return the rollout as one HTML file: its result, and the result of each host."""
     about = [
         ("result", report.result),
         ("reason", report.reason or "-"),

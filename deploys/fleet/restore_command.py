@@ -26,7 +26,7 @@ RESTORE_SECONDS = 3600
 
 
 def restore(options: argparse.Namespace) -> None:
-    """Restore a host's identities and ledgers from a backup, or move them to another host."""
+    """Restore a host's identities and ledgers from a backup, to the same or another host."""
     pyinfra = commands.pyinfra_of(options)
     known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     target, source = options.to, options.source or options.to
@@ -77,7 +77,7 @@ def _seal_part(
 
 
 def _keys_only(part: Path, key: PrivateKey) -> bytes:
-    """Return a tar with only the slots' keys, by which the target decides whether it takes them."""
+    """Return a tar with only the slots' keys, with which the target can check for conflicts."""
     found = io.BytesIO()
     with (
         part.open("rb") as stream,
@@ -134,7 +134,7 @@ def _retire(
     source: str,
     known: Sequence[str],
 ) -> bool:
-    """Make the old host give up its identities, so that no two hosts have them.
+    """Stop the old host's workers and set their keys aside, so that no two hosts have them.
 
     Returns False if the host cannot be reached or is not in the inventory.
     """
@@ -171,7 +171,7 @@ def _undo(pyinfra: Pyinfra, source: str) -> str:
 
 
 def take_back(options: argparse.Namespace) -> None:
-    """Give hosts back the keys that a move has set aside, unless another host has them now."""
+    """Put keys that a move has set aside back on their hosts, unless another host has them now."""
     pyinfra = commands.pyinfra_of(options)
     everybody = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     names = commands.chosen(pyinfra, options.limit)

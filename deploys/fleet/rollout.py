@@ -18,11 +18,11 @@ from deploys.fleet.report import Fate, Report
 
 LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
-# A host that boots again is back by then, mostly; one that is not can be resumed.
+# A host that reboots is usually back by then; with one that is not, --resume can continue.
 GONE_SECONDS = 180.0
-# At most this many pyinfras at the same time: each takes about 80 MB.
+# Largest number of concurrent pyinfra processes: each takes about 80 MB.
 NUM_PARALLEL = 16
-# Deploys of the canary that may fail one after the other, before it is the release that is doubted.
+# After this many failed canaries in a row the release is considered the cause.
 NUM_CANARIES = 3
 
 _FATES: Mapping[str, Fate] = {
@@ -54,21 +54,21 @@ class Fleet(Protocol):
         self,
         hosts: Sequence[str],
     ) -> dict[str, Seen]:
-        """Return the hosts' reports, without hosts that cannot be reached."""
+        """Return the reports of the hosts that can be reached."""
 
     def go_back(self, host: str, reason: str) -> Ran:
         """Restore one host's state before its last deploy, and note the reason there."""
 
     def stop(self) -> None:
-        """End running operations, since nobody waits for them any more."""
+        """End running operations after an interruption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Limits of a rollout.
 
-    The gate waits at most `gate_seconds` until each worker of a batch shows what is `wanted`, and
-    at most `gone_seconds` for a host that does not answer. It reports what it waits for when that
+    The gate waits at most `gate_seconds` until each worker of a batch meets `wanted`, and at most
+    `gone_seconds` for a host that does not answer. It reports the reason for waiting when that
     changes, and every `say_every_seconds`.
     """
 
@@ -95,9 +95,9 @@ class Rollout:
         self.report = so_far
         self._fleet, self._rules, self._coordinators = fleet, rules, coordinators
         self._save, self._say = save, say
-        # What each host was before this rollout touched it.
+        # The state of each host before this rollout touched it.
         self._before: dict[str, Seen] = {}
-        # What the gate said last that it waits for, and when, by host.
+        # By host, the gate's last printed reason for waiting, and the time.
         self._waits: dict[str, tuple[str, float]] = {}
         batches = [host.batch or 0 for host in so_far.hosts.values()]
         self._num_batches = max(batches, default=0)
@@ -148,7 +148,7 @@ class Rollout:
         pending = self.report.those("pending")
         self._before = self._fleet.look(pending)
         if missing := [name for name in pending if name not in self._before]:
-            # One that froze in the middle of its answer may have taken the others' with it.
+            # A host that froze in the middle of its answer may have spoilt the others' answers.
             self._before |= self._fleet.look(missing)
         for name in pending:
             host = self.report.hosts[name]
@@ -181,7 +181,8 @@ class Rollout:
         """Wait until the batch makes progress; return why the release is refused, None: it is not.
 
         Hosts whose deploy failed half-way are watched too: if the new release runs there and ends,
-        the release is at fault. If the old release keeps running, the host is, and keeps its fate.
+        the release is at fault. If the old release keeps running, the host is at fault, and its
+        fate does not change.
         """
         began = time.monotonic()
         waiting = self._hosts_to_watch(batch)
@@ -245,7 +246,7 @@ class Rollout:
         if reason != last or waited - at >= self._rules.say_every_seconds:
             self._waits[name] = reason, waited
             limit = self._rules.gate_seconds
-            self._say(f"  {name}: the gate waits ({waited:.0f} of at most {limit:.0f} s): {reason}")
+            self._say(f"  {name}: waiting ({waited:.0f} of at most {limit:.0f} s): {reason}")
 
     def _settle(
         self,
@@ -347,5 +348,5 @@ def _why_not_back(host: report.HostReport, now: Seen) -> str:
     if previous is None:
         return "no earlier deploy is kept on it; stop it, or deploy a release that works"
     if host.digest_before is not None and previous != host.before:
-        return "somebody else has deployed it since; deploy a release that works"
+        return "another run has deployed it since; deploy a release that works"
     return ""

@@ -26,7 +26,7 @@ from worker.runtime.cells import say
 from worker.runtime.files import write_whole
 from worker.runtime.host import lock_folder
 
-# The commits of all hosts are looked up meanwhile, of each repository for up to a minute.
+# In this time the commits of all hosts are looked up, for up to a minute per repository.
 ASK_SECONDS = 300.0
 GO_BACK_SECONDS = 600.0
 
@@ -119,7 +119,7 @@ def _roll_out(options: argparse.Namespace, pyinfra: Pyinfra) -> None:
     rules = Rules(Size.parse(options.batch), wanted, options.gate_seconds)
     folder = options.output or Path("rollouts") / Path(options.inventory).stem
     file = folder / "report.json"
-    # All that can be refused is refused before anything is left in the folder.
+    # Everything is checked before anything is written to the folder.
     hosts = pyinfra.hosts(timeout=ASK_SECONDS, is_to_be_deployed=True)
     so_far = (
         _resumed(file, pyinfra.inventory, hosts)
@@ -130,11 +130,11 @@ def _roll_out(options: argparse.Namespace, pyinfra: Pyinfra) -> None:
         wireguard_guard.require_settled(pyinfra, hosts)
     _make_folder(folder)
     with lock_folder(folder, "--output") as lock:
-        # Killed outright, this leaves its pyinfras at work; until they have ended nobody else can
-        # begin.
+        # If this process is killed, its pyinfra processes continue and hold the lock until they
+        # end, so no other rollout can begin before.
         pyinfra.held = (lock.fileno(),)
         if options.resume:
-            # Who held the lock until now may have come further.
+            # The process that held the lock until now may have made progress.
             so_far = _resumed(file, pyinfra.inventory, hosts)
         fleet = PyinfraFleet(pyinfra, folder, options.deadline)
         coordinators = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
@@ -190,7 +190,7 @@ def _resumed(
 ) -> Report:
     """Return the earlier rollout, with unsuccessful hosts pending again; others stay untouched."""
     so_far = report.read(file)
-    # Earlier releases noted it as they were given it: in the checkout, that is.
+    # Earlier releases stored the path as it was given, relative to the checkout.
     if CHECKOUT / so_far.inventory != Path(inventory):
         raise SettingsError(
             f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output"
@@ -246,7 +246,7 @@ def _show(so_far: Report) -> None:
 def _say_how_to_go_on(so_far: Report, file: Path) -> None:
     """Print how to continue after an interruption."""
     _show(so_far)
-    what = "goes on going back" if so_far.reason else "goes on with the hosts that are left"
+    what = "continues the rollback" if so_far.reason else "continues with the remaining hosts"
     print(
         f"`hivewright rollout --resume {so_far.inventory}` {what}; report: {file}",
         file=sys.stderr,
@@ -257,7 +257,7 @@ def _say_how_to_go_on(so_far: Report, file: Path) -> None:
 def _conclude(done: Report, file: Path) -> None:
     _show(done)
     if done.result in ("rolled-back", "stuck"):
-        back = "all that it touched is as it was"
+        back = "all hosts that it touched were restored"
         if done.result == "stuck":
             back = (
                 f"some hosts could not go back; `hivewright rollout --resume {done.inventory}`"

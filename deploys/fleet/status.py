@@ -28,20 +28,19 @@ from worker.runtime.cells import add_row, cell, say
 Row = Mapping[str, str | Text]
 
 ASK_SECONDS = 120.0
-# A worker without a report for this long needs attention, whatever its last report was.
+# A worker without a report for this many seconds needs attention.
 SILENT_SECONDS = 300.0
 # Less free space than this, in 10^6 bytes, needs attention too: a checkpoint is that large.
 LOW_DISK_MB = 2000
 # A keeper may take this much longer than twice its limit to end a round (as monitoring/alerts.yml).
 SLACK_SECONDS = 60.0
-# A host's clock may differ from ours by this, and by the time that its answer takes.
+# A host's clock may differ from ours by this many seconds plus the time that its answer takes.
 CLOCK_SECONDS = 30.0
-# Stands for the workers of `slots: auto`, whose number only the host knows; at least the first
-# exists.
+# The workers of `slots: auto`, whose number only the host knows; at least the first exists.
 AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
-# Checks of a worker that the notes cover already.
+# Health checks of a worker that the notes below the table cover already.
 _JUDGED_HERE = ("rewards",)
-# Rewards of some minutes may be on their way to the chain; more mean that something blocks them.
+# This many rewards may be on their way to the chain; more mean that something blocks them.
 MAX_OPEN_REWARDS = 10
 COLUMNS = (
     "node",
@@ -225,7 +224,7 @@ def _row(
     last_words = report.get("last_words")
     if error:
         notes.append(str(error))
-    # A service that was stopped on purpose has no last words that matter.
+    # The last words of a service that was stopped on purpose do not matter.
     was_stopped = report["active_state"] == "inactive" and not report.get("exit_status")
     if last_words and last_words != error and not was_stopped:
         notes.append(f"before its last end it said: {last_words}")
@@ -433,7 +432,7 @@ def _gpu_cells(
         if pid in gpu["pids"]:
             used, total = gpu["memory_used"], gpu["memory_total"]
             memory = ""
-            # A GPU that shares the machine's memory (GB10) has no figure of its own.
+            # A GPU that shares the machine's memory (GB10) has no memory figure of its own.
             if used is not None and total is not None:
                 memory = f"{used / 1024:.1f}/{total / 1024:.0f} GiB"
             use = "" if gpu["use"] is None else f": {gpu['use']}%"

@@ -66,8 +66,8 @@ def rotate(options: argparse.Namespace) -> None:
     hubs = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
     if not hubs:
         raise SettingsError(
-            f"{pyinfra.inventory}: no coordinator; the token of another swarm is not ours to"
-            " replace"
+            f"{pyinfra.inventory}: no coordinator; expected one, because only a fleet with its own"
+            " coordinator can replace its token"
         )
     token = operator.rotate_token(folder)
     print(

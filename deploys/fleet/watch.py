@@ -22,7 +22,7 @@ from worker.runtime.cells import add_row, say
 
 BARS = "▁▂▃▄▅▆▇█"
 TREND_ROUNDS = 32
-"""Rounds in a sparkline."""
+"""Number of rounds in a sparkline."""
 
 
 class Trends:

@@ -18,8 +18,8 @@ def require_settled(
 ) -> None:
     """Raise SettingsError if a deploy would change the mesh configuration of any host.
 
-    `hosts`: all hosts, already checked. Public keys that were not known here are recorded. Hosts
-    that do not answer count as unchanged.
+    `hosts`: all hosts, already checked. New public keys are recorded here. Hosts that do not answer
+    count as unchanged.
     """
     data = {host["name"]: host["data"] for host in hosts}
     deployments = {name: _wireguard(own) for name, own in data.items()}

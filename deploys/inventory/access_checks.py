@@ -1,4 +1,4 @@
-"""Checks of connection keys: values at which pyinfra or paramiko would end the run of all hosts.
+"""Check connection keys for values with which pyinfra or paramiko would end the run of all hosts.
 
 Their exceptions do not name the host, so each value is checked before pyinfra connects.
 """
@@ -42,7 +42,7 @@ def located(host: Host, message: str) -> str:
 def wrong_types(host: Host) -> dict[str, str]:
     """Return messages about values of the wrong type, by key, without values of passwords."""
     data = host.data.dict()
-    # pyinfra does not check its own keys, such as _sudo; those of other than plain types are rare.
+    # pyinfra does not check its own keys, such as _sudo; few of them have other than plain types.
     own = {name: kind for name, kind in all_global_arguments() if kind in (bool, str, int)}
     kinds = own | get_type_hints(host.connector_cls.data_cls)
     wrong = {}
@@ -84,6 +84,6 @@ def _wrong_key(file: str, password: str) -> str | None:
         # At a terminal pyinfra asks for the passphrase.
         return None if "is encrypted" in str(error) and sys.stdin.isatty() else str(error)
     except (SSHException, OSError, ValueError, IndexError, AssertionError):
-        # The last two: paramiko's parser, of a key that was cut off or damaged.
+        # The last two come from paramiko's parser, for a truncated or damaged key.
         return f"Invalid private key file: {file}"
     return None

@@ -1,4 +1,4 @@
-"""Addresses of hosts, as an inventory names them, and whether others can reach them."""
+"""Check addresses of hosts in an inventory, and whether other hosts can reach them."""
 
 import contextlib
 import ipaddress

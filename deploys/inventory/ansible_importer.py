@@ -2,8 +2,8 @@
 
 Only Ansible knows all forms of its inventories (plugins, ranges, vault, precedence of variables),
 so its own program reads them. Its output is accepted as well, for operators whose Ansible is on
-another machine. Nothing of the inventory is used that only a playbook can resolve: templates and
-encrypted values are refused by name, and so are passwords.
+another machine. Values that only a playbook can resolve (templates, encrypted values) are refused
+by name, and so are passwords.
 """
 
 import json
@@ -22,7 +22,7 @@ from worker.errors import SettingsError
 PROGRAM = "ansible-inventory"
 READ_SECONDS = 120
 UNRESOLVED = "a template, or encrypted; expected a plain value"
-EXPECTED = f"what `{PROGRAM} --list` prints"
+EXPECTED = f"the output of `{PROGRAM} --list`"
 # Ansible's variable -> pyinfra's key.
 ACCESS = {
     "ansible_host": "ssh_hostname",
@@ -203,6 +203,6 @@ def _unreadable(variables: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: {UNRESOLVED}"
         if "password" in key or key.endswith("_pass"):
             yield (
-                f"{key}: a password has no place in an inventory; expected ssh keys, and sudo"
+                f"{key}: a password must not be in an inventory; expected ssh keys, and sudo"
                 " without a password, or with one in a local file that _sudo_password_file names"
             )

@@ -17,8 +17,7 @@ from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
 from worker import settings
 from worker.settings import Settings
 
-# A worker asks the chain through the account service, which costs a request over the network, and
-# rounds last minutes.
+# A worker reads the chain through the account service, over the network, and rounds last minutes.
 WORKER_POLL_SECONDS = 3.0
 # Keys of a slot that are not settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
@@ -140,7 +139,7 @@ def service_settings(
         flat.pop("chain_account_url", None)
         flat |= {key: str(path) for key, path in service.files.items()}
         if metrics_port := flat.get("metrics_port"):
-            # The ports from the setting on are those of slots.
+            # The ports from metrics_port up are those of slots.
             flat["metrics_port"] = metrics_port - 1 - list(COORDINATOR_ROLES).index(role)
         services[role] = settings.from_flat(flat | extra.get(role, {}), entry.name)
     return services
@@ -183,7 +182,7 @@ def _page_urls(
 
 
 def _own_url(entry: HostEntry, section: str) -> str | None:
-    """Return the URL at which the service itself listens; None: only its own host reaches it."""
+    """Return the URL at which the service itself listens; None: only its host can reach it."""
     host = entry.data.get(f"{section}_host")
     if host is None or not is_reachable(host):
         return None

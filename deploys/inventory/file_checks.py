@@ -1,6 +1,6 @@
-"""Checks of an inventory file for what pyinfra would ignore or fail at.
+"""Check an inventory file for mistakes that pyinfra would ignore or fail at.
 
-Independent of pyinfra, whose command line changes the process that imports it.
+It does not import pyinfra, whose command line changes the process that imports it.
 """
 
 import difflib
@@ -17,8 +17,7 @@ GROUPS = ("coordinators", "workers")
 # Name and own data of each host, by group.
 Groups = Mapping[str, Sequence[tuple[str, dict[str, Any]]]]
 EXPECTED = "expected an inventory file, a copy of inventory/example.py"
-# The beginning of a line about the inventory that stops nothing, and of one about a mistake that
-# would stop a deploy.
+# Prefixes of lines about the inventory: of a warning, and of a mistake that would stop a deploy.
 WARNING = "warning: "
 WOULD_REFUSE = f"{WARNING}a deploy would refuse "
 
@@ -26,7 +25,7 @@ WOULD_REFUSE = f"{WARNING}a deploy would refuse "
 def whole_path(name: str) -> str:
     """Return the absolute path of an inventory file. Raises SettingsError if it does not exist.
 
-    pyinfra would take the name of a missing file for that of a host.
+    pyinfra would treat the name of a missing file as the name of a host.
     """
     file = Path(name)
     if file.is_file():
@@ -133,7 +132,7 @@ def _contradictions(groups: Groups) -> Iterator[str]:
         for host, data in hosts:
             for key, value in data.items():
                 first, known = seen.setdefault((host, key), (group, value))
-                # By their text too, since nan, which is refused elsewhere, does not equal itself.
+                # Compared as text too, because nan (refused elsewhere) does not equal itself.
                 if known != value and repr(known) != repr(value):
                     # Without the values: they may be passwords.
                     yield f"{group}: {host} has another {key} than in {first}; expected it once"

@@ -1,4 +1,4 @@
-"""A host as the inventory has it, and the plans that are made of it."""
+"""A host's entry in the inventory, and the plans that are made from it."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ MAX_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host as the inventory has it; `foreign_keys` are keys in its data that pyinfra reads."""
+    """A host's entry in the inventory; `foreign_keys`: keys in its data that pyinfra reads."""
 
     name: str
     groups: Collection[str]
@@ -81,7 +81,7 @@ class HostPlan:
 
     @property
     def needs_anvil(self) -> bool:
-        """True if the deploy installs the chain's program: the inventory names no other."""
+        """True if the deploy installs the chain's program, because the inventory names no other."""
         return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
 
     @property
@@ -99,8 +99,8 @@ class HostPlan:
 class Target:
     """The endpoint of one process for Prometheus.
 
-    `address`: HOST:PORT for others; None: it listens on loopback, so only a Prometheus on its own
-    host can scrape it. `slot`: of a worker, None for another service.
+    `address`: HOST:PORT for other hosts; None: it listens on loopback, so only a Prometheus on its
+    own host can scrape it. `slot`: number of a worker's slot, None for another service.
     """
 
     host: str
@@ -131,7 +131,7 @@ class Planned:
 
 
 def nth_name(name: str, number: int) -> str:
-    """Append the number from the second slot on, so that a later slot does not rename the first."""
+    """Append the number, except for slot 0, so that adding slots does not rename the first."""
     return f"{name}-{number}" if number else name
 
 

@@ -1,7 +1,7 @@
 """`hivewright inventory tailscale|csv|ansible FILE`: make an inventory from an existing list.
 
-The output is Python to read, change and keep, in the form of inventory/example.py. All mistakes in
-the list are reported at once, and then nothing is printed.
+The output is Python in the form of inventory/example.py, to be read, changed and kept. All mistakes
+in the list are reported together, and then no inventory is printed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from deploys.inventory.schema import Deployment
 from worker import settings
 from worker.errors import SettingsError
 
-# pyinfra's own keys of host data that a list may have: how to get to the host.
+# pyinfra's own keys of host data that a list may have: how to connect to the host.
 ACCESS = {
     "ssh_hostname": str,
     "ssh_port": int,
@@ -37,8 +37,7 @@ ACCESS = {
     "_sudo_password_file": str,
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A list does not say which swarm it is that its workers join; that they have to join one is not a
-# mistake of the list.
+# A list does not name the swarm that its workers join, so its absence is not a mistake of the list.
 _SOME_BOOTNODE = "/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 HEADER = (
     '"""Made by `hivewright inventory {form} {file}`; inventory/example.py explains every key."""\n'
@@ -47,7 +46,7 @@ HEADER = (
 
 @dataclass
 class Listed:
-    """A host of the list; `source` is its place there, for messages."""
+    """A host of the list; `source` is its place in the list, for messages."""
 
     name: str
     group: str
@@ -100,7 +99,7 @@ def _check(listed: Sequence[Listed]) -> None:
                 " underscores"
             )
         lines += _wrong_access(one)
-    # A message about a host is found by its name, which a refused one would make ambiguous.
+    # Messages are assigned to hosts by name, which an invalid name would make ambiguous.
     usable = [one for one in first.values() if _NAME.fullmatch(one.name)]
     has_coordinator = any(one.group == COORDINATORS for one in usable)
     joins = {} if has_coordinator else {"swarm_bootnodes": [_SOME_BOOTNODE]}
@@ -155,9 +154,9 @@ def read_tailscale(
 ) -> list[Listed]:
     """Return the Linux machines of `tailscale status --json`, by their names in the tailnet.
 
-    If any machine has a tag that begins with tag:hivewright, only tagged machines are returned;
-    tag:hivewright-coordinator makes a coordinator. Otherwise the machine on which the list was made
-    is left out, since it is the operator's own.
+    If any machine has a tag that begins with tag:hivewright, only machines with such a tag are
+    returned; tag:hivewright-coordinator makes a coordinator. Otherwise the machine on which the
+    list was made is left out, because it is the operator's own.
     """
     try:
         status = json.loads(text)
@@ -168,8 +167,8 @@ def read_tailscale(
         found = tagged or [node for node in machines if node is not own]
         if own in machines and own not in found:
             print(
-                f"{file}: {_name(own)}: left out: the list was made there; tag:hivewright would"
-                " take it in",
+                f"{file}: {_name(own)}: left out: the list was made there; the tag"
+                " tag:hivewright would include it",
                 file=sys.stderr,
             )
         return [_from_node(node, file) for node in found]
@@ -215,7 +214,7 @@ def read_csv(
 ) -> list[Listed]:
     """Parse a table with columns `name`, `group` (default: workers) and keys of an inventory.
 
-    A cell is parsed as JSON if possible and taken as text otherwise; empty cells are left out.
+    A cell is parsed as JSON if possible, otherwise it is text; empty cells are left out.
     """
     rows = _csv_rows(text, file)
     header = [cell.strip() for cell in rows[0]] if rows else []
@@ -299,7 +298,7 @@ def read_ansible(
 
 
 def _is_meant_for_us(key: str) -> bool:
-    """Return whether a variable is a known key, or a misspelt one; others are the owner's own."""
+    """Return whether a variable is one of our keys, possibly misspelt; others are ignored."""
     known = [*Deployment.model_fields, *settings.flat_keys(), *ACCESS]
     return (
         key in known
@@ -326,9 +325,11 @@ class Form:
 
 
 FORMS = {
-    "tailscale": Form(read_tailscale, "what `tailscale status --json` prints, with Linux machines"),
+    "tailscale": Form(
+        read_tailscale, "the output of `tailscale status --json`, with Linux machines"
+    ),
     "csv": Form(read_csv, "a CSV table with a first line such as name,group,ssh_hostname,slots"),
     "ansible": Form(
-        read_ansible, "an Ansible inventory, or what `ansible-inventory --list` prints"
+        read_ansible, "an Ansible inventory, or the output of `ansible-inventory --list`"
     ),
 }

@@ -1,4 +1,4 @@
-"""Keys of workers that move: files on the operator's side named as `identity` of slots."""
+"""Check keys of workers that move: files on the operator's side, named as `identity` of slots."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Load and check the inventory before pyinfra connects to any host.
 
-pyinfra runs deploy.py only after it has connected, takes the name of a missing file for an
-inventory without hosts, and offers no hook before connecting. But it runs config.py first, so the
-inventory is loaded here too, just as pyinfra loads it a moment later.
+pyinfra runs deploy.py only after it has connected, treats the name of a missing file as an
+inventory without hosts, and has no hook before connecting. But it runs config.py first, so the
+inventory is loaded here too, in the same way as pyinfra loads it a moment later.
 """
 
 import io
@@ -163,6 +163,6 @@ def _mind_questions(
             "no terminal to confirm the changes at; put -y before the inventory, or --dry to see"
             " them"
         )
-    # Whether to go on without the hosts that have failed. Nothing is done to the others, so that is
-    # a yes.
+    # pyinfra asks whether to continue without the failed hosts. They stay unchanged, so the answer
+    # is yes.
     sys.stdin = io.StringIO("\n" * 2 * num_hosts)

@@ -30,8 +30,8 @@ from deploys.pyinfra_ext import fact_cache, run_report, sudo
 from worker.errors import SettingsError
 from worker.runtime.files import write_whole
 
-# Time to look up commits if the inventory has other mistakes, which should not wait for a
-# repository that cannot be reached.
+# Time limit for looking up commits if the inventory has other mistakes, whose report should not
+# wait for an unreachable repository.
 HURRIED_SECONDS = 5
 UNLIKE_OURS = (
     "{names}: another enrolment token than this side ({file}); fetch theirs: `hivewright fleet"
@@ -49,7 +49,7 @@ _AS_JSON = TypeAdapter(Planned)
 
 _planned: dict[str, Planned] = {}
 _coordinators: list[str] = []
-# A token that this run has made, by the folder of secrets, until it is written there.
+# A token that this run has made, by its folder of secrets, until it is written there.
 _token_to_keep: dict[Path, str] = {}
 
 # Endpoints for Prometheus of this run's hosts.
@@ -184,7 +184,7 @@ def current() -> Planned:
 
 
 def _count_targets() -> None:
-    """Note the endpoints of this run's hosts, whose facts tell the number of their auto slots."""
+    """Add the endpoints of this run's hosts; their facts show the number of their auto slots."""
     _targets.update(state.fact_pool.map(_targets_of, list(inventory.get_active_hosts())))
 
 
@@ -196,9 +196,9 @@ def _targets_of(of: Host) -> tuple[str, tuple[Target, ...]]:
 
 
 def review(all_hosts: Iterable[Host]) -> list[str]:
-    """Return what a deploy would refuse of the hosts' data, for commands that work without one.
+    """Return the mistakes in the hosts' data that only a deploy refuses, for other commands.
 
-    Raises SettingsError if pyinfra itself would end there, for all hosts.
+    Raises SettingsError for mistakes with which pyinfra itself would end its run of all hosts.
     """
     all_hosts = list(all_hosts)
     fatal: list[str] = []
@@ -290,8 +290,8 @@ def _identities(target: Host) -> tuple[str, dict[int, str]]:
 
 
 def _entry(target: Host) -> HostEntry:
-    # ssh_user and the like may be in `all` for the sake of other hosts, so every host may have
-    # them, also @local.
+    # ssh_user and the like may be in `all` because of other hosts, so every host may have them,
+    # even @local.
     own = {sudo.PASSWORD_FILE, *target.connector_cls.data_meta, *SSHConnector.data_meta}
     own.update(name for name, _ in all_global_arguments())
     return HostEntry(target.name, tuple(target.groups), target.data.dict(), frozenset(own))

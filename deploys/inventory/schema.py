@@ -12,7 +12,7 @@ from worker import settings
 Text = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
-# Beyond these systemd, or a machine, can make nothing of them.
+# Limits beyond which systemd, or a machine, can't use the values.
 SlotMemory = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
 SlotCpus = Annotated[float, Field(ge=0.01, le=1e4, allow_inf_nan=False)]
 MAX_SECONDS = 30 * 24 * 3600
@@ -21,10 +21,9 @@ MAX_SLOTS = 256
 # Larger numbers have no use in an inventory, and Python prints none of more than 4300 digits.
 _MAX_BITS = 1024
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
-# Type of an error whose message has the value that was got.
+# Type of an error whose message contains the value already.
 WHOLE_MESSAGE = "whole_message"
-# What an inventory says of each slot of a host: the keys in which it differs. "auto": one slot for
-# each GPU.
+# The keys in which each slot of a host differs from it. "auto": one slot for each GPU.
 Slots = Literal["auto"] | tuple[Mapping[str, Any], ...]
 # `torch_index`: as pip on the host is configured.
 PIP = "pip"
@@ -119,11 +118,11 @@ class Deployment(BaseModel):
     secrets_dir: Text = "secrets"
     """Folder on the operator's side, relative to the checkout, for secrets of the fleet."""
     break_lock: bool = False
-    """Take the lock of a host even if somebody has it; for one run: `--data break_lock=true`."""
+    """Take a host's lock even if another run has it. For one run: `--data break_lock=true`."""
     watchdog_seconds: int = Field(default=900, gt=0, le=MAX_SECONDS)
     """A worker without progress for this long is restarted. Must exceed its slowest step."""
     wireguard: bool = False
-    """Connect the host to all others that set this, by WireGuard. False: it leaves them."""
+    """Connect the host to all others that set this, by WireGuard. False: remove it from them."""
     wireguard_subnet: str = "10.86.0.0/16"
     """Network of the mesh's own addresses; the same on all hosts."""
     wireguard_address: str | None = None

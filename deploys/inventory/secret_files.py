@@ -8,8 +8,7 @@ from typing import Any
 from worker.errors import SettingsError
 from worker.runtime.files import LINE, WORD, read_secret
 
-# Keys whose URLs are on command lines of hosts -> what to do instead of writing a password into
-# one.
+# Keys whose URLs appear on command lines of hosts -> what to do instead of a password in them.
 IN_URLS = {
     "release_repository": (
         "take it out, give it to git's credential helper here, and set release_source to wheelhouse"
@@ -25,19 +24,19 @@ IN_URLS = {
     ),
 }
 SHOWN = "has a name or password in its URL, which every user of a host could see"
-# Keys that name a file with a token on this side -> what it must be.
+# Keys that name a file with a token on this side -> the expected file.
 TOKENS = {
     "hub_token_file": "a file on this side with one word, a Hugging Face token that may write",
     "model_token_file": (
         "a file on this side with one word, a Hugging Face token that may read the model"
     ),
 }
-# Secrets of a slot, each given to its worker as the credential named here.
+# Secrets of a slot, each passed to its worker as the credential named here.
 SLOT_SECRETS = {"hub_token_file": "hub.token", "tracking_wandb_key_file": "wandb.key"}
 TOKENS |= {
     "tracking_wandb_key_file": "a file on this side with one word, an API key of Weights & Biases"
 }
-# The same for secrets of the account service, each given to it as the credential named here.
+# The same for secrets of the account service, each passed to it as the credential named here.
 ACCOUNT_SECRETS = {
     "account_passphrase_file": "account.passphrase",
     "account_smtp_password_file": "smtp.password",
@@ -52,7 +51,7 @@ TOKENS |= {
     "account_oidc_client_secret_file": "a file on this side with one word, the client secret",
 }
 _LINES = ("account_passphrase_file", "account_smtp_password_file")
-# What keys and tokens look like, which are put where the name of their file should be.
+# Patterns of keys and tokens that were written where the name of their file should be.
 _KEYS = re.compile(
     r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|[0-9a-f]{40}|wandb_v1_\w{8,}|.*-----BEGIN .*",
     re.DOTALL,

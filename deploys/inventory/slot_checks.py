@@ -31,7 +31,7 @@ NO_TRACKERS_OFFLINE = (
     " release_source to repository"
 )
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
-# The rule of huggingface_hub, which the operator's side does not need otherwise.
+# The rule of huggingface_hub, which is not installed on the operator's side.
 _HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
 
 

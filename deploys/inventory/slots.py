@@ -35,7 +35,7 @@ class SlotOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     gpu: Annotated[Number, PlainValidator(_gpu_number)] | None = None
-    """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned one (MIG).
+    """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned GPU (MIG).
 
     None: the next GPU that no other slot names. Slots that name the same GPU share it.
     """
@@ -43,7 +43,7 @@ class SlotOptions(BaseModel):
     slot_cpus: SlotCpus | None = None
 
 
-# No share in particular.
+# No limits.
 ALL = SlotOptions()
 
 
@@ -219,8 +219,8 @@ def with_families(
     """Return the coordinator's services with all workers' task families in the keeper's settings.
 
     Its audits recreate tasks from recipes that name a family's configuration by digest, so they
-    must know each; levels and weights of workers do not matter to them. Families in the host's own
-    data are included too.
+    must know every configuration; workers' levels and weights do not matter for them. Families in
+    the host's own data are included too.
     """
     if "keeper" not in services or not slots:
         return dict(services)

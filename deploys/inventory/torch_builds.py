@@ -48,7 +48,7 @@ class Build:
         return all(self.runs_on(card, machine) for card in cards)
 
 
-# The builds that PyTorch publishes for this version of torch, the one that is preferred first.
+# The builds that PyTorch publishes for this version of torch, in the order of preference.
 BUILDS = (
     Build(
         "cu130",

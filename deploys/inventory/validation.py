@@ -1,4 +1,4 @@
-"""Validation of an inventory: every mistake of every host at once, before any host is touched.
+"""Validate an inventory: report every mistake of every host before any host is touched.
 
 Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`)
 become settings of the roles on that host; those of `Deployment` determine what is installed;
@@ -190,7 +190,7 @@ def _plan(
         slots, messages = make_slots(
             entry, deployment, account_url, must_find_swarm=not coordinators
         )
-        # Each slot would repeat the mistakes of the host's own settings.
+        # Left out: each slot would repeat the mistakes of the host's own settings.
         repeated = {f"slot {n}: {text}" for n in range(len(deployment.overrides)) for text in wrong}
         mistakes.add(entry.name, *(text for text in messages if text not in repeated))
     if wrong:
@@ -289,7 +289,7 @@ def _unique_values(
 def _other_secrets(entries: Collection[HostEntry]) -> Iterator[tuple[str, str]]:
     """Yield all hosts if their folders of secrets differ: they would have different tokens."""
     default = Deployment.model_fields["secrets_dir"].default
-    # By the data, since a host with other mistakes has no complete deployment.
+    # From the data, because a host with other mistakes has no complete deployment.
     folders = {str(entry.data.get("secrets_dir", default)) for entry in entries}
     if len(folders) > 1:
         listed = ", ".join(map(repr, sorted(folders)))

@@ -25,7 +25,7 @@ from deploys.system import python_of
 from worker.errors import WorkerError
 
 PARTIAL = SHIPPED / ".partial"
-# Bytes that go through one command: about so much is in memory here, twice, for each host.
+# Bytes per command; about twice as many are in memory here for each host.
 CHUNK = 8 * 2**20
 
 
@@ -113,7 +113,9 @@ def wheels(
     platform = host.get_fact(Platform, python=python)
     try:
         if platform is None:
-            raise WorkerError(f"no {python} on the host; which wheels it needs is not known")
+            raise WorkerError(
+                f"no {python} on the host, so its wheels can't be chosen; install it there"
+            )
         machine, version, glibc = platform
         parcels = wheelhouse.pack_wheels(
             repository, commit, Target(machine, version, glibc, torch_index)

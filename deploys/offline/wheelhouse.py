@@ -1,7 +1,8 @@
 """The wheelhouse: everything of a release that hosts without internet need, collected here.
 
-It is kept in FOLDER and named by its content: collecting the same again uses no network, and
-deleting the folder costs only time. pip, npm and git download it, each with its own configuration.
+It is stored in FOLDER under names derived from its content: collecting the same again needs no
+network, and deleting the folder costs only time. pip, npm and git download it, each with its own
+configuration.
 """
 
 import fcntl
@@ -31,12 +32,12 @@ from worker.runtime.files import write_whole
 
 FOLDER = Path(__file__).parents[2] / ".cache/wheelhouse"
 LOCK_FILE, FIRST_FILE = "requirements/worker.lock", "requirements/first.txt"
-# Enough for a cold download of torch over a slow line.
+# Enough for a first download of torch over a slow connection.
 COLLECT_SECONDS = 3600
 GIT_SECONDS = 600
 ANVIL_INPUTS = ("contracts/package-lock.json", "scripts/anvil")
 NEEDED_FILES = (LOCK_FILE, FIRST_FILE, *ANVIL_INPUTS, "contracts/package.json")
-# What of an installed anvil is needed where it runs.
+# Files of an installed anvil that are needed to run it.
 ANVIL_FILES = ("anvil", ".complete", "node_modules/@foundry-rs")
 
 
@@ -220,7 +221,7 @@ def _lock(key: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                # Not a wait in flock itself: it would hold the other hosts of this run too.
+                # Polled, because waiting in flock would block the other hosts of this run too.
                 if time.monotonic() > deadline:
                     raise WorkerError(
                         f"{lock.name}: another run has been collecting for an hour; end it"
@@ -390,6 +391,6 @@ def _run(
         errors = [line for line in lines if re.match(r"(ERROR|error|fatal)\b", line)] or lines
         name = Path(command[0]).name if "pip" not in command else "pip"
         raise WorkerError(
-            f"{name}: {errors[0]}; the operator's machine collects it, so it must be had from here"
+            f"{name}: {errors[0]}; the operator's machine downloads it, so it must be reachable"
         )
     return done.stdout

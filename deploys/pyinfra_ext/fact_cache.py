@@ -1,8 +1,8 @@
 """Cache facts per host: prefetched in one SSH command, invalidated by the first change.
 
-pyinfra asks a host again for every fact of every operation, and each question costs a channel and a
-shell over ssh. A run that changes nothing has some fifty questions; with this cache it asks twice.
-An answer is valid until the first command that is not a question.
+pyinfra queries a host again for every fact of every operation, and each query needs a channel and a
+shell over ssh. A run that changes nothing has about fifty queries; with this cache it needs two.
+A cached answer is valid until the first command that is not a query.
 """
 
 import secrets
@@ -21,11 +21,11 @@ from deploys import locks, progress
 # A fact, and the arguments of its command.
 Question = tuple[type[FactBase[Any]], dict[str, Any]]
 
-# Arguments of a question that make no difference to the answer.
+# Arguments of a query that do not affect its answer.
 _IRRELEVANT = ("_timeout", "print_output", "print_input")
 
 LOCK_SECONDS = 30
-# What is reported of a command that takes its time.
+# Progress message about a slow command.
 AT_IT = "still at it"
 
 _memories: dict[str, "_Memory"] = {}
@@ -35,9 +35,9 @@ def ask_ahead(
     target: Host,
     questions: Iterable[Question],
 ) -> None:
-    """Ask the host for all these facts in one command, and cache its answers from now on.
+    """Query the host for all these facts in one command, and cache its answers from now on.
 
-    A fact without an answer is asked again when it is needed, and may fail then.
+    A fact without an answer is queried again when it is needed, and may fail then.
     """
     if target.name not in _memories:
         _memories[target.name] = _Memory(target)
@@ -50,13 +50,13 @@ def is_changed(target: Host) -> bool:
 
 
 def lock_before_changes(target: Host) -> None:
-    """Lock the host (deploys/locks.py) from the first command that may change it to the end."""
+    """Lock the host (deploys/locks.py) from the first command that may change it until the end."""
     ask_ahead(target, [(locks.HostLock, {})])
     _memories[target.name].lock_before_changes()
 
 
 def forget(target: Host) -> None:
-    """Drop the cached answers of a host, which something else may have changed."""
+    """Drop the cached answers of a host, because it may have changed otherwise."""
     if target.name in _memories:
         _memories[target.name].forget()
 
@@ -108,7 +108,7 @@ class _Memory:
         return done
 
     def _unlock(self) -> None:
-        """Release the lock; on a lost connection it stays, and the next run from here breaks it."""
+        """Release the lock. On a lost connection it stays; the next run from here breaks it."""
         if self.is_locked:
             try:
                 self._run(StringCommand(locks.release()), **self._as_locked, _timeout=LOCK_SECONDS)
@@ -190,13 +190,13 @@ def _answers(
     lines: Iterable[str],
     end: str,
 ) -> Iterable[list[str] | None]:
-    """Yield the output of each command, as far as they came; None for one that failed."""
+    """Yield the output of each complete command; None for one that failed."""
     answer: list[str] = []
     for line in lines:
         if not line.startswith(end):
             answer.append(line)
             continue
-        # The line break before the mark is ours.
+        # The line break before the end mark is part of the mark.
         if answer and not answer[-1]:
             answer.pop()
         yield answer if line == f"{end} 0" else None

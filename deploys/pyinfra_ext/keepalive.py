@@ -1,12 +1,12 @@
-"""Limit how long a host may be silent, so that one that vanishes or freezes delays no other.
+"""Limit how long a host may be silent, so that a host that vanishes or freezes delays no other.
 
-pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the
-start of a command, for its exit code and for a file transfer have no limit, or an hour. And the
-kernel of a machine with frozen programs still acknowledges packets. So the other end's sshd is
-asked regularly; if it does not answer the connection is closed, which ends every wait.
+pyinfra's `_timeout` limits the wait for a command's output, but paramiko's waits for a channel, for
+the start of a command, for its exit code and for a file transfer have no limit, or one of an hour.
+And the kernel of a machine with frozen programs still acknowledges packets. So the host's sshd is
+queried regularly; if it does not answer, the connection is closed, which ends every wait.
 
 paramiko reports a connection that ends as EOFError, which pyinfra does not expect and which would
-end the whole run. It is translated into OSError, which fails that host only.
+end the whole run. It is translated to OSError, which fails only that host.
 """
 
 import errno
@@ -32,12 +32,12 @@ def limit_silence() -> None:
 
 
 def renew(host: Host) -> None:
-    """Reconnect to a host with a new connection. Raises what connecting raises."""
+    """Reconnect to a host with a new connection. Raises the errors of connecting."""
     connector = host.connector
     if connector.client is not None:
         connector.client.close()
     connector.disconnect()
-    # A server that goes away while it authenticates would be waited for as long as a person is.
+    # Otherwise a server that vanishes while it authenticates would be given a person's time limit.
     with gevent.Timeout(RENEW_SECONDS, TimeoutError(f"no connection within {RENEW_SECONDS} s")):
         connector.connect()
 

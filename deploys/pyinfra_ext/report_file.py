@@ -12,8 +12,8 @@ from typing import Literal
 from worker.runtime.files import write_whole
 
 REPORT_VARIABLE = "HIVEWRIGHT_RUN_REPORT"
-# Names a folder with the plans of hosts, which a run that has checked the whole inventory hands to
-# those that follow.
+# Environment variable that names a folder with plans of hosts: a run that has checked the whole
+# inventory writes them for the runs that follow.
 PLANS_VARIABLE = "HIVEWRIGHT_PLANS"
 
 State = Literal["running", "done", "failed", "unreachable"]
@@ -24,8 +24,8 @@ class HostRun:
     """The run on one host.
 
     `operation`: the operation that is running or failed; empty while connecting or reading facts.
-    `output`: the line of the host's output that best explains a failure. `lacking`: what the host
-    is deployed without.
+    `output`: the line of the host's output that best explains a failure. `lacking`: what the
+    deployed host lacks.
     """
 
     state: State = "running"

@@ -1,6 +1,6 @@
 """The results of a run of pyinfra on each host: last lines for people, a JSON file for programs.
 
-People read what failed or was interrupted, and what hosts are deployed without; programs read
+The lines report failures, interruptions, and what deployed hosts lack; programs read the file with
 report_file.py.
 """
 
@@ -28,10 +28,10 @@ from deploys.pyinfra_ext.report_file import HostRun, RunReport
 
 INTERRUPTED = 130
 DISK_FULL = "No space left on device"
-# Of each host this many lines of pyinfra's output are searched for the reason of a failure.
+# Number of lines of pyinfra's output per host that are searched for the reason of a failure.
 NUM_LINES = 100
-# Lines of pyinfra's, and of systemd's about a service that did not start, which has its own lines
-# among them.
+# Uninformative lines: pyinfra's own, and systemd's about a service that did not start (the
+# service's own lines explain that).
 _UNINFORMATIVE = (
     "Error",
     "Connected",
@@ -63,13 +63,13 @@ def stop(reason: str) -> DeployError:
 
 
 def note(line: str) -> None:
-    """Print a line at the end of the run: nothing failed, but a person should know."""
+    """Print a line at the end of the run about something that is not a failure."""
     if line not in _notes:
         _notes.append(line)
 
 
 def problem(host: str, line: str) -> None:
-    """Print a line at the end of the run and exit with 1: the host lacks something wanted."""
+    """Print a line at the end of the run and exit with 1, because the host lacks something."""
     if line not in _lacking[host]:
         _lacking[host].append(line)
 
@@ -160,7 +160,7 @@ def _conclude() -> None:
     for line in _last_lines(state):
         print(line, file=sys.stderr, flush=True)
     if _lacking and not (_interruptions or _report.stopped or (state and state.failed_hosts)):
-        # pyinfra has ended with 0 by now, and knows of no other code for a run without failed
+        # pyinfra would exit with 0, because it has no other code for a run without failed
         # hosts.
         os._exit(1)
 
@@ -214,20 +214,20 @@ def _explanation(host: Host) -> str:
 
 
 def _interrupted(state: State | None) -> str:
-    """Return a description of what an interrupted run has left behind."""
+    """Return a description of the state after an interrupted run."""
     hosts = state.activated_hosts if state is not None else set()
     half_done = sorted(
         (host for host in hosts if fact_cache.is_changed(host)), key=lambda host: host.name
     )
     half_done = [host for host in half_done if state is not None and not _is_done(state, host)]
     if not half_done:
-        return "interrupted: no host was left half done; run it again to go on"
+        return "interrupted: no host was left half done; run it again to continue"
     names = ", ".join(
         f"{host.name} (at: {_at(state, host)})" for host in half_done if state is not None
     )
     return (
-        f"interrupted: half done: {names}; the others are done or as they were; run it again to"
-        " go on"
+        f"interrupted: half done: {names}; the others are done or unchanged; run it again to"
+        " continue"
     )
 
 

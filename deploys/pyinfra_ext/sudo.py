@@ -1,8 +1,8 @@
 """sudo with a password: checked once, when a host is connected to.
 
-pyinfra would notice at its first command and prompt at the terminal for each host at the same time;
-without a terminal its run ends. Here the password comes from a local file (`_sudo_password_file`),
-and sudo's refusal is the reason why the host cannot be used.
+pyinfra would notice only at its first command, and prompt at the terminal for all hosts at the same
+time; without a terminal its run would end. Here the password comes from a local file
+(`_sudo_password_file`), and if sudo refuses, only that host fails, with the reason.
 """
 
 import shlex
@@ -26,7 +26,7 @@ PASSWORD_FILE = "_sudo_password_file"  # noqa: S105 - a key
 PASSWORD = "_sudo_password"  # noqa: S105 - a key of pyinfra's
 EXPECTED = "a file on this side with one line, the password that sudo asks for"
 ASK_SECONDS = 30
-# Without -k a password that somebody gave a minute ago would count; in C's locale sudo's words are
+# Without -k a password that was given a minute ago would count; in the C locale sudo's messages are
 # known.
 _WITHOUT_PASSWORD = "LC_ALL=C sudo -k -n"  # noqa: S105 - a command
 _ASKS = (
@@ -34,8 +34,7 @@ _ASKS = (
     "interactive authentication is required",
     "a terminal is required",
 )
-# Where pyinfra's connectors keep what has been typed, for commands that have no password of their
-# own.
+# Key under which pyinfra's connectors store a typed password, for commands without their own.
 _TYPED = "prompted_sudo_password"
 
 # Hosts that were refused -> why.
@@ -80,7 +79,7 @@ def _without_question(
     arguments: Any,
     execute_command: Any,
 ) -> Any:
-    """Replacement of pyinfra's function, which asks for a password and tries again."""
+    """Replacement for pyinfra's function, which prompts for a password and retries."""
     return execute_command()
 
 

@@ -1,8 +1,8 @@
-"""Show banners of ssh servers, which a server may send before it lets anybody in.
+"""Show banners of ssh servers, which they send before a login.
 
 Tailscale's ssh server in check mode sends a URL in a banner and accepts the method `none`, which
-paramiko never tries, from whoever opens the URL. If the tailnet's policy lets nobody in, only the
-banner says so.
+paramiko never tries, after a person has opened the URL. If the tailnet's policy rejects the login,
+only the banner says so.
 """
 
 import sys
@@ -18,11 +18,11 @@ from paramiko import SSHClient, SSHException, Transport
 from worker.log import printable
 
 ASK_EVERY_SECONDS = 0.2
-# For a server that says nothing while it authenticates; paramiko's own limit.
+# Time limit for a server that is silent while it authenticates; paramiko's own limit.
 SILENT_SECONDS = 30
-# For a person who opens what a banner asks for.
+# Time limit for a person to open the URL of a banner.
 PERSON_SECONDS = 300
-# Of paramiko.
+# Name of paramiko's attribute.
 _AUTHENTICATE = "_auth"
 
 # Name of the host that is connected to.

@@ -1,8 +1,8 @@
 """Tailscale: its signed apt repository, the host's login, and the ports it serves in the tailnet.
 
-A host that is logged in is not changed. Other hosts log in with an auth key or through a person:
-all hosts first ask for their login URLs, the URLs are printed together, once, and the run continues
-with the hosts that get connected.
+A host that is logged in is not changed. Other hosts log in with an auth key or with the help of a
+person: first all hosts request their login URLs, then the URLs are printed together, once, and the
+run continues with the hosts that get connected.
 """
 
 import base64
@@ -35,11 +35,11 @@ KEYRING = Path("/etc/apt/keyrings/tailscale.asc")
 SOURCES = Path("/etc/apt/sources.list.d/tailscale.sources")
 REPOSITORY = "https://pkgs.tailscale.com/stable"
 ASK_EVERY_SECONDS = 2.0
-# Until a key has logged the host in, or a login URL is there.
+# Time limit until a key has logged the host in, or a login URL is there.
 LOGIN_SECONDS = 90
-# For `tailscale up` on a host that was told `down`.
+# Time limit for `tailscale up` on a host after `tailscale down`.
 UP_SECONDS = 30
-# For a daemon that was just started to know its control server.
+# Time limit until a daemon that was just started knows its control server.
 START_SECONDS = 15
 ANSWER_SECONDS = 20
 
@@ -210,8 +210,7 @@ def await_login(seconds: int) -> Iterator[FunctionCommand]:
     yield FunctionCommand(_wait_for_login, (seconds,), {})
 
 
-# Hosts that are to be in a tailnet, and when their URLs were shown: from then on each has its own
-# time.
+# Hosts that should join a tailnet, and when their URLs were shown, which starts their time limit.
 _members: set[str] = set()
 _shown: dict[str, float] = {}
 _lock = threading.Lock()
@@ -303,8 +302,8 @@ def switch_ssh(wanted: bool | None) -> Iterator[FunctionCommand | str]:
     elif isinstance(host.connector, SSHConnector):
         yield FunctionCommand(ssh_switch.switch, (wanted,), {})
     else:
-        # Without a connection of this run's that could end. If there is one of a person's,
-        # Tailscale itself refuses.
+        # No connection of this run would end. If a person's connection would, Tailscale itself
+        # refuses.
         yield f"tailscale set --ssh={str(wanted).lower()}"
 
 
@@ -319,9 +318,9 @@ def _refuse_ssh(state: State, host: Host) -> bool:
 
 @operation()
 def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
-    """Serve these ports in the tailnet, and stop serving others that an earlier deploy served.
+    """Serve these ports in the tailnet; stop serving other ports that an earlier deploy served.
 
-    Ports that others serve are not changed. A port that cannot be served does not stop the deploy.
+    Foreign ports are not changed. A port that cannot be served does not stop the deploy.
     """
     found = host.get_fact(TailnetOfHost)
     plan = serve_ports.plan(deployment, found)

@@ -12,7 +12,7 @@ from deploys.paths import ROOT
 from deploys.pyinfra_ext import fact_cache, run_report
 from deploys.tailscale.tailnet import Endpoint, Tailnet, written
 
-# Ports that a deploy has shown, one a line: only these does it ever stop showing.
+# Ports that a deploy has served, one per line: only these does a deploy ever stop serving.
 SERVED = ROOT / "tailscale-serve"
 SERVE_SECONDS = 60
 NO_HTTPS = (
@@ -55,7 +55,7 @@ def plan(deployment: Deployment, found: Tailnet) -> Plan:
         for at, target in found.ours.items()
         if at not in wanted and found.serves.get(at) == target
     }
-    # A port that changes from HTTP to HTTPS is free by then.
+    # A port that changes from HTTP to HTTPS has been freed before.
     freed = {port for _, port in off}
     on = {at: target for at, target in wanted.items() if found.serves.get(at) != target}
     reasons = {at: _why_not(at, found, freed) for at in on}
@@ -144,7 +144,7 @@ def _refused(host: Host, command: str) -> str:
     return "" if is_done else said or f"`{command}` failed and said nothing"
 
 
-# Said by hosts that are to have nothing of hivewright's any more.
+# Shell commands for an uninstall: stop serving all our ports.
 STOP_SERVING = (
     f"[ ! -e {SERVED} ] || while read -r port target; do"
     " case $port in http:*) at=--http=${port#http:};; *) at=--https=$port;; esac;"

@@ -20,12 +20,12 @@ from deploys.pyinfra_ext import fact_cache, keepalive
 from worker.log import printable
 
 CONFIRM_SECONDS = 30
-# From the command to the switch: the answer to the command still comes over the connection that the
+# Delay before the switch, so that the answer to the command arrives over the connection that the
 # switch ends.
 DELAY_SECONDS = 2
-# After the host has taken the switch back, for it to be reached again.
+# Time limit until the host can be reached again after it has reverted the switch.
 RETURN_SECONDS = 30
-# Of a switch that does not work out, with attempts to connect that take their time.
+# Time limit of a switch that fails, including slow attempts to connect.
 LONGEST_SECONDS = 180
 UNIT = "hivewright-tailscale-ssh"
 FOLDER = f"/run/{UNIT}"
@@ -65,8 +65,7 @@ def confirm_script(is_on: bool) -> str:
     )
 
 
-# Prints what became of the switch: `switched`, `waits`, or what the switch itself has said against
-# it.
+# Prints the state of the switch: `switched`, `waits`, or its error message.
 _LOOK = (
     f"if [ -e {FOLDER}/switched ]; then echo switched;"
     f" elif systemctl is-active --quiet {UNIT}; then echo waits; else cat {FOLDER}/said; fi"
@@ -89,7 +88,7 @@ def switch(
             keepalive.renew(host)
             said = _answer(host, _LOOK)
             if said == "switched":
-                # That connection may be from before the switch; this one is not.
+                # That connection may be older than the switch; this one is new.
                 keepalive.renew(host)
                 if _told(host, confirm_script(is_on)):
                     return True

@@ -1,4 +1,4 @@
-"""Output and arguments of Tailscale's own programs. Independent of pyinfra.
+"""Parse the output of Tailscale's programs, and make their arguments, without pyinfra.
 
 The forms are those of `tailscale status --json`, `tailscale debug prefs` and `tailscale serve
 status --json`.
@@ -18,12 +18,11 @@ from worker.errors import SettingsError
 from worker.runtime.files import read_secret
 
 RUNNING, NEEDS_APPROVAL = "Running", "NeedsMachineAuth"
-# `tailscale down`: the login is there. And: it starts, or it has a key and its control server does
-# not answer.
+# States with a login: stopped by `tailscale down`; and starting, or without an answer of the
+# control server.
 STOPPED, NO_STATE = "Stopped", "NoState"
 AUTH_KEY, CLIENT_SECRET = "tskey-auth-", "tskey-client-"
-# A key that an OAuth client makes is for an ephemeral node that waits for approval, unless it is
-# told otherwise.
+# By default a key that an OAuth client makes is for an ephemeral node that waits for approval.
 CLIENT_OPTIONS = "?ephemeral=false&preauthorized=true"
 EXPECTED_KEY = (
     f"a file with an auth key ({AUTH_KEY}...) or the secret of an OAuth client ({CLIENT_SECRET}...)"
@@ -35,7 +34,7 @@ OWN_SERVERS = (OWN_SERVER, "https://login.tailscale.com")
 ADMIN_URL = "https://login.tailscale.com/admin/machines"
 SSH_CAPABILITY = "https://tailscale.com/cap/ssh"
 EVERYWHERE = ("0.0.0.0/0", "::/0")
-# What a host shows in the tailnet is found at a scheme and a port: ("https", 443).
+# Scheme and port at which a host serves something in the tailnet, such as ("https", 443).
 Endpoint = tuple[str, int]
 
 
@@ -107,7 +106,7 @@ class Tailnet:
                 " there to move it"
             )
         wanted = frozenset(deployment.tailscale_tags)
-        # Without any in the inventory, those that a key or an admin gave are as meant.
+        # Without tags in the inventory, any tags given by a key or an admin are accepted.
         if self.tags != wanted and (wanted or self.preferences.get("AdvertiseTags")):
             command = relogin_command(self, sorted(wanted))
             yield (
@@ -235,7 +234,7 @@ def auth_key(deployment: Deployment) -> str | None:
     if secret_files.is_secret(name):
         raise SettingsError(f"{secret_files.ITSELF}; expected {EXPECTED_KEY}")
     key = read_secret(Path(name), EXPECTED_KEY)
-    # A control server of one's own has keys of its own form.
+    # A private control server has keys in its own form.
     if deployment.tailscale_login_server is None and not key.startswith((AUTH_KEY, CLIENT_SECRET)):
         raise SettingsError(f"{name}: what is in it begins in another way; expected {EXPECTED_KEY}")
     return key + CLIENT_OPTIONS if key.startswith(CLIENT_SECRET) and "?" not in key else key

@@ -384,7 +384,7 @@ def test_interrupted_run_ends_with_130_and_names_hosts_that_are_half_done(
     last = said.splitlines()[-1]
     assert last.startswith("interrupted: half done: "), said
     assert "@fake/hub (at: Release | Build the virtual environment of its lock file)" in last
-    assert last.endswith("; run it again to go on")
+    assert last.endswith("; run it again to continue")
 
 
 def test_slot_that_leaves_its_model_to_the_machine_from_now_on_enrols_again(

@@ -380,7 +380,10 @@ def test_nothing_is_rotated_without_a_coordinator_or_a_token(
     monkeypatch.delitem(HOSTS, "hub")
     fleet.data.pop("hub")
     said = failure(tokens.rotate, options())
-    assert said == "fleet.py: no coordinator; the token of another swarm is not ours to replace"
+    assert said == (
+        "fleet.py: no coordinator; expected one, because only a fleet with its own coordinator can"
+        " replace its token"
+    )
     assert fleet.ran == []
 
 

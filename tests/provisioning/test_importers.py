@@ -261,7 +261,7 @@ def listing(**variables: Any) -> str:
             [
                 ("LIST: gpu: ansible_host: a template, or encrypted; expected a plain value"),
                 (
-                    "LIST: gpu: ansible_ssh_pass: a password has no place in an inventory; expected"
+                    "LIST: gpu: ansible_ssh_pass: a password must not be in an inventory; expected"
                     " ssh keys, and sudo without a password, or with one in a local file that"
                     " _sudo_password_file names"
                 ),
@@ -287,15 +287,15 @@ def listing(**variables: Any) -> str:
         (
             '{"_meta": {"hostvars": {"gpu": 3}}}',
             [
-                "LIST: hostvars.gpu: Input should be a valid dictionary; expected what"
-                " `ansible-inventory --list` prints"
+                "LIST: hostvars.gpu: Input should be a valid dictionary; expected the"
+                " output of `ansible-inventory --list`"
             ],
         ),
         (
             '{"_meta": {}, "gpus": {"hosts": {"gpu": {}}}}',
             [
-                "LIST: gpus.hosts: Input should be a valid list; expected what"
-                " `ansible-inventory --list` prints"
+                "LIST: gpus.hosts: Input should be a valid list; expected the"
+                " output of `ansible-inventory --list`"
             ],
         ),
     ],
@@ -386,7 +386,7 @@ def test_operators_own_machine_is_no_worker_unless_it_has_the_tag(
     ]
     said = capsys.readouterr().err
     assert said.endswith(
-        ": laptop: left out: the list was made there; tag:hivewright would take it in\n"
+        ": laptop: left out: the list was made there; the tag tag:hivewright would include it\n"
     )
     status["Self"] = node("laptop", "100.64.0.1", ("tag:hivewright",))
     assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == [
@@ -398,7 +398,7 @@ def test_operators_own_machine_is_no_worker_unless_it_has_the_tag(
 @pytest.mark.parametrize("text", ["{}", "[]", "tailscale: not logged in", '{"Self": {}}'])
 def test_what_is_no_tailscale_status_is_refused(text: str, tmp_path: Path) -> None:
     (line,) = refused("tailscale", text, tmp_path)
-    assert line.endswith("; expected what `tailscale status --json` prints, with Linux machines")
+    assert line.endswith("; expected the output of `tailscale status --json`, with Linux machines")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
     assert (
         missing.stderr
         == "hivewright inventory: SettingsError (exit 2): /nowhere: can't be read: No such file or"
-        " directory; expected an Ansible inventory, or what `ansible-inventory --list` prints\n"
+        " directory; expected an Ansible inventory, or the output of `ansible-inventory --list`\n"
     )
 
 

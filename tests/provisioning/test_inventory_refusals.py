@@ -173,7 +173,7 @@ def test_ways_that_end_pyinfra_are_refused_with_their_hosts(tmp_path: Path) -> N
         "inventory data of gpu..6: release_ref: has a zero byte, or half a character; expected"
         " text",
         "inventory data of gpu-1, gpu-2, gpu-3, gpu-4, gpu-7, gpu-8: secrets_dir:"
-        f" {tmp_path}/no.key is not a folder; expected one for what must not be in an inventory",
+        f" {tmp_path}/no.key is not a folder; expected one for secrets",
     )
 
 

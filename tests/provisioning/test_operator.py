@@ -92,7 +92,7 @@ def test_damaged_file_of_secrets_is_named_before_anything_is_made(
 def test_folder_of_secrets_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert list(operator.secrets_mistakes(tmp_path / "file")) == [
-        f"{tmp_path}/file is not a folder; expected one for what must not be in an inventory"
+        f"{tmp_path}/file is not a folder; expected one for secrets"
     ]
     assert list(operator.secrets_mistakes(tmp_path / "none")) == []
     (message,) = operator.secrets_mistakes(tmp_path / ("a" * 300))

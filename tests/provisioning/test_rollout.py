@@ -311,7 +311,7 @@ def test_resumed_rollout_that_fails_takes_back_what_it_touched_before(tmp_path: 
     assert sorted(fleet.went_back) == names
 
 
-def test_host_that_somebody_else_has_deployed_since_is_not_taken_back() -> None:
+def test_host_that_another_run_has_deployed_since_is_not_taken_back() -> None:
     names = HOSTS[:3]
     fleet = RecordedFleet(names, {"gpu-03": Ran("unreachable", "can't be reached")})
     first = rolled_out(fleet, names)
@@ -320,7 +320,7 @@ def test_host_that_somebody_else_has_deployed_since_is_not_taken_back() -> None:
     fleet.troubles = {"gpu-03": worker(active_state="failed", exit_status=1)}
     done = rolled_out(fleet, names, first)
     assert done.result == "stuck"
-    assert "somebody else" in done.hosts["gpu-01"].reason
+    assert "another run" in done.hosts["gpu-01"].reason
     assert sorted(fleet.went_back) == ["gpu-02", "gpu-03"]
 
 
@@ -420,9 +420,9 @@ def test_gate_says_what_it_waits_for_and_how_long(tmp_path: Path) -> None:
     said: list[str] = []
     so_far = Report("inventory/x.py", {HOSTS[0]: HostReport(NEW)})
     Rollout(fleet, RULES, [], so_far, lambda _: None, said.append).run()
-    (wait,) = [line for line in said if "the gate waits" in line]
+    (wait,) = [line for line in said if ": waiting (" in line]
     assert (
-        "gpu-01: the gate waits (0 of at most 0 s): worker@0 has finished 0 of 1 rounds, it is"
+        "gpu-01: waiting (0 of at most 0 s): worker@0 has finished 0 of 1 rounds, it is"
         " training" in wait
     )
 

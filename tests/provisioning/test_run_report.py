@@ -92,7 +92,7 @@ def test_interruption_is_all_that_is_said() -> None:
     run_report.note("a note")
     run_report._interruptions.append(2)
     assert run_report._last_lines(None) == [
-        "interrupted: no host was left half done; run it again to go on"
+        "interrupted: no host was left half done; run it again to continue"
     ]
 
 

@@ -9,14 +9,14 @@
 #include "processor.h"
 
 enum {
-    /* queries to treat at once, so that keys and values are read less often */
+    /* queries to compute at once, so that keys and values are read less often */
     most = lanes == 4 ? 2 : 4,
     /* tokens whose keys are adjacent */
     block = 16,
     vectors = block / lanes,
-    /* blocks of keys to treat at once: their sums must fit into registers */
+    /* blocks of keys to compute at once: their sums must fit into registers */
     blocks = lanes == 16 ? 2 : 1,
-    /* vectors of values to treat at once, for the same reason */
+    /* vectors of values to compute at once, for the same reason */
     wide = lanes == 16 ? 4 : 2,
     /* prefetch distance in keys and values, in numbers */
     ahead = 256
@@ -78,7 +78,7 @@ void turn_heads(float *restrict qkv, const float *restrict turn, const float *re
 
 /* Compute scores (queries, width) of `count` blocks of keys (count, D, 16) for query (queries, D).
  * With `apart` 2, even and odd numbers have separate sums, so that with few sums no addition waits
- * for the one before. */
+  * for the previous one. */
 static inline __attribute__((always_inline)) void score_blocks(const int queries, const int count,
         const int apart, const float *restrict query, const float *restrict keys,
         float *restrict scores, int64_t D, int64_t width) {
@@ -107,7 +107,7 @@ static inline __attribute__((always_inline)) void score_blocks(const int queries
                         sums[q][b][v][0] + sums[q][b][v][1];
 }
 
-/* Compute the scores of tokens from..to. Those around them in their blocks are computed too, and
+/* Compute the scores of tokens from..to. The other tokens of their blocks are computed too, and
  * ignored. */
 static inline __attribute__((always_inline)) void score(const int queries,
         const float *restrict query, const float *restrict keys, float *restrict scores,
@@ -286,8 +286,8 @@ static float weigh(const float *restrict logits, float *restrict weights, int64_
     return kept;
 }
 
-/* Return the index where the sum of weights passes `wanted`, never one with weight 0 if there is
- * another. `before` becomes the sum of the weights before it. */
+/* Return the index at which the sum of weights exceeds `wanted`, never one with weight 0 if there
+ * is another. `before` is set to the sum of the weights before it. */
 static int64_t find_place(const float *weights, int64_t count, double wanted, double *before) {
     int64_t last = 0;
     double sum = 0;
@@ -304,7 +304,7 @@ static int64_t find_place(const float *weights, int64_t count, double wanted, do
 
 /* Draw a token for each row of logits (R, V) with uniform (R) in [0, 1), and compute its
  * log-probability. Logits are multiplied by `scale`. Tokens less than `least` times as likely as
- * the likeliest are not drawn. `sums` (R, V / 512 + 1) is a work buffer. */
+ * the most likely one are not drawn. `sums` (R, V / 512 + 1) is a work buffer. */
 void draw(const float *restrict logits, const float *restrict uniform, int64_t *restrict tokens,
         float *restrict logprobs, float *restrict sums, int64_t R, int64_t V, float scale,
         float least) {

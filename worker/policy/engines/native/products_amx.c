@@ -145,7 +145,7 @@ void multiply(const float *restrict x, const char *restrict panels, const float 
                 for (int64_t i = 0; i < 2 * steps; i++) memset(place + i * tile, 0, 64);
         }
         _tile_loadconfig(&shapes);
-        /* Rows in parts that stay in the cache while all weights pass by. */
+        /* Rows in parts that stay in the cache while all weights are read. */
         for (int64_t part = 0; part < R; part += rows_in_cache) {
             const int64_t end = R - part < rows_in_cache ? R : part + rows_in_cache;
 #pragma omp for schedule(static)

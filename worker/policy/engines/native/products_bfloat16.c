@@ -10,7 +10,7 @@
 
 /* A tile of the result, `tile` rows of a panel, is kept in registers during the loop over its
  * inputs. It has as many sums as leave registers for the weights, and enough of them that no
- * addition waits for the one before. */
+  * addition waits for the previous one. */
 #if defined __AVX512F__
 enum { tile = 16 }; /* of 32 registers */
 #elif defined __AVX__ || defined __aarch64__

@@ -24,8 +24,8 @@ struct layer {
     struct norm attention_norm, head_norm, attention_post_norm, mlp_norm, mlp_post_norm;
     struct product qkv, attention_out, gate_up, down;
     const float *turn;                        /* (R, D): pairs of cosine and sine of the rotation */
-    const float *prompt_keys, *prompt_values; /* (P, K, D, L), (P, K, L, D) */
-    float *keys, *values;                     /* (R, K, D, room), (R, K, room, D) */
+    const float *prompt_keys, *prompt_values; /* (P, K, L / 16, D, 16), (P, K, L, D) */
+    float *keys, *values;                     /* (R, K, room / 16, D, 16), (R, K, room, D) */
     int64_t window;
 };
 
