@@ -25,8 +25,10 @@ all = (
         **DEMO_SETTINGS,
         "keeper_min_peers": 2,
         "keeper_round_seconds": 30.0,
-        # Between rounds the workers rest: the machine has other things to do.
+        # Between rounds the workers rest, and audits, which load torch, are seldom: the machine has
+        # other things to do.
         "keeper_min_round_seconds": 3.0,
+        "audit_every_rounds": 50,
         "node_max_parts_per_round": 1,
     },
 )
