@@ -223,6 +223,18 @@ time.sleep(60)
 """
 
 
+def test_leftover_that_another_worker_removes_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / f"{daemon._FOLDER_PREFIX}1-gone"
+    left = tmp_path / f"{daemon._FOLDER_PREFIX}{2**22 + 1}-left"  # above any process id
+    left.mkdir()
+    monkeypatch.setattr(daemon.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone, left]))
+    daemon._remove_leftovers()
+    assert not left.exists()
+
+
 def test_daemon_dies_with_a_killed_worker(lab: Lab) -> None:
     folder = lab.folder("a")
     worker = subprocess.Popen(

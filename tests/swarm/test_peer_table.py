@@ -222,6 +222,20 @@ def test_many_peers_of_other_versions_do_not_fill_the_log(
     assert peers.other_versions() == {"reasoning-gym 0.1.24": 200, "exchange 2": 200}
 
 
+def test_version_that_the_full_log_had_no_room_for_is_logged_later(
+    peers: Peers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers._throttle, "may", lambda: False)
+    issued = int(time.time())
+    old = ("reasoning-gym 0.1.24",)
+    peers.learn(member("late", issued, environments=old), from_itself=True)
+    assert not caplog.records
+    monkeypatch.undo()
+    for later in (1, 2):
+        peers.learn(member("late", issued + later, environments=old), from_itself=True)
+    assert caplog.text.count("runs another version") == 1
+
+
 def test_quarantine_grows_and_ends(peers: Peers, clock: Clock) -> None:
     peers.learn(member("liar"), from_itself=True)
     assert [peers.strike("liar") for _ in range(5)] == [0.0, 60.0, 120.0, 240.0, 480.0]

@@ -438,7 +438,10 @@ class Peers:
     def _tell(self, peer: _Peer) -> None:
         """Log a peer's other versions once, and again if it had our versions in the meantime."""
         differing = self._differing(peer)
-        if differing and not peer.was_logged and self._throttle.may():
+        if not differing:
+            peer.was_logged = False
+        elif not peer.was_logged and self._throttle.may():
+            peer.was_logged = True
             log.warning(
                 "peer runs another version, so its tasks can't be verified here peer=%s theirs=%s"
                 " ours=%s: upgrade the older of the two",
@@ -446,7 +449,6 @@ class Peers:
                 ", ".join(differing),
                 ", ".join(self._environments.values()),
             )
-        peer.was_logged = bool(differing)
 
     def _is_quarantined(self, peer_id: str, now: float) -> bool:
         conduct = self._conduct.get(peer_id)

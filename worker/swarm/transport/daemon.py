@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -430,6 +431,6 @@ def _remove_leftovers() -> None:
     """Remove the socket folders that this user's killed processes (SIGKILL) left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        is_ours = folder.stat().st_uid == os.getuid()
-        if is_ours and not is_running(pid):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another worker that starts now removes them, too
+            if folder.stat().st_uid == os.getuid() and not is_running(pid):
+                shutil.rmtree(folder, ignore_errors=True)
