@@ -15,8 +15,9 @@ paper: two in three of a node's own groups have equal rewards and give no signal
 demo's mix, where nine in ten of a node's own groups have a signal.
 
 `--model smollm2` trains SmolLM2-135M-Instruct with default training settings, from the untouched
-model, on the easiest tasks of four families: at first one in four of its own groups has a signal.
-A node answers four tasks a round (`--small`: two, in fewer rounds; half an hour on one core).
+model, on the easiest tasks of four families. One example in the prompt makes one answer in sixty
+right, so as in the paper most of a node's own groups have no signal at first. A node answers four
+tasks a round (`--small`: two, in eight rounds; half an hour on one core).
 """
 
 import argparse
@@ -132,6 +133,8 @@ def configure_smollm2(
     num_local, num_external = map(int, mix.split("/"))
     flat = {
         **smollm2_flat(),
+        "generation_form": "example",
+        "generation_max_completion_length": 64,
         "environment_tasks_per_round": tasks_per_round,
         "trainer_local_groups": num_local,
         "trainer_external_groups": num_external,
@@ -210,8 +213,8 @@ def parse_arguments() -> argparse.Namespace:
     else:
         own = arguments.tasks_per_round = 2 if arguments.small else 4
         mixes = [f"{own}/0", f"{own}/{(arguments.nodes - 1) * own}"]
-        rounds = 18 if arguments.small else 40
-        defaults = {"mixes": mixes, "rounds": rounds, "seeds": [0], "external": "all"}
+        rounds = 8 if arguments.small else 40
+        defaults = {"mixes": mixes, "rounds": rounds, "seeds": [0], "external": "better"}
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
