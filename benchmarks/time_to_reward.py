@@ -15,9 +15,11 @@ result is the time at which nodes in the swarm first have the target, over the t
 alone first have it. It is missing if the swarm never has it.
 
 With `--slower S` the last node of the swarm is S times slower than the others, and the result is
-that of the slow node: its time to the target, over S times the median time of a single node alone.
-Nobody waits: each node answers its next part when it is done with the last one, and takes the
-groups that peers have answered by then, each once.
+that of the slow node: its time to the target, over S times the time of nodes alone. Nobody waits:
+each node answers its next part when it is done with the last one, and takes the groups that peers
+have answered by then, each once. A slow node has few rounds, so its reward, and that of the nodes
+alone, is measured on held-out tasks after each round, smoothed over HELD_OUT_WINDOW rounds; the
+evaluations do not count as its time.
 """
 
 import argparse
@@ -32,13 +34,16 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.nodes import Node, make_node, mean_curve, mean_seconds, run
+from benchmarks.nodes import Node, exchange, make_node, mean_curve, mean_seconds, run
 from benchmarks.sapo import TASKS, Played, smollm2_flat
-from worker import environments, settings
+from worker import environments, evaluation, settings
 from worker.environments.presets import DEMO_SETTINGS
 from worker.records import ScoredGroup
 
 WINDOW = 10
+HELD_OUT_WINDOW = 3
+HELD_OUT_TASKS = 24
+"""Held-out tasks of each family, with two answers each."""
 SHARE = 0.95
 
 
@@ -65,10 +70,35 @@ def mean_of(nodes: list[Node]) -> Played:
     return Played(mean_curve(nodes), mean_seconds(nodes))
 
 
+def held_out(node: Node) -> float:
+    """Return the mean reward on held-out tasks of all families, the same tasks each time."""
+    generation = node.settings.generation.model_copy(update={"num_generations": 2})
+    asked = [(name, node.environment.levels.get(name)) for name in node.environment.names]
+    policy = node.trainer.policy
+    scores = evaluation.evaluate(policy, node.environment, generation, asked, HELD_OUT_TASKS)
+    return evaluation.mean_reward(scores)
+
+
+def play_alone(config: settings.Settings, seed: int, rounds: int) -> Played:
+    """Return the held-out reward after each round of a node alone, and its times."""
+    node = make_node(seed, 0, config, environments.load(config.environment))
+    rewards = []
+    for round in range(rounds):
+        exchange([node], round)
+        rewards.append(held_out(node))
+    return Played(rewards, node.seconds)
+
+
+def mean_played(runs: Sequence[Played]) -> Played:
+    rewards = [statistics.fmean(values) for values in zip(*(p.rewards for p in runs), strict=True)]
+    seconds = [statistics.fmean(values) for values in zip(*(p.seconds for p in runs), strict=True)]
+    return Played(rewards, seconds)
+
+
 def play_with_slow(
     config: settings.Settings, seed: int, nodes: int, slower: float, reward: float, limit: float
 ) -> float | None:
-    """Return the slow node's time until its smoothed reward is at least `reward`.
+    """Return the slow node's time until its smoothed held-out reward is at least `reward`.
 
     A node answers a part, then publishes it, and learns with what peers have published by then: of
     each peer the newest part, once. None: the slow node does not have the reward after `limit`
@@ -80,6 +110,7 @@ def play_with_slow(
     *_, slow = members
     published: dict[str, list[ScoredGroup]] = {}
     unread = {node.peer_id: dict[str, list[ScoredGroup]]() for node in members}
+    rewards: list[float] = []
     events = [(0.0, number, True) for number in range(nodes)]  # time, node, whether it answers next
     while (event := heapq.heappop(events))[0] < limit:
         now, number, answers = event
@@ -95,42 +126,33 @@ def play_with_slow(
         spent = time.process_time() - started
         now += spent * (slower if node is slow else 1)
         heapq.heappush(events, (now, number, not answers))
-        if node is slow and len(slow.rewards) >= WINDOW and smooth(slow.rewards)[-1] >= reward:
-            return now
+        if node is slow and not answers:
+            rewards.append(held_out(slow))
+            last = rewards[-HELD_OUT_WINDOW:]
+            if len(last) == HELD_OUT_WINDOW and statistics.fmean(last) >= reward:
+                return now
     return None
 
 
-def smooth(rewards: Sequence[float]) -> list[float]:
-    """Return the mean of each round and the WINDOW - 1 rounds before it, as far as there are."""
-    return [statistics.fmean(rewards[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(rewards))]
+def smooth(rewards: Sequence[float], window: int = WINDOW) -> list[float]:
+    """Return the mean of each round and the `window` - 1 rounds before it, as far as there are."""
+    return [statistics.fmean(rewards[max(0, i + 1 - window) : i + 1]) for i in range(len(rewards))]
 
 
-def seconds_to(played: Played, reward: float) -> float | None:
+def seconds_to(played: Played, reward: float, window: int = WINDOW) -> float | None:
     """Return a node's time until its smoothed reward is at least `reward`; None: it never is.
 
-    The first WINDOW - 1 rounds do not count, as their means are of few rounds.
+    The first `window` - 1 rounds do not count, as their means are of few rounds.
     """
     times = list(itertools.accumulate(played.seconds))
-    for round, value in enumerate(smooth(played.rewards)):
-        if round >= WINDOW - 1 and value >= reward:
+    for round, value in enumerate(smooth(played.rewards, window)):
+        if round >= window - 1 and value >= reward:
             return times[round]
     return None
 
 
-def target_of(alone: Played) -> float:
-    return SHARE * max(smooth(alone.rewards)[WINDOW - 1 :])
-
-
-def median_seconds_to(nodes: list[Node], reward: float) -> float:
-    """Return the median of the nodes' own times to `reward`.
-
-    A node that never has it counts with its whole time, which favours nodes alone.
-    """
-    times = [
-        (seconds_to(Played(node.rewards, node.seconds), reward), sum(node.seconds))
-        for node in nodes
-    ]
-    return statistics.median(whole if took is None else took for took, whole in times)
+def target_of(alone: Played, window: int = WINDOW) -> float:
+    return SHARE * max(smooth(alone.rewards, window)[window - 1 :])
 
 
 def draw(alone: Played, shared: Played, file: Path) -> None:
@@ -148,6 +170,34 @@ def draw(alone: Played, shared: Played, file: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(file)
+
+
+def measure(
+    config: settings.Settings, seed: int, arguments: argparse.Namespace
+) -> tuple[float, float, float | None]:
+    """Return the target and the seconds to it, of nodes alone and of nodes in a swarm."""
+    alone = mean_of(play(config, seed, arguments.nodes, arguments.rounds, together=False))
+    reward = target_of(alone)
+    needed = seconds_to(alone, reward)
+    assert needed is not None  # the target is less than the best
+    shared = mean_of(play(config, seed, arguments.nodes, arguments.rounds, together=True))
+    if arguments.plot:
+        draw(alone, shared, arguments.plot)
+    return reward, needed, seconds_to(shared, reward)
+
+
+def measure_slow(
+    config: settings.Settings, seed: int, arguments: argparse.Namespace
+) -> tuple[float, float, float | None]:
+    """Return the target and the seconds to it, of a slow node alone and in a swarm."""
+    seeds = [seed * arguments.nodes + number for number in range(arguments.nodes)]
+    alone = mean_played([play_alone(config, each, arguments.rounds) for each in seeds])
+    reward = target_of(alone, HELD_OUT_WINDOW)
+    fast = seconds_to(alone, reward, HELD_OUT_WINDOW)
+    assert fast is not None  # the target is less than the best
+    needed = arguments.slower * fast
+    took = play_with_slow(config, seed, arguments.nodes, arguments.slower, reward, needed)
+    return reward, needed, took
 
 
 def main() -> None:
@@ -173,19 +223,10 @@ def main() -> None:
     results = []
     print(f"{'seed':>4}  {'target':>6}  {'seconds alone':>13}  {'in swarm':>8}  {'ratio':>5}")
     for seed in arguments.seeds:
-        nodes = play(config, seed, arguments.nodes, arguments.rounds, together=False)
-        alone = mean_of(nodes)
-        reward = target_of(alone)
         if arguments.slower is None:
-            needed = seconds_to(alone, reward)
-            assert needed is not None  # the target is less than the best
-            shared = mean_of(play(config, seed, arguments.nodes, arguments.rounds, together=True))
-            took = seconds_to(shared, reward)
-            if arguments.plot:
-                draw(alone, shared, arguments.plot)
+            reward, needed, took = measure(config, seed, arguments)
         else:
-            needed = arguments.slower * median_seconds_to(nodes, reward)
-            took = play_with_slow(config, seed, arguments.nodes, arguments.slower, reward, needed)
+            reward, needed, took = measure_slow(config, seed, arguments)
         ratio = None if took is None else took / needed
         print(
             f"{seed:4d}  {reward:6.3f}  {needed:13.1f}"
