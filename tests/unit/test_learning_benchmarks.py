@@ -2,9 +2,19 @@
 
 import pytest
 
+from benchmarks.nodes import make_node
 from benchmarks.poison import MARK, PLANTS, Attacker, configure_swarm
 from benchmarks.sapo import Played
-from benchmarks.time_to_reward import SHARE, WINDOW, seconds_to, smooth, target_of
+from benchmarks.time_to_reward import (
+    HELD_OUT_WINDOW,
+    SHARE,
+    WINDOW,
+    configure,
+    held_out,
+    seconds_to,
+    smooth,
+    target_of,
+)
 from worker import environments, settings
 from worker.records import Group
 from worker.swarm.exchange.verify import Verifier
@@ -23,6 +33,21 @@ def test_the_time_to_a_reward_is_that_of_the_first_round_that_has_it():
 def test_a_lucky_first_round_is_not_a_reward_that_was_reached():
     played = Played([1.0] + [0.0] * (2 * WINDOW), [1.0] * (2 * WINDOW + 1))
     assert seconds_to(played, 0.5) is None
+
+
+def test_held_out_rewards_are_smoothed_over_fewer_rounds():
+    played = Played([0.0, 0.0, 0.6, 0.6, 0.6], [1.0] * 5)
+    assert target_of(played, HELD_OUT_WINDOW) == pytest.approx(SHARE * 0.6)
+    assert seconds_to(played, 0.3, HELD_OUT_WINDOW) == 4.0
+
+
+def test_held_out_reward_needs_no_training_and_is_the_same_twice():
+    config = configure("tiny", "hard")
+    node = make_node(0, 0, config, environments.load(config.environment))
+    first, again = held_out(node), held_out(node)
+    assert first == again
+    assert 0 < first < 0.5
+    assert (node.rewards, node.steps) == ([], [])
 
 
 def test_sentences_of_a_style_change_from_task_to_task():
