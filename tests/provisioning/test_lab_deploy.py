@@ -261,6 +261,7 @@ def test_workers_bet_on_the_questions_of_the_deployed_judge(fleet: Lab) -> None:
     assert "placed bet of" in record
 
 
+@pytest.mark.nightly  # test_fleet_harvest.py runs the same commands without real hosts
 def test_best_model_of_the_fleet_comes_home(fleet: Lab, tmp_path: Path) -> None:
     """Its weights are those of a checkpoint of the fleet, or their average."""
     wait_for_rounds(fleet.host(2), fleet.host(3), more=1)
