@@ -13,7 +13,7 @@ from account_service import (
 )
 
 from worker import cli, settings
-from worker.chain import peer_proof
+from worker.chain import account_client, peer_proof
 from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.registration import enrol
@@ -107,6 +107,15 @@ def test_enrol_takes_the_peer_from_a_squatter(chain, service, node, tmp_path) ->
     chain.new_account(node.peer_id)
     ours = enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
     assert ours == service.service.address == chain.coordinator.owner_of(node.peer_id)
+
+
+def test_judge_address_of_a_service_is_a_url_or_an_error() -> None:
+    assert account_client._url_in({}, "judge_url", "here") is None
+    assert account_client._url_in({"judge_url": None}, "judge_url", "here") is None
+    assert account_client._url_in({"judge_url": "https://j"}, "judge_url", "here") == "https://j"
+    for wrong in ("", "ftp://j", 7, ["https://j"]):
+        with pytest.raises(ChainError, match="here: judge_url: got "):
+            account_client._url_in({"judge_url": wrong}, "judge_url", "here")
 
 
 def test_enrol_again_proves_what_was_registered_without_a_proof(

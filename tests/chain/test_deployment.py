@@ -60,6 +60,8 @@ def test_socket_is_used_where_its_folder_is(tmp_path: Path) -> None:
         ({"chain_id": "31337"}, "chain_id is '31337'; expected"),
         ({"contract": "0x12"}, "contract is '0x12'; expected"),
         ({"rpc_url": "ftp://x"}, "rpc_url is 'ftp://x'; expected"),
+        ({"market": "0x12"}, "market is '0x12'; expected 0x and 40 hex digits"),
+        ({"market": 7}, "market is 7; expected"),
     ],
 )
 def test_wrong_file_is_an_error_that_names_the_key(

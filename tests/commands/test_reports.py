@@ -171,6 +171,10 @@ def test_check_loads_what_the_roles_of_the_file_need(text, loaded, tmp_path):
     assert last == str(sorted(loaded))
 
 
+def test_sections_by_which_check_tells_roles_exist():
+    assert settings.Settings.model_fields.keys() >= reports._OTHER_ROLES | reports._OF_A_WORKER
+
+
 def test_check_of_another_role_refuses_families_that_do_not_exist(tmp_path):
     named = settings.parse(
         {"keeper": {}, "environment": {"families": [{"name": "no_such_family"}]}}, "test"

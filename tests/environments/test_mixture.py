@@ -140,7 +140,8 @@ def test_recipe_of_another_mix_is_an_unknown_task(change: dict[str, Any]) -> Non
 def test_last_recipe_of_a_seed_is_known() -> None:
     found = mix({})
     (task,) = found.sample(5, 1)
-    found.question(Task(task.family, task.config_digest, task.seed, MAX_INDEX - 1))
+    last = Task(task.family, task.config_digest, task.seed, MAX_INDEX - 1)
+    assert found.question(last) != found.question(task)
 
 
 def test_peer_at_another_level_is_understood() -> None:

@@ -266,7 +266,7 @@ class Passkeys:
     ) -> tuple[bytes, dict[str, Any]]:
         """Return the challenge that this browser got; it can be answered once.
 
-        Raises Refused if there is none, or if it was for another purpose.
+        Raises Refused if it is missing or was for another purpose.
         """
         site = self._site
         sign_in = await site.in_thread(site.sessions.sign_in, site.sign_in_cookie(request))

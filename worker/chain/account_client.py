@@ -172,6 +172,7 @@ class AccountClient:
         if self.token_file.exists():
             headers["Authorization"] = f"Bearer {self.token()}"
         answer = self._request("GET", "/api/swarm", headers=headers)
+        source = f"{self._url}/api/swarm"
         try:
             self._org_id = self._chain.org_id or answer["org_id"]
             return SwarmInfo(
@@ -179,12 +180,12 @@ class AccountClient:
                 contract=answer["contract"],
                 org_id=answer["org_id"],
                 account=answer["account"],
-                market=deployment.address_in(answer, "market"),
-                judge_url=_url_in(answer, "judge_url"),
+                market=deployment.address_in(answer, "market", source),
+                judge_url=_url_in(answer, "judge_url", source),
             )
         except KeyError as error:
             raise ChainError(
-                f"{self._url}/api/swarm: no {error}; expected hivewright's account service"
+                f"{source}: no {error}; expected hivewright's account service"
             ) from None
 
     def address(self) -> str:
@@ -386,11 +387,17 @@ class AccountClient:
         return ChainError(f"{said}; check that chain.account_url is an account service")
 
 
-def _url_in(answer: dict[str, Any], key: str) -> str | None:
-    """Return the URL under `key`; None: there is none, as in services of earlier versions."""
+def _url_in(answer: dict[str, Any], key: str, source: str) -> str | None:
+    """Return the URL under `key`; None if it is missing or null, as in earlier versions' services.
+
+    Raises ChainError, which names `source`, if it is not a URL.
+    """
     value = answer.get(key)
-    is_valid = isinstance(value, str) and re.fullmatch(r"https?://\S{1,500}", value) is not None
-    return str(value) if is_valid else None
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"https?://\S{1,500}", value):
+        raise ChainError(f"{source}: {key}: got {value!r:.80}; expected an http or https URL")
+    return value
 
 
 def _is_token(value: object) -> bool:

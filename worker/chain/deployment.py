@@ -118,17 +118,24 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
     if not isinstance(block, int) or isinstance(block, bool) or block < 0:
         block = None
     place = _socket_in(raw) or rpc_url
-    return Deployment((place,), chain_id, contract, block, address_in(raw, "market"))
+    return Deployment((place,), chain_id, contract, block, address_in(raw, "market", source))
 
 
 def address_in(
     raw: dict[str, Any],
     key: str,
+    source: str,
 ) -> str | None:
-    """Return the address under `key`; None: there is none, as in versions without markets."""
+    """Return the address under `key`; None if it is missing or null, as before there were markets.
+
+    Raises ChainError, which names `source`, if it is not an address.
+    """
     value = raw.get(key)
-    if not isinstance(value, str) or not re.fullmatch(_FORMS["contract"], value):
+    if value is None:
         return None
+    if not isinstance(value, str) or not re.fullmatch(_FORMS["contract"], value):
+        shown = printable(repr(value))[:80]
+        raise ChainError(f"{source}: {key} is {shown}; expected 0x and 40 hex digits")
     return Web3.to_checksum_address(value)
 
 

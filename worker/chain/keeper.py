@@ -63,7 +63,7 @@ _STATUS = TypeAdapter(Status)
 
 
 def read_status(state_dir: Path) -> Status | None:
-    """Return the keeper's last status; None: there is none. Raises WorkerError if it is invalid."""
+    """Return the keeper's last status, None before the first. Raises WorkerError if invalid."""
     file = state_dir / "status.json"
     try:
         return _STATUS.validate_json(file.read_bytes())

@@ -100,7 +100,7 @@ def _findings(
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """The settings to check. `pid`: the worker that runs with them; None: there is none."""
+    """The settings to check. `pid`: the worker that runs with them; None: no worker runs."""
 
     settings: Settings
     pid: int | None

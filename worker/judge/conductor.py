@@ -83,7 +83,7 @@ class Conductor:
         self._clue = NO_CLUE
 
     def clue(self) -> dict[str, Any]:
-        """Return the clue on which bets are accepted now; NO_CLUE if there is none."""
+        """Return the clue on which bets are accepted now; NO_CLUE if betting is closed."""
         return self._clue
 
     def past_games(self, count: int) -> list[dict[str, Any]]:

@@ -24,9 +24,9 @@ OWN_CACHE = (
 class Outlook:
     """The prediction for a model.
 
-    `way`: the decoder (LEAN, FORWARD, or REFUSED if there is none). `reason`: the reason why it is
-    not the lean one. `packing`: the reason why training takes a row per completion; None: batches
-    are packed. `targets`: the layers with LoRA adapters.
+    `way`: the decoder (LEAN, FORWARD, or REFUSED if no decoder can run it). `reason`: the reason
+    why it is not the lean one. `packing`: the reason why training takes a row per completion; None:
+    batches are packed. `targets`: the layers with LoRA adapters.
     """
 
     model_type: str

@@ -54,7 +54,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
     config._register_custom_module({torch.nn.Linear: AdaptedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
-        # peft detects the transposed weights of GPT-2 layer by layer, so its warning is of no use.
+        # peft detects the transposed weights of GPT-2 layer by layer, so its warning is wrong.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         try:
             inject_adapter_in_model(config, _Nameless(model))

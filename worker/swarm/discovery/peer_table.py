@@ -276,7 +276,7 @@ class Peers:
         rng: random.Random,
         exclude: Collection[str],
     ) -> str | None:
-        """Draw a random peer by weight; None: there is none left.
+        """Draw a random peer by weight; None if no peer is left.
 
         It is a peer that we can learn from and that is not in quarantine, sometimes one known only
         by hearsay. A peer that failed recently or refuses us is drawn only if there is no other.

@@ -166,7 +166,7 @@ class Serving:
                 self._tally.groups["offered"] += published.num_groups
 
     def _find(self, ask: messages.Ask) -> Place | None:
-        """Return our newest place that matches the request; None: there is none (yet)."""
+        """Return our newest place that matches the request; None if no place matches yet."""
         return max(filter(ask.covers, self._ours), default=None)
 
     def _may_come(self, ask: messages.Ask) -> bool:

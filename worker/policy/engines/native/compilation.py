@@ -48,7 +48,7 @@ def compile_library(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
 
 
 def _cache_folder() -> Path | None:
-    """Return the folder of compiled libraries; None: there is none that only this user can write.
+    """Return the folder of compiled libraries; None if others can write there, too.
 
     A user who can write there decides what this process executes.
     """
