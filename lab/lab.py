@@ -42,7 +42,8 @@ class Lab:
     ) -> None:
         """Describe a lab without starting it.
 
-        `suite`: Debian's release. `is_bare`: leave out the prebuilt Python environment and anvil.
+        `suite`: Debian's release. `is_bare`: only Debian, without the packages, the
+        Python environment and the anvil that are prepared for a deploy.
         """
         self.name = name
         self._suite = suite
@@ -226,10 +227,14 @@ class Lab:
 
     def _layers(self) -> list[Path]:
         """Return the layers of the hosts, topmost first."""
-        baked = (
-            [] if self._is_bare else [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT)]
-        )
-        return [*baked, layers.base(self._suite)]
+        if self._is_bare:
+            return [layers.base(self._suite)]
+        return [
+            layers.anvil(CHECKOUT),
+            layers.python_environment(CHECKOUT),
+            layers.installed_packages(),
+            layers.base(self._suite),
+        ]
 
     def _binds(self) -> list[str]:
         return [f"{layers.packages(self._suite)}:/srv/apt"]

@@ -1,9 +1,10 @@
 """The read-only layers of lab hosts, cached outside the checkout and named by their content.
 
-    base-DIGEST     Debian from `mmdebstrap`, plus what makes it a test host (sshd, masked timers)
-    apt-DIGEST      an apt repository of the packages that a deploy installs, seen at /srv/apt
-    python-DIGEST   /opt/hivewright/environments/DIGEST, made by the checkout's scripts/environment
-    anvil-DIGEST    /opt/hivewright/anvil/DIGEST, made by the checkout's scripts/anvil
+    base-DIGEST       Debian from `mmdebstrap`, plus what makes it a test host (sshd, masked timers)
+    apt-DIGEST        an apt repository of the packages that a deploy installs, seen at /srv/apt
+    installed-DIGEST  most of these packages, installed: a deploy installs the others
+    python-DIGEST     /opt/hivewright/environments/DIGEST, by the checkout's scripts/environment
+    anvil-DIGEST      /opt/hivewright/anvil/DIGEST, by the checkout's scripts/anvil
 
 A layer is made in a temporary folder and renamed when complete, so an interrupted run leaves no
 incomplete layer. Deleting the cache costs only the minutes that it takes to make it again.
@@ -47,6 +48,8 @@ MASKED = (
     "systemd-resolved.service",
     "systemd-timesyncd.service",
 )
+# Left out of the installed ones, so that a deploy to any host has packages to install.
+LEFT_TO_THE_DEPLOY = ("screen", "unzip")
 SSHD = "PasswordAuthentication no\nUseDNS no\nMaxStartups 100:30:200\n"
 
 
@@ -69,16 +72,28 @@ def packages(suite: str = SUITE) -> Path:
     )
 
 
+def installed_packages() -> Path:
+    """Return the packages of every deployed host but LEFT_TO_THE_DEPLOY, as installed by apt."""
+    names = [name for name in system.PACKAGES if name not in LEFT_TO_THE_DEPLOY]
+    below, repository = base(), packages()
+    return _layer(
+        "installed",
+        [below.name, *names],
+        _install_packages,
+        lambda folder: _install_packages(folder, below, repository, names),
+    )
+
+
 def python_environment(checkout: Path) -> Path:
     """Return the virtual environment of the checkout's lock file, where a deploy looks for it."""
-    below, repository = base(), packages()
+    below = [installed_packages(), base()]
     parts = [(checkout / name).read_text() for name in release.ENVIRONMENT_INPUTS]
     script = release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)
     return _layer(
         "python",
-        [below.name, script, *parts],
+        [*(layer.name for layer in below), script, *parts],
         _build_environment,
-        lambda folder: _build_environment(folder, below, repository, checkout),
+        lambda folder: _build_environment(folder, below, checkout),
     )
 
 
@@ -211,25 +226,31 @@ def _fill_repository(
     )
 
 
-def _build_environment(
+def _install_packages(
     folder: Path,
     below: Path,
     repository: Path,
+    names: Sequence[str],
+) -> None:
+    """Install packages in a temporary host, and keep the files that this writes."""
+    with _scratch([below]) as root:
+        script = (
+            "apt-get -qq update && apt-get -qq -y --no-install-recommends install"
+            f" {' '.join(names)} && rm -rf /var/lib/apt/lists/*"
+        )
+        _enter(root, script, timeout=300, binds=[f"{repository}:/srv/apt"])
+        run("cp", "--archive", f"{root.parent}/upper/.", folder, timeout=60)
+
+
+def _build_environment(
+    folder: Path,
+    below: Sequence[Path],
     checkout: Path,
 ) -> None:
     """Run the checkout's script in a temporary host with this machine's network and caches."""
-    with _scratch([below]) as root:
-        packages_needed = "python3-venv python3-dev gcc libc6-dev"
-        binds = [
-            f"{repository}:/srv/apt",
-            f"{checkout}:{CHECKOUT_IN_LAYER}",
-            *_package_sources(root),
-        ]
-        script = (
-            "apt-get -qq update && apt-get -qq -y --no-install-recommends install"
-            f" {packages_needed} &&"
-            f" {release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)}"
-        )
+    with _scratch(below) as root:
+        binds = [f"{checkout}:{CHECKOUT_IN_LAYER}", *_package_sources(root)]
+        script = release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)
         _enter(root, script, timeout=1200, binds=binds, network=True)
         built = root / paths.ENVIRONMENTS.relative_to("/")
         shutil.copytree(built, folder / paths.ENVIRONMENTS.relative_to("/"), symlinks=True)

@@ -18,6 +18,7 @@ from lab.lab import Lab
 from lab.lab_tailnet import LabTailnet, why_no_tailnet
 from tests.scheduling import OTHER_LABS, unit_of
 
+DEPLOY_SECONDS = 600
 _LAB_OF_FIXTURE = {"lab": "lab", "own_lab": "own", "bare_lab": "bare", "tailnet": "tailscale"}
 _SHARED_LABS = pytest.StashKey[ExitStack]()
 
@@ -51,6 +52,15 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     With LAB_REQUIRED=1 the tests fail instead.
     """
     yield from shared(request.session, Lab("labtest"))
+
+
+@pytest.fixture(scope="session")
+def fleet(lab: Lab) -> Lab:
+    """The lab, deployed: h1 is the coordinator, h2 and h3 train."""
+    program = ("pyinfra", "-y", "inventory/lab.py", "deploy.py")
+    done = lab.operator(*program, timeout=DEPLOY_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return lab
 
 
 @pytest.fixture(scope="session")

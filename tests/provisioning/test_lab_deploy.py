@@ -76,14 +76,6 @@ def wait_for_rounds(*hosts: Host, more: int = 2, timeout: float = 90) -> None:
         )
 
 
-@pytest.fixture(scope="module")
-def fleet(lab: Lab) -> Lab:
-    """Deploy the lab once."""
-    done = pyinfra(lab)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return lab
-
-
 def test_deployed_workers_train_together_and_are_paid(fleet: Lab) -> None:
     h2, h3 = fleet.host(2), fleet.host(3)
     for host in (h2, h3):
@@ -410,36 +402,6 @@ def test_settings_that_only_the_release_can_refuse_change_nothing(fleet: Lab) ->
     )
     assert (main_pid(host, WORKER), file.read_text()) == before
     assert [path.name for path in file.parent.glob("*.new")] == []
-
-
-def test_new_commit_is_a_new_release_with_the_same_environment(fleet: Lab) -> None:
-    git = ("git", f"--git-dir={fleet.folder / 'repository.git'}")
-    old = subprocess.run(
-        [*git, "rev-parse", "lab"], capture_output=True, text=True, check=True, timeout=10
-    ).stdout.strip()
-    author = ("-c", "user.name=lab", "-c", "user.email=lab@localhost")
-    tree = subprocess.run(
-        [*git, *author, "commit-tree", f"{old}^{{tree}}", "-p", old, "-m", "next"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=10,
-    )
-    new = tree.stdout.strip()
-    subprocess.run([*git, "update-ref", "refs/heads/lab", new], check=True, timeout=10)
-    done = pyinfra(fleet)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for number in (1, 2, 3):
-        host = fleet.host(number)
-        assert host.ssh("basename $(readlink /opt/hivewright/current)").stdout.strip() == new
-        releases = host.ssh("cd /opt/hivewright/releases && readlink */environment").stdout.split()
-        assert len(releases) == 2
-        assert len(set(releases)) == 1
-    assert (
-        status(fleet.host(2))["peer_id"]
-        in fleet.host(2).ssh("cat /var/lib/hivewright/worker-0/enrolment.json").stdout
-    )
-    wait_for_rounds(fleet.host(2), fleet.host(3), timeout=180)
 
 
 def test_host_that_lost_power_comes_back_by_itself(fleet: Lab) -> None:
