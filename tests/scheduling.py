@@ -29,7 +29,6 @@ LONGEST_FIRST = (
     "own",
     "tests/e2e/test_demo.py",
     "tests/trainer/test_checkpoint.py",
-    "tests/e2e/test_market_demo.py",
     "tests/unit/test_node.py",
     "tests/e2e/test_secrets.py",
     "tests/swarm/test_daemon.py",

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from worker.commands import demo_processes
+from worker.commands.demo import Demo
 from worker.commands.demo_processes import Child, Children
 from worker.errors import DemoFailed
 
@@ -104,6 +106,17 @@ def test_child_that_was_killed_is_named_with_the_signal(run: Run, children: Chil
         child.process.wait(20)
         with pytest.raises(DemoFailed, match="keeper was killed by SIGKILL, not by the demo"):
             children.require_healthy()
+
+
+def test_demo_ends_when_one_of_its_workers_was_killed(
+    run: Run, children: Children, tmp_path: Path
+) -> None:
+    demo = Demo(tmp_path / "demo", 2, 10, 1, Console(quiet=True))
+    with children:
+        run("kill -9 $$", children, name="worker-0", ends=True)
+        run("sleep 60", children, name="worker-1", ends=True)
+        with pytest.raises(DemoFailed, match="worker-0 was killed by SIGKILL, not by the demo"):
+            demo.watch(children)
 
 
 def test_all_children_are_asked_to_stop_at_the_end(

@@ -1,7 +1,11 @@
-"""The main job through its own command: what it promises, and that it leaves nobody behind."""
+"""The main job through its own command: what it promises, and that it leaves nobody behind.
+
+The finished demo has a prediction market, too: bets, a settled game, claims, the record.
+"""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,13 +14,21 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
+from worker.market.journal import Journal
+from worker.runtime.state_dir import StateDir
 
-ROUNDS = 4
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+# Long enough for a game to be settled and claimed.
+ROUNDS = 8
 WORKERS = 3
+LINE = re.compile(
+    r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] Game (\d+) Round (\d+):"
+    r" (placed bet of \d+\.\d{3} on '.+'|claimed \d+\.\d{3} for the game|lost|no bet: .+)"
+)
 
 
-def start_demo(output: Path, rounds: int, workers: int = 1) -> subprocess.Popen[str]:
+def start_demo(output: Path, rounds: int, workers: int = 1, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -28,7 +40,7 @@ def start_demo(output: Path, rounds: int, workers: int = 1) -> subprocess.Popen[
         str(rounds),
     ]
     return subprocess.Popen(
-        [*command, "--seed", "1", "--output", str(output)],
+        [*command, "--seed", "1", "--output", str(output), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,8 +79,8 @@ def trained_rounds(output: Path) -> int:
 @pytest.fixture(scope="module")
 def finished_demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "out"
-    demo = start_demo(output, ROUNDS, WORKERS)
-    text, _ = demo.communicate(timeout=400)
+    demo = start_demo(output, ROUNDS, WORKERS, "--market")
+    text, _ = demo.communicate(timeout=850)
     return output, demo.returncode, text
 
 
@@ -111,6 +123,7 @@ def test_demo_leaves_a_plot_the_logs_and_no_process(finished_demo):
         "account.log",
         "bootnode.log",
         "dashboard.log",
+        "judge.log",
         "worker-0.log",
     } <= {file.name for file in (output / "logs").iterdir()}
     assert processes_of(output) == []
@@ -123,20 +136,53 @@ def test_ledger_and_status_show_what_the_demo_did(finished_demo):
 
     def hivewright(*arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "worker", *arguments, "--settings", str(file), "--json"],
+            [sys.executable, "-m", "worker", *arguments, "--settings", str(file)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=True,
         )
-        return json.loads(done.stdout)
+        return done.stdout
 
-    status = hivewright("status")
+    status = json.loads(hivewright("status", "--json"))
     assert status["rounds_trained"] == ROUNDS
     assert status["state"] == "stopped"
-    rows = hivewright("ledger")
+    assert status["market_brier"]
+    assert all(0 <= score <= 2 for score in status["market_brier"].values())
+    text = hivewright("status")
+    assert "bets in the prediction market: " in text
+    assert "Brier score of " in text
+    rows = json.loads(hivewright("ledger", "--json"))
     assert len(rows) == ROUNDS
     assert status["ledger"]["confirmed"] == ROUNDS
+
+
+def test_every_worker_bets_and_a_game_is_settled_and_claimed(finished_demo):
+    output, _, _ = finished_demo
+    workers = json.loads((output / "summary.json").read_text())["workers"]
+    for worker in workers:
+        assert sum(worker["bets"].get(state, 0) for state in ("paid", "lost")) > 0, worker["bets"]
+    assert sum(worker["bets"].get("paid", 0) for worker in workers) > 0
+    games = [json.loads(line) for line in (output / "judge/games.jsonl").read_text().splitlines()]
+    assert {game["result"] for game in games} == {"settled"}
+    assert all(game["family"] for game in games)
+
+
+def test_record_has_a_line_for_each_bet_in_the_form_of_the_guide(finished_demo):
+    output, _, _ = finished_demo
+    for number in range(WORKERS):
+        folder = StateDir(output / f"worker-{number}")
+        lines = folder.market_record.read_text().splitlines()
+        assert folder.market_record.name == "prg_record.txt"
+        assert all(LINE.fullmatch(line) for line in lines), lines
+        placed = [LINE.fullmatch(line).groups()[:2] for line in lines if "placed bet" in line]
+        journal = Journal(folder.bets)
+        rows = journal._database.execute(
+            "SELECT game, round FROM bets WHERE state IN ('confirmed', 'claiming', 'paid', 'lost')"
+            " ORDER BY game, round"
+        )
+        journal.close()
+        assert sorted((int(game), int(round)) for game, round in placed) == rows
 
 
 @pytest.mark.parametrize(
@@ -164,6 +210,7 @@ def test_interrupted_demo_leaves_no_process(tmp_path, stop):
         demo.communicate()
 
 
+@pytest.mark.nightly  # tests/commands/test_demo_processes.py sees the same without a swarm
 def test_worker_that_dies_ends_the_demo_with_one_line_that_says_which(tmp_path):
     output = tmp_path / "out"
     demo = start_demo(output, 1000)
