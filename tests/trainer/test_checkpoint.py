@@ -329,21 +329,25 @@ sys.path.insert(0, "TESTS")
 from test_checkpoint import load, make_trainer, run_round, settings
 from worker.trainer import checkpoint
 torch.set_num_threads(1)
-folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
-trainer = make_trainer(load(settings.Model(device="cpu")))
-state = checkpoint.restore(folder / "checkpoints", trainer) or {"round": 0}
-trainer.fit(folder / "budget.json")
-for round in range(state["round"], rounds):
-    observed = run_round(trainer, round, random.Random(round))
-    with (folder / "curve").open("a") as curve:
-        curve.write(json.dumps([round, observed]) + "\\n")
-    checkpoint.save(folder / "checkpoints", trainer, {"round": round + 1}, keep=2)
+pristine = load(settings.Model(device="cpu"))
+rounds = int(sys.argv[1])
+for folder in map(Path, sys.argv[2:]):
+    torch.manual_seed(0)
+    trainer = make_trainer(pristine)
+    state = checkpoint.restore(folder / "checkpoints", trainer) or {"round": 0}
+    trainer.fit(folder / "budget.json")
+    for round in range(state["round"], rounds):
+        observed = run_round(trainer, round, random.Random(round))
+        with (folder / "curve").open("a") as curve:
+            curve.write(json.dumps([round, observed]) + "\\n")
+        checkpoint.save(folder / "checkpoints", trainer, {"round": round + 1}, keep=2)
 """
 
 
-def train_rounds(folder: Path, rounds: int) -> subprocess.Popen:
+def train_rounds(rounds: int, *folders: Path) -> subprocess.Popen:
+    """Start a process that trains a run in each folder, one after the other, to its end."""
     code = TRAIN_ROUNDS.replace("TESTS", str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(folder), str(rounds)])
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(rounds), *folders])
 
 
 def read_curve(folder: Path) -> dict[int, str]:
@@ -366,26 +370,20 @@ def test_curve_of_a_run_killed_at_random_moments_is_that_of_the_unbroken_one(
     folders = [tmp_path / "killed", tmp_path / "unbroken"]
     for folder in folders:
         folder.mkdir()
-    unbroken = train_rounds(folders[1], rounds)
-    try:
-        assert unbroken.wait(250) == 0
-        for kill in range(1, kills + 1):
-            process = train_rounds(folders[0], rounds)
-            try:
-                wait_for_lines(folders[0] / "curve", kill * rounds // 3, process)
-                time.sleep(random.random() * 0.3)
-            finally:
-                process.kill()
-                process.wait(10)
-        last = train_rounds(folders[0], rounds)
+    for kill in range(1, kills + 1):
+        process = train_rounds(rounds, folders[0])
         try:
-            assert last.wait(250) == 0
+            wait_for_lines(folders[0] / "curve", kill * rounds // 3, process)
+            time.sleep(random.random() * 0.3)
         finally:
-            last.kill()
-            last.wait(10)
+            process.kill()
+            process.wait(10)
+    last = train_rounds(rounds, *folders)
+    try:
+        assert last.wait(500) == 0
     finally:
-        unbroken.kill()
-        unbroken.wait(10)
+        last.kill()
+        last.wait(10)
     expected = read_curve(folders[1])
     assert len(expected) == rounds
     assert read_curve(folders[0]) == expected
