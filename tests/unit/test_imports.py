@@ -1,6 +1,8 @@
 """Tests of the import rules in docs/architecture.md, checked on the source."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +138,17 @@ def test_module_imports_only_what_the_table_allows(name, file):
     if is_in(name, "worker"):
         wrong = [m for m in imported if is_in(m, "deploys") or is_in(m, "lab")]
         assert not wrong, f"{name}: worker never imports {wrong}"
+
+
+def test_no_role_computes_curves_that_it_has_no_key_on():
+    """Accounts and encrypted keys work without them (tests/chain/test_wallet.py)."""
+    command = "import sys; import worker.chain.keeper; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = done.stdout.split()
+    assert "eth_keyfile.keyfile" in loaded
+    assert not [name for name in loaded if name.startswith("py_ecc.optimized")]
 
 
 def test_names_of_test_modules_are_unique():
