@@ -133,8 +133,14 @@ def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
     *before, last = done.stderr.splitlines()
     assert last.endswith("not done on @fake/gpu-0; see above")
     assert [line for line in before if not line.startswith("waiting for @fake/gpu-")] == []
-    limited = hivewright("fleet", command, "fleet.py", "--limit", "*-1", cwd=tmp_path)
-    assert (limited.returncode, limited.stdout) == (0, "@fake/gpu-1: done\n"), limited.stderr
+
+
+def test_command_is_run_on_the_hosts_of_its_limit(tmp_path: Path) -> None:
+    quick = {"fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": {"uname -s": "Linux"}}
+    hosts = [(f"@fake/gpu-{number}", {**WORKER, **quick}) for number in range(2)]
+    (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
+    done = hivewright("fleet", "stop", "fleet.py", "--limit", "*-1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "@fake/gpu-1: done\n"), done.stderr
 
 
 def test_status_and_logs_say_why_a_host_gives_no_answer(tmp_path: Path) -> None:
