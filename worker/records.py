@@ -144,7 +144,8 @@ class ScoredGroup:
 
         A group whose rewards are all equal has zero advantage and teaches nothing.
         """
-        return max(self.rewards) > min(self.rewards)
+        rewards = self.rewards
+        return max(rewards) > min(rewards)
 
     @property
     def teaches(self) -> bool:

@@ -4,6 +4,9 @@ They survive a restart. A file is named by its round and the digest of its bytes
 repeated after a crash may have two files: the ledger says which of them the reward is for.
 """
 
+import os
+import re
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from worker.runtime.files import write_whole
 from worker.swarm.protocol.messages import groups_digest
 
 _SUFFIX = ".groups"
+_FILE = re.compile(rf"[0-9]+-.*{re.escape(_SUFFIX)}")
 
 
 class Archive:
@@ -24,28 +28,24 @@ class Archive:
         """Store the groups durably and return their digest. Raises ResourceError."""
         digest = groups_digest(sealed)
         write_whole(self._folder / f"{round}-{digest}{_SUFFIX}", sealed)
-        rounds = sorted({_round_of(file) for file in self._files()})
-        for file in self._files():
-            if _round_of(file) in rounds[: -self._keep_rounds]:
-                file.unlink(missing_ok=True)
+        by_round: defaultdict[int, list[str]] = defaultdict(list)
+        for name in self._names():
+            by_round[int(name.partition("-")[0])].append(name)
+        for old in sorted(by_round)[: -self._keep_rounds]:
+            for name in by_round[old]:
+                (self._folder / name).unlink(missing_ok=True)
         return digest
 
     def find(self, digest: str) -> bytes | None:
         """Return the groups with this digest, None if they are not stored."""
-        for file in self._files():
-            if file.stem.endswith(f"-{digest}"):
+        for name in self._names():
+            if name.endswith(f"-{digest}{_SUFFIX}"):
                 # A round that ends at the same time may remove the file.
                 with suppress(FileNotFoundError):
-                    return file.read_bytes()
+                    return (self._folder / name).read_bytes()
         return None
 
-    def _files(self) -> list[Path]:
-        return [
-            file
-            for file in self._folder.glob(f"*-*{_SUFFIX}")
-            if file.name.split("-")[0].isdecimal()
-        ]
-
-
-def _round_of(file: Path) -> int:
-    return int(file.name.split("-")[0])
+    def _names(self) -> list[str]:
+        """Return the names of our files, listed once a round: names cost less than paths."""
+        names = os.listdir(self._folder) if self._folder.exists() else []
+        return [name for name in names if _FILE.fullmatch(name)]
