@@ -227,18 +227,18 @@ def test_command_on_the_host_shows_what_its_worker_does(fleet: Lab) -> None:
 
 
 def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
-    def lines() -> list[str]:
-        command = ("python", "-m", "worker", "fleet", "status", INVENTORY)
-        return fleet.operator(*command, timeout=60).stdout.splitlines()
+    command = ("python", "-m", "worker", "fleet", "status", INVENTORY)
+    lines: list[str] = []
 
     def both_are_connected() -> bool:
-        rows = {line.split()[0]: line for line in lines()}
+        lines[:] = fleet.operator(*command, timeout=60).stdout.splitlines()
+        rows = {line.split()[0]: line for line in lines}
         assert "h1/keeper" in rows
         return all("connected" in rows[name] for name in ("h2/0", "h3/0"))
 
     # On a busy machine a round's groups of the peer may come too late.
     wait_until(both_are_connected, 120, "h2 and h3 are connected in the same table")
-    assert max(map(len, lines())) <= 80
+    assert max(map(len, lines)) <= 80
 
 
 def test_workers_bet_on_the_questions_of_the_deployed_judge(fleet: Lab) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from worker import cli, errors
+from worker import cli, errors, log
 
 
 def hivewright(*arguments):
@@ -76,13 +76,22 @@ def test_mistakes_of_a_file_stand_in_a_line_each_and_the_last_line_says_what_to_
     )
 
 
-def test_check_prints_what_a_file_resolves_to(tmp_path):
+def run_here(monkeypatch, *arguments) -> int:
+    """Run a command in this process, which has imported all of it; return its exit code."""
+    monkeypatch.setattr(log, "_hidden", set())
+    monkeypatch.setattr(log, "setup", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    return end.value.code
+
+
+def test_check_prints_what_a_file_resolves_to(tmp_path, monkeypatch, capsys):
     file = tmp_path / "settings.yaml"
     file.write_text("trainer: {learning_rate: 0.5}\n")
-    done = hivewright("check", "--settings", str(file))
-    assert done.returncode == 0
-    assert "learning_rate: 0.5" in done.stdout
-    assert "num_generations: 8" in done.stdout
+    assert run_here(monkeypatch, "check", "--settings", str(file)) == 0
+    shown = capsys.readouterr().out
+    assert "learning_rate: 0.5" in shown
+    assert "num_generations: 8" in shown
 
 
 def test_check_knows_the_families(tmp_path):
@@ -93,12 +102,11 @@ def test_check_knows_the_families(tmp_path):
     assert "chain_sums" in done.stderr.splitlines()[-1]
 
 
-def test_missing_identity_exits_with_3_and_makes_no_key(tmp_path):
+def test_missing_identity_exits_with_3_and_makes_no_key(tmp_path, monkeypatch, capsys):
     file = tmp_path / "settings.yaml"
     file.write_text(f"node: {{state_dir: {tmp_path / 'state'}, min_free_disk_mb: 1}}\n")
-    done = hivewright("worker", "--settings", str(file))
-    assert done.returncode == 3, done.stderr
-    assert "identity missing" in done.stderr.splitlines()[-1]
+    assert run_here(monkeypatch, "worker", "--settings", str(file)) == 3
+    assert "identity missing" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "state/swarm.pem").exists()
 
 
