@@ -1,7 +1,8 @@
 """Measure whether peers can plant text in honest nodes' answers ("Hail to the Thief").
 
     python -m benchmarks.poison [--model tiny|smollm2] [--attackers 1 3] [--nodes 8] [--rounds 60]
-                                [--attacks before near style better] [--seed 0] [--json FILE]
+                                [--attacks before near style better] [--small] [--seed 0]
+                                [--json FILE]
 
 Attackers send right answers to their own tasks with planted text, and wrong answers without it
 (arXiv 2511.09780, whose authors find the plant in up to all answers of honest nodes). The result is
@@ -13,6 +14,10 @@ before: the text is a sentence of its own. near: it stands between natural words
 one of several sentences, another one for each task, so that fewer answers have the same. better: no
 attack, but a peer with a much better model and a habit of its own; none of its answers should be
 taken for planted ("found").
+
+`--small`: one attacker, "before", 20 rounds; three minutes with the tiny model. With SmolLM2 each
+node answers two tasks a round, as in `benchmarks/sapo.py --small`, and learns from all fourteen of
+its peers; a round of eight nodes takes one to two minutes of one core.
 """
 
 import argparse
@@ -137,27 +142,30 @@ def configure_swarm(model: str, more: dict[str, Any]) -> settings.Settings:
 
     Groups of a peer count as repeated over several rounds.
     """
-    config = (
-        configure("8/56", "hard", "all")
-        if model == "tiny"
-        else configure_smollm2("3/21", 3, "better")
-    )
-    generation = config.generation.model_copy(update={"max_completion_length": 40})
-    return config.model_copy(
-        update={"trainer": config.trainer.model_copy(update=more), "generation": generation}
-    )
+    if model == "tiny":
+        config = configure("8/56", "hard", "all")
+        generation = config.generation.model_copy(update={"max_completion_length": 40})
+        config = config.model_copy(update={"generation": generation})
+    else:
+        config = configure_smollm2("2/14", 2, "better")
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update=more)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=["tiny", "smollm2"], default="tiny")
-    parser.add_argument("--attackers", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
+    parser.add_argument("--small", action="store_true", help="one attack, one attacker, 20 rounds")
+    parser.add_argument("--attackers", type=int, nargs="+")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS)
     parser.add_argument("--nodes", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    is_small = arguments.small
+    arguments.attackers = arguments.attackers or ([1] if is_small else [1, 3])
+    arguments.attacks = arguments.attacks or (["before"] if is_small else list(ATTACKS))
+    arguments.rounds = arguments.rounds or (20 if is_small else 60)
     torch.set_num_threads(1)
     results = []
     print("attack  attackers   carry: undefended  defended   found  accused")

@@ -1,7 +1,7 @@
 """Measure how much sooner a node in a swarm has the reward that a node alone reaches.
 
     python -m benchmarks.time_to_reward [--model tiny|smollm2] [--tasks easy|hard] [--nodes 8]
-                                        [--rounds 100] [--seeds 0] [--slower 10]
+                                        [--rounds 100] [--seeds 0] [--slower 10 [--weights]]
                                         [--plot FILE] [--json FILE]
 
 All nodes have the same hardware and a worker's default training settings, alone or in one swarm: a
@@ -19,7 +19,8 @@ that of the slow node: its time to the target, over S times the time of nodes al
 each node answers its next part when it is done with the last one, and takes the groups that peers
 have answered by then, each once. A slow node has few rounds, so its reward, and that of the nodes
 alone, is measured on held-out tasks after each round, smoothed over HELD_OUT_WINDOW rounds; the
-evaluations do not count as its time.
+evaluations do not count as its time. With `--weights` it may take weights of its peers, as the
+nodes of one owner do by default (worker/adoption.py); the trials count as its time.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import heapq
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +38,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.nodes import Node, exchange, make_node, mean_curve, mean_seconds, run
 from benchmarks.sapo import TASKS, Played, smollm2_flat
+from benchmarks.weights import InProcess
 from worker import environments, evaluation, settings
+from worker.adoption import Adoption
 from worker.environments.presets import DEMO_SETTINGS
 from worker.records import ScoredGroup
 
@@ -96,22 +100,25 @@ def mean_played(runs: Sequence[Played]) -> Played:
 
 
 def play_with_slow(
-    config: settings.Settings, seed: int, nodes: int, slower: float, reward: float, limit: float
+    members: Sequence[Node],
+    slower: float,
+    reward: float,
+    limit: float,
+    adoption: Adoption | None = None,
 ) -> float | None:
-    """Return the slow node's time until its smoothed held-out reward is at least `reward`.
+    """Return the last node's time until its smoothed held-out reward is at least `reward`.
 
-    A node answers a part, then publishes it, and learns with what peers have published by then: of
-    each peer the newest part, once. None: the slow node does not have the reward after `limit`
-    seconds.
+    That node is `slower` times slower than the others. A node answers a part, then publishes it,
+    and learns with what peers have published by then: of each peer the newest part, once.
+    `adoption`: the last node's exchange of weights; None: it takes none. Returns None if it does
+    not have the reward after `limit` seconds.
     """
-    members = [
-        make_node(seed, i, config, environments.load(config.environment)) for i in range(nodes)
-    ]
     *_, slow = members
     published: dict[str, list[ScoredGroup]] = {}
     unread = {node.peer_id: dict[str, list[ScoredGroup]]() for node in members}
     rewards: list[float] = []
-    events = [(0.0, number, True) for number in range(nodes)]  # time, node, whether it answers next
+    # time, node, whether it answers next
+    events = [(0.0, number, True) for number in range(len(members))]
     while (event := heapq.heappop(events))[0] < limit:
         now, number, answers = event
         node = members[number]
@@ -121,8 +128,11 @@ def play_with_slow(
         else:
             for heard in unread.values():
                 heard[node.peer_id] = published[node.peer_id]
-            node.learn(published[node.peer_id], node.collect(unread[node.peer_id]))
+            collected = node.collect(unread[node.peer_id])
             unread[node.peer_id].clear()
+            node.learn(published[node.peer_id], collected)
+            if node is slow and adoption is not None:
+                adoption.after_round(published[node.peer_id], collected)
         spent = time.process_time() - started
         now += spent * (slower if node is slow else 1)
         heapq.heappush(events, (now, number, not answers))
@@ -196,8 +206,27 @@ def measure_slow(
     fast = seconds_to(alone, reward, HELD_OUT_WINDOW)
     assert fast is not None  # the target is less than the best
     needed = arguments.slower * fast
-    took = play_with_slow(config, seed, arguments.nodes, arguments.slower, reward, needed)
+    members = [
+        make_node(seed, number, config, environments.load(config.environment))
+        for number in range(arguments.nodes)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        adoption = adoption_of(members, Path(folder)) if arguments.weights else None
+        took = play_with_slow(members, arguments.slower, reward, needed, adoption)
     return reward, needed, took
+
+
+def adoption_of(members: Sequence[Node], folder: Path) -> Adoption:
+    """Return the exchange of weights of the last node, with the others in this process."""
+    swarm, slow = InProcess({node.peer_id: node for node in members}, folder), members[-1]
+    generation = slow.settings.generation
+    return Adoption(
+        swarm,  # type: ignore[arg-type]
+        slow.trainer,
+        slow.environment,
+        generation,
+        folder,
+    )
 
 
 def main() -> None:
@@ -210,11 +239,14 @@ def main() -> None:
     parser.add_argument(
         "--slower", type=float, metavar="S", help="one node is S times slower than the others"
     )
+    parser.add_argument("--weights", action="store_true", help="the slow node may take weights")
     parser.add_argument("--plot", type=Path, help="of the last seed; not with --slower")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.slower is not None and (arguments.plot or not arguments.slower >= 1):
         parser.error(f"--slower {arguments.slower:g}: expected at least 1, and no --plot")
+    if arguments.weights and arguments.slower is None:
+        parser.error("--weights: expected together with --slower")
     if arguments.rounds < WINDOW:
         parser.error(f"--rounds {arguments.rounds}: expected at least {WINDOW}")
     torch.set_num_threads(1)
