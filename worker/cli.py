@@ -6,8 +6,6 @@ errors into exit codes and reads the environment (systemd's NOTIFY_SOCKET).
 
 import argparse
 import errno
-import gc
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from typing import Any, NoReturn
 from worker import __version__
 from worker.commands import command_options
 from worker.errors import ResourceError, SettingsError, WorkerError
+from worker.runtime import entry_point
 
 _MACHINE_ERRORS = (
     errno.ENOSPC,
@@ -526,7 +525,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _call(command: Command, parsed: argparse.Namespace) -> None:
     if not command.takes_settings:
-        _load(command.target)(parsed)
+        entry_point.load(command.target)(parsed)
         return
     from worker import log, settings
 
@@ -543,7 +542,7 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
         from worker.runtime import systemd
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
-        role = _load(command.target)
+        role = entry_point.load(command.target)
         if loaded.metrics.port is None:
             role(loaded)
             return
@@ -553,24 +552,7 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
             role(loaded)
     else:
         log.setup("WARNING", loaded.log.format)
-        _load(command.target)(loaded, *([parsed] if command.options else []))
-
-
-def _load(target: str) -> Callable[..., Any]:
-    module, _, name = target.partition(":")
-    limit = sys.getrecursionlimit()
-    # Imported objects stay until the process ends. The garbage collector would scan them again and
-    # again, also at the end: two of the six seconds in which a worker starts and stops.
-    gc.disable()
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    finally:
-        gc.freeze()
-        gc.enable()
-    # web3 imports py_ecc, which raises the limit a hundredfold: a deeply nested answer of a peer or
-    # an RPC server would then overflow the stack and end the process, instead of being refused.
-    sys.setrecursionlimit(limit)
-    return function
+        entry_point.load(command.target)(loaded, *([parsed] if command.options else []))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -614,9 +596,8 @@ def _parser() -> argparse.ArgumentParser:
         if command.name in parents:
             folders[command.name] = sub.add_subparsers(metavar="COMMAND")
         if command.options:
-            add_options = (
-                _load(command.options) if isinstance(command.options, str) else command.options
-            )
+            options = command.options
+            add_options = entry_point.load(options) if isinstance(options, str) else options
             add_options(sub)
         sub.set_defaults(command=command)
     return parser

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from worker import cli, errors, log
+from worker.runtime import entry_point
 
 
 def hivewright(*arguments):
@@ -37,7 +38,7 @@ def test_help_of_every_command_loads_no_heavy_part(arguments):
 
 def test_every_command_names_a_function_that_exists():
     for command in cli.COMMANDS:
-        assert callable(cli._load(command.target)), command.name
+        assert callable(entry_point.load(command.target)), command.name
 
 
 def test_unknown_command_exits_with_2_and_one_line():
@@ -138,7 +139,8 @@ def test_an_answer_nested_without_end_ends_no_process(role):
     code = f"""
 import json, threading
 from worker import cli
-cli._load(next(command.target for command in cli.COMMANDS if command.name == {role!r}))
+from worker.runtime import entry_point
+entry_point.load(next(command.target for command in cli.COMMANDS if command.name == {role!r}))
 import web3
 def read():
     try:

@@ -1,7 +1,6 @@
 """How a command ends: its code, and a last line on standard error that says why."""
 
 import errno
-import gc
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import pytest
 
 from worker import cli, errors, log
+from worker.runtime import entry_point
 
 TREE = [errors.WorkerError]
 for kind in TREE:
@@ -19,9 +19,9 @@ OURS = [kind for kind in dict.fromkeys(TREE) if kind.__module__ == errors.__name
 
 def replace_target(monkeypatch, happens) -> None:
     """Have every command call `happens`; options of commands are loaded as ever."""
-    load = cli._load
+    load = entry_point.load
     monkeypatch.setattr(
-        cli, "_load", lambda target: load(target) if ".options:" in target else happens
+        entry_point, "load", lambda target: load(target) if ".options:" in target else happens
     )
 
 
@@ -183,10 +183,11 @@ def test_settings_file_of_something_else_ends_with_2(tmp_path, capsys, content, 
 def test_reader_that_closes_the_output_is_no_error():
     code = (
         "import sys; from worker import cli, log\n"
+        "from worker.runtime import entry_point\n"
         "def speak(*_):\n"
         "    for _ in range(100_000): print('a line of the ledger')\n"
-        "load = cli._load\n"
-        "cli._load = lambda target: load(target) if '.options:' in target else speak\n"
+        "load = entry_point.load\n"
+        "entry_point.load = lambda target: load(target) if '.options:' in target else speak\n"
         "cli.main(['demo'])\n"
     )
     with subprocess.Popen(
@@ -196,32 +197,6 @@ def test_reader_that_closes_the_output_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
-
-
-def test_import_of_a_command_leaves_the_recursion_limit(monkeypatch):
-    before = sys.getrecursionlimit()
-
-    def imports(_):
-        sys.setrecursionlimit(10 * before)
-        return os
-
-    monkeypatch.setattr(cli.importlib, "import_module", imports)
-    assert cli._load("os:getpid") is os.getpid
-    assert sys.getrecursionlimit() == before
-
-
-def test_collector_looks_through_no_import(monkeypatch):
-    made = []
-
-    def imports(_):
-        assert not gc.isenabled()
-        made.append([])
-        return os
-
-    monkeypatch.setattr(cli.importlib, "import_module", imports)
-    assert cli._load("os:getpid") is os.getpid
-    assert gc.isenabled()
-    assert not any(each is made[0] for each in gc.get_objects())
 
 
 def test_commands_have_different_names_and_targets():

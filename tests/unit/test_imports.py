@@ -141,8 +141,15 @@ def test_module_imports_only_what_the_table_allows(name, file):
 
 
 def test_no_role_computes_curves_that_it_has_no_key_on():
-    """Accounts and encrypted keys work without them (tests/chain/test_wallet.py)."""
-    command = "import sys; import worker.chain.keeper; print(*sys.modules)"
+    """Encrypted keys are made and opened without them."""
+    command = (
+        "import sys; from worker.runtime import entry_point\n"
+        "entry_point.load('worker.chain.keeper:run')\n"
+        "from eth_account import Account\n"
+        "key = Account.create().key\n"
+        "assert Account.decrypt(Account.encrypt(key, 'p', 'scrypt', 2), 'p') == key\n"
+        "print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=60
     )
