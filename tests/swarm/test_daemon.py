@@ -179,17 +179,38 @@ def test_connection_over_what_only_the_daemon_understands_is_one(
         runner.run(meet())
 
 
-def test_connection_without_an_address_is_one() -> None:
+def connected_at(places: list[list[bytes]]) -> daemon.Daemon:
+    """A daemon that is connected to a peer a0, a1, ... at each list of encoded addresses."""
+
     async def list_peers(request: object) -> p2pd_pb2.Response:
         peers = [
-            p2pd_pb2.PeerInfo(id=b"\x12\x01a", addrs=addresses)
-            for addresses in ([], [b"\xd1\x03"], [b"\xff"])
+            p2pd_pb2.PeerInfo(id=b"\x12\x02a%d" % number, addrs=addresses)
+            for number, addresses in enumerate(places)
         ]
         return p2pd_pb2.Response(type=p2pd_pb2.Response.OK, peers=peers)
 
     silent = daemon.Daemon.__new__(daemon.Daemon)
     silent._call = list_peers  # type: ignore[method-assign,assignment]
-    assert set(asyncio.run(silent.connections()).values()) == {False}
+    return silent
+
+
+def test_connection_without_an_address_is_one() -> None:
+    silent = connected_at([[], [b"\xd1\x03"], [b"\xff"]])
+    assert list(asyncio.run(silent.connections()).values()) == [False] * 3
+
+
+def test_connections_are_listed_without_a_search_for_bridges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reads sysfs, and the list is read twice a minute, with as many connections as peers."""
+
+    def search() -> frozenset[str]:
+        raise AssertionError("searched for bridges")
+
+    monkeypatch.setattr(daemon, "inner_hosts", search)
+    direct = daemon._encode("/ip4/10.0.0.5/tcp/1")
+    [is_direct] = asyncio.run(connected_at([[direct]]).connections()).values()
+    assert is_direct
 
 
 def free_port() -> int:

@@ -219,7 +219,7 @@ class Daemon:
         found: dict[str, bool] = {}
         for connection in response.peers:
             peer_id = _peer_id(connection.id)
-            is_direct = any(RELAYED not in a for a in _sorted(connection.addrs[:1]))
+            is_direct = any(RELAYED not in a for a in _readable(connection.addrs[:1]))
             found[peer_id] = found.get(peer_id, False) or is_direct
         return found
 
@@ -415,16 +415,20 @@ def _arguments(
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
     """Return addresses as text, in the order of `address_ranking.ranked`.
 
-    Addresses that only the daemon understands (such as webtransport's) are left out, and so are
-    those that no other machine can reach.
+    Addresses that no other machine can reach are left out.
     """
+    return ranked(_readable(addresses), inner_hosts())
+
+
+def _readable(addresses: Iterable[bytes]) -> list[str]:
+    """Return addresses as text, without those that only the daemon understands (webtransport's)."""
     texts = []
     for address in addresses:
         try:
             texts.append(str(Multiaddr(address)))
         except (ValueError, LookupError, TypeError) as error:  # TypeError: a truncated code
             log.debug("address ignored address=%s reason=%s", address.hex(), error)
-    return ranked(texts, inner_hosts())
+    return texts
 
 
 def _remove_leftovers() -> None:
