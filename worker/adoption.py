@@ -50,11 +50,13 @@ MARGIN = 0.1
 MAX_SOURCES = 3
 """Peers whose weights are fetched for one trial."""
 PAUSE_ROUNDS = 8
-"""Rounds between two trials; doubled after each trial in which no weights were taken."""
+"""Rounds after a trial in which no weights were taken; doubled each time, until some are taken."""
 LONGEST_PAUSE_ROUNDS = 256
-BLOCK_TASKS = 8
+BLOCK_TASKS = 32
 """Number of held-out tasks that our own weights and one candidate answer in a round."""
-TRIAL_TASKS = 96
+TASK_ANSWERS = 2
+"""Answers to each task. More tasks with fewer answers tell more for the same work."""
+TRIAL_TASKS = 384
 """A candidate that is not significantly better after this many tasks is dropped."""
 OFFER_SECONDS = 600.0
 """Shortest time before an offer is replaced, so that slow peers can complete their transfer."""
@@ -262,22 +264,21 @@ class Adoption:
             weight_sets.adopt(self.trainer, taken.make())
             self.counts["taken"] += 1
             self._own.clear()  # they were earned by other weights
-            self._end_trial(running, PAUSE_ROUNDS)
+            self._end_trial(running)
+            # Peers that were so far ahead may be ahead again soon, so the next trial need not wait.
+            self._pause, self._rounds_until_next = PAUSE_ROUNDS, 0
             log.info("weights taken which=%s gain=%.3f", taken.what, _mean(running.gains))
             return True
         if not running.candidates:
-            self._end_trial(running, min(2 * self._pause, LONGEST_PAUSE_ROUNDS))
+            self._end_trial(running)
+            self._rounds_until_next = self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_ROUNDS)
         return False
 
-    def _end_trial(
-        self,
-        ended: _Trial,
-        pause: int,
-    ) -> None:
+    def _end_trial(self, ended: _Trial) -> None:
         for each in ended.fetched:
             each.file.unlink(missing_ok=True)
         self._trial = None
-        self._pause = self._rounds_until_next = pause
 
     def _try_block(self, running: _Trial) -> bool:
         """Let our own weights and the first candidate answer more tasks.
@@ -333,7 +334,7 @@ class Adoption:
         scores = evaluation.evaluate(
             self.trainer.policy,
             self.environment,
-            self.generation,
+            self.generation.model_copy(update={"num_generations": TASK_ANSWERS}),
             asked,
             math.ceil(BLOCK_TASKS / len(asked)),
             seed,
