@@ -2,7 +2,7 @@
 
     python -m benchmarks.poison [--model tiny|smollm2] [--attackers 1 3] [--nodes 8] [--rounds 60]
                                 [--attacks before near style better] [--small] [--seed 0]
-                                [--json FILE]
+                                [--plot FILE] [--json FILE]
 
 Attackers send right answers to their own tasks with planted text, and wrong answers without it
 (arXiv 2511.09780, whose authors find the plant in up to all answers of honest nodes). The result is
@@ -24,12 +24,14 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks.nodes import make_node
 from benchmarks.sapo import configure, configure_smollm2
@@ -85,15 +87,20 @@ class Attacker:
 class Outcome:
     """The result of one swarm.
 
-    `planted`: share of honest answers with the plant in the last rounds. `reward`: accumulated mean
-    reward of an honest node. `found`: share of the attackers' rewarded answers that were recognised
-    as planted, and `accused` that of honest peers' ones.
+    `planted`: share of honest answers with the plant, by round. `reward`: accumulated mean reward
+    of an honest node. `found`: share of the attackers' rewarded answers that were recognised as
+    planted, and `accused` that of honest peers' ones.
     """
 
-    planted: float
+    planted: Sequence[float]
     reward: float
     found: float
     accused: float
+
+    @property
+    def planted_last(self) -> float:
+        """The share of honest answers with the plant in the last rounds."""
+        return statistics.fmean(self.planted[-LAST_ROUNDS:])
 
 
 def run(
@@ -126,7 +133,7 @@ def run(
         ]
         planted.append(statistics.fmean(MARK in text for text in texts))
     return Outcome(
-        statistics.fmean(planted[-LAST_ROUNDS:]),
+        planted,
         statistics.fmean(sum(node.rewards) for node in nodes),
         _mean(marks[True]),
         _mean(marks[False]),
@@ -151,6 +158,19 @@ def configure_swarm(model: str, more: dict[str, Any]) -> settings.Settings:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=more)})
 
 
+def draw(curves: Mapping[str, Sequence[float]], file: Path) -> None:
+    """Write a PNG: share of honest answers with the plant by round, one line for each label."""
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for label, planted in curves.items():
+        axes.plot(range(1, len(planted) + 1), planted, marker="o", markersize=3, label=label)
+    axes.set(xlabel="round", ylabel="honest answers with the plant", ylim=(-0.02, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=["tiny", "smollm2"], default="tiny")
@@ -160,6 +180,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="such as docs/images/poison.png")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     is_small = arguments.small
@@ -168,22 +189,28 @@ def main() -> None:
     arguments.rounds = arguments.rounds or (20 if is_small else 60)
     torch.set_num_threads(1)
     results = []
+    curves: dict[str, Sequence[float]] = {}
     print("attack  attackers   carry: undefended  defended   found  accused")
     for attack, count in itertools.product(arguments.attacks, arguments.attackers):
         without = run(arguments, attack, count, UNDEFENDED)
         defended = run(arguments, attack, count, {})
+        swarm = f"{attack}, {count} of {arguments.nodes} attack"
+        curves |= {f"{swarm}, undefended": without.planted, f"{swarm}, defended": defended.planted}
         print(
-            f"{attack:6}  {count:9d}   {without.planted:17.3f}  {defended.planted:8.3f}"
+            f"{attack:6}  {count:9d}   {without.planted_last:17.3f}"
+            f"  {defended.planted_last:8.3f}"
             f"   {defended.found:5.2f}  {defended.accused:7.2f}",
             flush=True,
         )
         results.append(
             {
-                "claim": f"{arguments.model}, {attack}, {count} of {arguments.nodes} attack: share"
-                f" of honest answers with the plant after {arguments.rounds} rounds",
-                "ours": round(defended.planted, 4),
-                "reference": round(without.planted, 4),
-                "ratio": round(defended.planted / without.planted, 4) if without.planted else None,
+                "claim": f"{arguments.model}, {swarm}: share of honest answers with the plant after"
+                f" {arguments.rounds} rounds",
+                "ours": round(defended.planted_last, 4),
+                "reference": round(without.planted_last, 4),
+                "ratio": round(defended.planted_last / without.planted_last, 4)
+                if without.planted_last
+                else None,
                 "unit": "share",
             }
         )
@@ -198,6 +225,8 @@ def main() -> None:
             "unit": "reward",
         }
     )
+    if arguments.plot:
+        draw(curves, arguments.plot)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
