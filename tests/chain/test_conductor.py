@@ -39,11 +39,21 @@ def run_game(judge: Conductor) -> None:
     raise AssertionError("the game does not end")
 
 
+def step_until(hall: Hall, judge: Conductor, condition) -> None:
+    """Step, each time until what was sent is mined."""
+    for _ in range(40):
+        if condition():
+            return
+        judge.step()
+        for entry in judge._sender.waiting():
+            hall.market.client.wait_for_receipt(entry.hash, 10)
+    raise AssertionError("not in time")
+
+
 def test_game_is_opened_advanced_and_settled(hall, tmp_path):
     judge = make(hall, tmp_path, round_seconds=3600.0)
     assert judge.clue() == NO_CLUE
-    for _ in range(3):
-        judge.step()
+    step_until(hall, judge, lambda: judge.clue() != NO_CLUE)
     assert judge.clue() == {
         "game_id": 0,
         "clue_id": 0,
@@ -63,8 +73,7 @@ def test_game_is_opened_advanced_and_settled(hall, tmp_path):
 
 def test_answer_is_not_in_the_clue_nor_readable_for_others(hall, tmp_path):
     judge = make(hall, tmp_path, round_seconds=3600.0)
-    for _ in range(3):
-        judge.step()
+    step_until(hall, judge, lambda: judge.clue() != NO_CLUE)
     assert "answer" not in judge.clue()
     assert (tmp_path / "game.json").stat().st_mode & 0o077 == 0
 
@@ -123,17 +132,6 @@ def test_game_that_the_chain_has_forgotten_is_given_up(hall, tmp_path):
 
 
 # ---- a chain that loses its last seconds, or asks for more
-
-
-def step_until(hall: Hall, judge: Conductor, condition) -> None:
-    """Step, each time until what was sent is mined."""
-    for _ in range(40):
-        if condition():
-            return
-        judge.step()
-        for entry in judge._sender.waiting():
-            hall.market.client.wait_for_receipt(entry.hash, 10)
-    raise AssertionError("not in time")
 
 
 def test_transaction_that_waits_for_a_lost_nonce_is_numbered_again(hall, tmp_path):
