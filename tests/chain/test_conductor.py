@@ -71,6 +71,22 @@ def test_game_is_opened_advanced_and_settled(hall, tmp_path):
     assert list(tmp_path.glob("game.json")) == []
 
 
+def test_game_that_the_log_shows_late_is_not_opened_twice(hall, tmp_path, monkeypatch):
+    opened_by = type(hall.market).opened_by
+    answers = []
+
+    def late(self, *arguments):
+        found = opened_by(self, *arguments)
+        answers.append(found)
+        return None if answers.count(0) < conductor.LOOKS else found
+
+    monkeypatch.setattr(type(hall.market), "opened_by", late)
+    judge = make(hall, tmp_path, round_seconds=3600.0)
+    step_until(hall, judge, lambda: judge.clue() != NO_CLUE)
+    assert answers == [None, *[0] * conductor.LOOKS]
+    assert hall.market.num_games() == 1
+
+
 def test_answer_is_not_in_the_clue_nor_readable_for_others(hall, tmp_path):
     judge = make(hall, tmp_path, round_seconds=3600.0)
     step_until(hall, judge, lambda: judge.clue() != NO_CLUE)

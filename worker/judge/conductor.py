@@ -38,6 +38,12 @@ NO_CLUE: dict[str, Any] = {
     "choices": [],
 }
 """The reply while no game accepts bets, in the format of RL Swarm's judge."""
+LOOKS = 3
+"""Steps in which a game that may have been opened is looked for, before it is opened again.
+
+The account's nonce says that the call was mined; the log may show that block a little later, above
+all if several machines answer for an RPC address.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ class Conductor:
         self._sender = Sender(market.client, account, folder / "transactions.db")
         self._reveals = Reveals(folder / "reveals.json", market, self._sender)
         self._next_at = 0.0
+        self._looks_left = LOOKS  # a process before this one may have sent the call
         self.num_games = 0
         """Number of games that ended since this process started."""
         self._clue = NO_CLUE
@@ -114,6 +121,7 @@ class Conductor:
         block = self._market.client.block_number()
         problem = next(self._problems, None)
         if problem is not None:
+            self._looks_left = 0
             # On disk before the commitment is sent: the answer can't be revealed without the salt.
             self._save(State(problem, secrets.randbits(256), block=block))
 
@@ -126,7 +134,11 @@ class Conductor:
         hidden = commitment(problem.answer, state.salt)
         call = self._market.call("createNewGame", len(problem.clues), len(problem.choices), hidden)
         number = self._market.opened_by(call, state.block)
+        if number is None and self._looks_left:
+            self._looks_left -= 1
+            return
         if number is None:
+            self._looks_left = LOOKS
             self._sender.send(call)
             return
         log.info("game opened game=%s", number)
