@@ -183,10 +183,18 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="such as docs/images/poison.png")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    is_small = arguments.small
-    arguments.attackers = arguments.attackers or ([1] if is_small else [1, 3])
-    arguments.attacks = arguments.attacks or (["before"] if is_small else list(ATTACKS))
-    arguments.rounds = arguments.rounds or (20 if is_small else 60)
+    defaults: dict[str, Any] = (
+        {"attackers": [1], "attacks": ["before"], "rounds": 20}
+        if arguments.small
+        else {"attackers": [1, 3], "attacks": list(ATTACKS), "rounds": 60}
+    )
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: expected at least 1")
+    if not all(0 < count < arguments.nodes for count in arguments.attackers):
+        parser.error(f"--attackers {arguments.attackers}: expected at least 1, and an honest node")
     torch.set_num_threads(1)
     results = []
     curves: dict[str, Sequence[float]] = {}

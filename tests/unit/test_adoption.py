@@ -287,6 +287,22 @@ def test_trial_takes_a_few_tasks_a_round_and_ends_as_soon_as_it_is_clear(
     assert not list(tmp_path.glob("*/*.safetensors"))
 
 
+def test_tasks_of_a_trial_get_few_answers_each(
+    trainers: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Adoption(_NoSwarm(), trainers.make(), GYM, GENERATION, tmp_path)  # type: ignore[arg-type]
+    sizes = []
+
+    def evaluate(policy, environment, generation, asked, tasks_each, *_, **__):
+        sizes.append((generation.num_generations, tasks_each * len(asked)))
+        return []
+
+    monkeypatch.setattr(adoption.evaluation, "evaluate", evaluate)
+    node._rewards([("a", None), ("b", None)], 1)
+    assert sizes == [(adoption.TASK_ANSWERS, adoption.BLOCK_TASKS)]
+    assert GENERATION.num_generations > adoption.TASK_ANSWERS
+
+
 def test_candidate_that_is_never_clearly_better_is_given_up_for_the_next(
     trainers: Trainers, tmp_path: Path
 ) -> None:
