@@ -65,6 +65,16 @@ def test_clock_that_is_set_back_does_not_make_records_older(
     assert record.make((HERE,), 7).issued == first.issued + 1
 
 
+def test_record_of_quick_rounds_is_kept_although_it_is_dated_ahead(
+    record: OwnRecord, now: list[float]
+) -> None:
+    for round in range(20):
+        record.make((HERE,), round)
+    newest = record.make((HERE,), 19)
+    assert newest.issued == int(now[0]) + 19
+    assert record.make((HERE,), 19) is newest
+
+
 def test_no_more_addresses_than_a_record_may_have(record: OwnRecord, now: list[float]) -> None:
     many = [f"/ip4/127.0.0.1/tcp/{port}" for port in range(1, 40)]
     made = record.make(many, 7)

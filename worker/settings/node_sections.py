@@ -70,7 +70,7 @@ class Model(Section):
     """File with a Hugging Face token, for gated and private models. Only `hivewright fetch` reads
     it, so it requires `shared_dir`. In an inventory: a file on the operator's side; the host has
     the token only during the download."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     """Device of the model. auto: the first visible GPU, or else the CPU."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch. None: torch decides."""

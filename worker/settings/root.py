@@ -22,11 +22,13 @@ from worker.settings.value_types import Host, Port, Positive, Seconds, Section, 
 
 SETTINGS_VERSION = 1
 
+_HUB_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+
 
 class Hub(Section):
     """The model on the Hugging Face Hub. Without a `token_file` nothing is pushed."""
 
-    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
+    repo: Annotated[str, Field(pattern=f"^{_HUB_NAME}(/{_HUB_NAME})?$")] | None = None
     """Repository to push to: OWNER/NAME; or OWNER, and each node has a repository of its own, named
     after model and node."""
     token_file: Path | None = None
@@ -83,7 +85,7 @@ class Tracking(Section):
     """File with an API key of Weights & Biases, for `wandb: online`."""
     tensorboard: bool = False
     """Write event files of TensorBoard (`logs/tensorboard`)."""
-    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")] = "hivewright"
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "hivewright"
     """Name of the project in the trackers."""
 
     @property

@@ -30,6 +30,8 @@ class OwnRecord:
         self._lifetime_seconds = max(1, round(lifetime_seconds))
         self._fresh_seconds = max(1, int(swarm.announce_every_seconds / 4))
         self._newest: Member | None = None
+        # Our clock when it was signed; `issued` is ahead of it after several changes in a second.
+        self._signed_at = 0
         # Only a duplicate has our key, so other peers can't flood our log here.
         self._logged = RecentEvents()
 
@@ -42,10 +44,11 @@ class OwnRecord:
         now, last = int(time.time()), self._newest
         shown = tuple(addresses[: messages.MAX_ADDRESSES])
         is_current = last is not None and (last.addresses, last.round) == (shown, round)
-        # A record made within a second of the last one is dated in the future, hence abs().
-        if last is not None and is_current and abs(now - last.issued) < self._fresh_seconds:
+        # abs(): the clock may have been set back.
+        if last is not None and is_current and abs(now - self._signed_at) < self._fresh_seconds:
             return last
         issued = max(now, last.issued + 1) if last else now
+        self._signed_at = now
         self._newest = messages.seal_member(
             self._identity,
             addresses,
