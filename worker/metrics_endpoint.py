@@ -21,8 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from worker import __version__
-from worker.account import queues
-from worker.chain import keeper
+from worker.chain import keeper_status, queue_status
 from worker.errors import WorkerError
 from worker.log import printable
 from worker.runtime import host, running_release, tailscale_key
@@ -152,13 +151,13 @@ def _of_worker(settings: Settings) -> Iterator[Metric]:
 
 
 def _of_keeper(settings: Settings) -> Iterator[Metric]:
-    now = keeper.read_status(settings.keeper.state_dir)
+    now = keeper_status.read_status(settings.keeper.state_dir)
     if now is None:
         return
     state = GaugeMetricFamily(
         "hivewright_keeper_state", "1: the state that the keeper is in.", labels=("state",)
     )
-    for name in get_args(keeper.State):
+    for name in get_args(keeper_status.State):
         state.add_metric([name], name == now.state)
     yield state
     figures: Mapping[str, tuple[str, float | None]] = {
@@ -174,7 +173,7 @@ def _of_keeper(settings: Settings) -> Iterator[Metric]:
 
 
 def _of_account(settings: Settings) -> Iterator[Metric]:
-    now = queues.read_status(settings.account.state_dir)
+    now = queue_status.read_status(settings.account.state_dir)
     if now is None:
         return
     state = now.queues

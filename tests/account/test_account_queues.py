@@ -13,8 +13,8 @@ from account_service import eventually, serving
 from tests.account.hosting import PASSPHRASE
 from worker import settings
 from worker.account.accounts import Accounts
-from worker.account.queues import read_status
 from worker.account.vault import load_account
+from worker.chain.queue_status import read_status
 
 ROOT = Path(__file__).parents[2]
 PEERS = ["QmAda1", "QmAda2", "QmBob1"]

@@ -10,6 +10,7 @@ from eth_account.signers.local import LocalAccount
 
 from worker.chain import transaction_queue as sender_module
 from worker.chain.coordinator import Coordinator
+from worker.chain.queue_status import QueueState
 from worker.chain.transaction_queue import Sender
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, WorkerError
 
@@ -237,7 +238,7 @@ def test_state_tells_what_waits_since_when_and_the_last_error(chain, account, tm
     began = time.time()
     with faulty(chain.deployment.rpc_url, fault) as proxy:
         sender = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
-        assert sender.state() == sender_module.QueueState()
+        assert sender.state() == QueueState()
         for name in ("one", "two"):
             with pytest.raises(ChainUnreachable):
                 sender.send(chain.coordinator.register_peer(name))
@@ -261,7 +262,7 @@ def test_state_tells_what_waits_since_when_and_the_last_error(chain, account, tm
 
 
 def test_states_of_several_queues_add_up() -> None:
-    state = sender_module.QueueState
+    state = QueueState
     one, two = state(1, 2, 50.0, 1, "old", 7.0), state(3, 0, 40.0, 0, "new", 9.0)
     assert one + two + state() == state(4, 2, 40.0, 1, "new", 9.0)
 

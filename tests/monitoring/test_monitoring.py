@@ -14,9 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.monitoring import prometheus_server
 from worker import metrics_endpoint, settings
-from worker.account import queues
-from worker.chain import keeper
-from worker.chain.transaction_queue import QueueState
+from worker.chain.keeper_status import Status
+from worker.chain.queue_status import QueuesStatus, QueueState
 from worker.errors import ResourceError
 from worker.telemetry.status import NodeStatus
 
@@ -84,7 +83,7 @@ def test_worker_serves_its_status_and_its_process(tmp_path, caplog):
 
 def test_keeper_serves_its_round_and_its_state(tmp_path, caplog):
     of = fleet(tmp_path)
-    now = keeper.Status("round-open", 4, 2, 3, 1e9)
+    now = Status("round-open", 4, 2, 3, 1e9)
     (tmp_path / "keeper/status.json").write_text(json.dumps(asdict(now)))
     serving, url = serve("keeper", of, caplog)
     try:
@@ -99,7 +98,7 @@ def test_keeper_serves_its_round_and_its_state(tmp_path, caplog):
 
 def test_account_service_serves_its_queues(tmp_path, caplog):
     state = QueueState(2, 1, 1e9, 3, "submitReward: refused", 2e9)
-    (tmp_path / "queues.json").write_text(json.dumps(asdict(queues.Status(3e9, state))))
+    (tmp_path / "queues.json").write_text(json.dumps(asdict(QueuesStatus(3e9, state))))
     serving, url = serve("account", fleet(tmp_path, account_state_dir=str(tmp_path)), caplog)
     try:
         found = samples(scrape(url))

@@ -158,6 +158,15 @@ def test_no_role_computes_curves_that_it_has_no_key_on():
     assert not [name for name in loaded if name.startswith("py_ecc.optimized")]
 
 
+def test_endpoint_of_metrics_imports_no_chain():
+    """All processes have it, also those that never speak to a chain."""
+    command = "import sys, worker.metrics_endpoint; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert {"web3", "torch", "hivemind", "aiohttp", "jinja2"}.isdisjoint(done.stdout.split())
+
+
 def test_names_of_test_modules_are_unique():
     """Test modules need unique names.
 

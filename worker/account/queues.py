@@ -5,48 +5,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
-from pydantic import TypeAdapter, ValidationError
 
 from worker.account.accounts import Account
 from worker.account.request_bodies import Refused
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
-from worker.chain.transaction_queue import QueueState, Sender, Waiting
+from worker.chain.queue_status import STATUS_FILE, QueuesStatus, QueueState
+from worker.chain.transaction_queue import Sender, Waiting
 from worker.errors import ChainUnreachable, WorkerError
 from worker.log import discreet, printable
 from worker.runtime.files import write_whole
 
 OPERATOR_JOURNAL = "journal.db"
 _JOURNALS = "journals"
-_STATUS_FILE = "queues.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """All queues together, as of `updated_at` (Unix time): `STATE_DIR/queues.json`."""
-
-    updated_at: float
-    queues: QueueState
-
-
-_STATUS = TypeAdapter(Status)
-
-
-def read_status(state_dir: Path) -> Status | None:
-    """Return the last status that the account service wrote; None: none. Raises WorkerError."""
-    file = state_dir / _STATUS_FILE
-    try:
-        return _STATUS.validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise WorkerError(
-            f"{file}: not the state of queues ({type(error).__name__}); restart the account service"
-        ) from None
 
 
 class Queues:
@@ -169,8 +144,8 @@ class Queues:
         with self._lock:
             state = sum((sender.state() for sender in self._senders.values()), QueueState())
         error = None if state.last_error is None else printable(discreet(state.last_error))
-        status = asdict(Status(time.time(), replace(state, last_error=error)))
-        file = self._folder / _STATUS_FILE
+        status = asdict(QueuesStatus(time.time(), replace(state, last_error=error)))
+        file = self._folder / STATUS_FILE
         try:
             write_whole(file, json.dumps(status) + "\n", durable=False)
         except OSError as failure:

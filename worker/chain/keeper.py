@@ -12,16 +12,14 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Literal
-
-from pydantic import TypeAdapter, ValidationError
 
 from worker import settings
 from worker.chain.audit_scheduler import AUDIT_FOLDER, Audits
 from worker.chain.client import NonceUsed, ReceiptTimeout, TransactionRefused
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil
+from worker.chain.keeper_status import STATUS_FILE, Status
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError, WorkerError
 from worker.log import discreet
 from worker.runtime import host
@@ -32,47 +30,11 @@ from worker.runtime.systemd import progress, ready
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "chain-unreachable", "waiting-for-peers", "round-open", "stopped"]
-
 _LONGEST_PAUSE_SECONDS = 30.0
 _MINING_SECONDS = 30.0
 """Time limit in seconds for a transaction of the keeper to be mined."""
 _MEMORY_ROUNDS = 2
 """A peer is expected in a round if it reported in one of this many previous rounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The content of `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
-
-    `reporters` peers reported in `round`; `expected` is the number of peers that it waits for.
-    `limit_seconds`: `keeper.round_seconds`. `problem`: why the chain could not be read, or why the
-    last transaction failed; None: no problem.
-    """
-
-    state: State = "starting"
-    round: int | None = None
-    reporters: int = 0
-    expected: int = 0
-    began_at: float | None = None
-    limit_seconds: float | None = None
-    problem: str | None = None
-
-
-_STATUS = TypeAdapter(Status)
-
-
-def read_status(state_dir: Path) -> Status | None:
-    """Return the keeper's last status, None before the first. Raises WorkerError if invalid."""
-    file = state_dir / "status.json"
-    try:
-        return _STATUS.validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise WorkerError(
-            f"{file}: not a keeper's status ({type(error).__name__}); restart the keeper"
-        ) from None
 
 
 @dataclass(slots=True)
@@ -154,7 +116,7 @@ class Keeper:
         self._chain = _with_own_contract(settings)
         self._coordinator = Coordinator(self._chain)
         self._owner = anvil.load_owner(settings.keeper)
-        self._status_file = settings.keeper.state_dir / "status.json"
+        self._status_file = settings.keeper.state_dir / STATUS_FILE
         self._published_file = settings.keeper.state_dir / "published.json"
         self._status = Status()
         self._outage = Outage(log)

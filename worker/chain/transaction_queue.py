@@ -20,6 +20,7 @@ from eth_account.signers.local import LocalAccount
 from worker.chain.client import Call, NonceUsed, ReplacementUnderpriced, Underpriced
 from worker.chain.coordinator import Coordinator
 from worker.chain.database import Database
+from worker.chain.queue_status import QueueState
 from worker.errors import ChainError, ChainUnreachable, WorkerError
 
 log = logging.getLogger(__name__)
@@ -84,36 +85,6 @@ class Waiting:
     @property
     def call(self) -> Call:
         return Call(self.name, self.data, self.address)
-
-
-@dataclass(frozen=True, slots=True)
-class QueueState:
-    """Counts of a queue, or of several.
-
-    `waiting`: signed and not accepted by a node; `sent`: accepted and not mined; `oldest_at`: when
-    the oldest of both arrived (Unix time), None if there are none; `failed`: calls that were given
-    up or refused since the start; `last_error`: the last error, also one after which a transaction
-    still waits, and `last_error_at` its time.
-    """
-
-    waiting: int = 0
-    sent: int = 0
-    oldest_at: float | None = None
-    failed: int = 0
-    last_error: str | None = None
-    last_error_at: float | None = None
-
-    def __add__(self, other: "QueueState") -> "QueueState":
-        times = [at for at in (self.oldest_at, other.oldest_at) if at is not None]
-        latest = max(self, other, key=lambda each: each.last_error_at or 0.0)
-        return QueueState(
-            self.waiting + other.waiting,
-            self.sent + other.sent,
-            min(times, default=None),
-            self.failed + other.failed,
-            latest.last_error,
-            latest.last_error_at,
-        )
 
 
 class Sender:
