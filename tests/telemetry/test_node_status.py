@@ -201,6 +201,20 @@ def test_history_has_each_part_once_and_its_latest_line(tmp_path_factory, places
     assert sorted(rounds) == sorted(round for round, part in latest if part == 0)
 
 
+def test_history_is_followed_line_by_line(tmp_path):
+    assert status.read_lines(tmp_path, 0) == ([], 0)
+    record(1).append(tmp_path)
+    lines, position = status.read_lines(tmp_path, 0)
+    assert [line["round"] for line in lines] == [1]
+    file = tmp_path / "rounds.jsonl"
+    assert position == file.stat().st_size
+    file.write_bytes(file.read_bytes() + b'{"round": 2')
+    assert status.read_lines(tmp_path, position) == ([], position)
+    file.write_bytes(file.read_bytes() + b"}\n[]\n")
+    with pytest.raises(WorkerError, match=f"after byte {position}: line 2 is not of a round"):
+        status.read_lines(tmp_path, position)
+
+
 def test_history_without_a_file_is_empty(tmp_path):
     assert status.read_rounds(tmp_path) == []
 

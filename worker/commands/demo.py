@@ -472,10 +472,13 @@ class Demo:
         table.caption_justify = "left"
         return table
 
-    def _print_new_rounds(self, num_seen: Counter[str]) -> None:
+    def _print_new_rounds(self, positions: Counter[str]) -> None:
+        """Print the rounds after these positions in the workers' histories, and move them on."""
         for name in self.worker_names:
-            for line in status.read_rounds(self.output / name)[num_seen[name] :]:
-                num_seen[name] += 1
+            lines, positions[name] = status.read_lines(self.output / name, positions[name])
+            for line in lines:
+                if line.get("part"):
+                    continue
                 say(
                     self.console,
                     f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss"

@@ -319,23 +319,41 @@ def read_parts(state_dir: Path) -> list[dict[str, Any]]:
     A part that was repeated from the checkpoint before it has two lines; the later one is
     returned. Raises WorkerError for a file that a node can't have written.
     """
+    records, _ = read_lines(state_dir, 0)
+    return list({_place_of(record): record for record in records}.values())
+
+
+def read_lines(
+    state_dir: Path,
+    position: int,
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of the history from byte `position` on, and the position after them.
+
+    A truncated last line is left for the next call. Raises WorkerError for a file that a node can't
+    have written.
+    """
     file = StateDir(state_dir).rounds
     try:
-        lines = file.read_bytes().splitlines(keepends=True)
+        with file.open("rb") as stream:
+            stream.seek(position)
+            lines = stream.read().splitlines(keepends=True)
     except FileNotFoundError:
-        return []
-    parts: dict[tuple[int, int], dict[str, Any]] = {}
+        return [], position
+    records = []
+    where = f"{file}: after byte {position}" if position else f"{file}"
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
-            continue
+            break
         try:
             record = json.loads(line)
-            parts[_place_of(record)] = record
+            hash(_place_of(record))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             raise WorkerError(
-                f"{file}: line {number} is not of a round; remove that line, or move the file away"
+                f"{where}: line {number} is not of a round; remove that line, or move the file away"
             ) from None
-    return list(parts.values())
+        records.append(record)
+        position += len(line)
+    return records, position
 
 
 def _place_of(record: dict[str, Any]) -> tuple[int, int]:
