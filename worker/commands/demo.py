@@ -359,6 +359,7 @@ class Demo:
             "animal_name": said.animal_name,
             "rounds_trained": said.rounds_trained,
             "rounds_reported": [row.round for row in rows],
+            "rounds_finished": [line["round"] for line in rounds],
             "rounds_with_step": [line["round"] for line in rounds if line["skipped"] is None],
             "rewards": {str(line["round"]): line["reward_mean"] for line in rounds},
             "peers_heard": sorted(heard),
@@ -380,10 +381,12 @@ class Demo:
         if not least <= trained <= self.num_rounds:
             expected = f"{least} to {self.num_rounds}" if self.minutes else str(self.num_rounds)
             problems.append(f"{name} trained {trained} rounds, expected {expected}")
-        if worker["rounds_reported"] != worker["rounds_with_step"]:
+        # A round without a training step (all of its tasks solved, say) is reported, too.
+        reported, finished = set(worker["rounds_reported"]), set(worker["rounds_finished"])
+        if reported != finished:
             problems.append(
-                f"{name} reported rounds {worker['rounds_reported']} but trained in"
-                f" {worker['rounds_with_step']}"
+                f"{name} reported rounds {sorted(reported - finished)} that it did not finish, and"
+                f" not the rounds {sorted(finished - reported)} that it did"
             )
         if len(worker["peers_heard"]) != num_workers - 1:
             problems.append(
