@@ -10,19 +10,18 @@ contains the new weights; a node that dies before that checkpoint resumes with i
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-
-from cachetools import LRUCache
 
 from worker import evaluation, settings, trial
 from worker.environments import Environment
@@ -40,11 +39,14 @@ log = logging.getLogger(__name__)
 
 OWN_GROUPS = 72
 """Number of our own newest groups whose rewards are compared."""
-PEER_GROUPS = 36
-"""Number of a peer's newest groups whose rewards are compared."""
-PEERS_KEPT = 64
+PEERS_GROUPS = 48
+"""Number of the newest groups of all peers together whose rewards are compared: about four rounds.
+If we are slow, peers have learned much since older ones."""
 MIN_GROUPS = 9
-"""Smallest number of our own groups, and of a peer's, whose rewards are compared."""
+"""Smallest number of our own groups, and of all peers', whose rewards are compared."""
+PRIOR_GROUPS = 9
+"""Weight, in groups, of the mean over all peers in the estimate for one peer. A slow node has few
+groups of each, so that most of their difference is luck."""
 MARGIN = 0.1
 """A peer must earn this much more, in mean reward, before its weights are fetched."""
 MAX_SOURCES = 3
@@ -116,7 +118,7 @@ class Adoption:
     progress: Callable[[], None] = lambda: None
     counts: "Counter[str]" = field(default_factory=Counter)
     _own: deque[_Earned] = field(default_factory=lambda: deque(maxlen=OWN_GROUPS))
-    _peers: LRUCache[str, deque[_Earned]] = field(default_factory=lambda: LRUCache(PEERS_KEPT))
+    _peers: deque[tuple[str, _Earned]] = field(default_factory=lambda: deque(maxlen=PEERS_GROUPS))
     _rounds_until_next: int = 0
     _pause: int = PAUSE_ROUNDS
     _offered_at: float = -math.inf
@@ -191,10 +193,9 @@ class Adoption:
         external: Sequence[ScoredGroup],
     ) -> None:
         self._own.extend(map(self._earned, local))
-        for group in external:
-            if group.peer_id is not None:
-                recent = self._peers.setdefault(group.peer_id, deque(maxlen=PEER_GROUPS))
-                recent.append(self._earned(group))
+        self._peers.extend(
+            (group.peer_id, self._earned(group)) for group in external if group.peer_id is not None
+        )
 
     def _earned(self, group: ScoredGroup) -> _Earned:
         level = self.environment.level_of(group.task)
@@ -202,28 +203,33 @@ class Adoption:
 
     def _find_better(self) -> list[str]:
         """Return the peers that earn MARGIN more than we do, the best first."""
-        gains = {peer_id: self._gain_of(groups) for peer_id, groups in self._peers.items()}
-        better = [peer_id for peer_id, gain in gains.items() if gain >= MARGIN]
-        return sorted(better, key=lambda peer_id: gains[peer_id], reverse=True)[:MAX_SOURCES]
+        gains: defaultdict[str, list[float]] = defaultdict(list)
+        for peer_id, theirs in self._peers:
+            if (gain := self._gain_of(theirs)) is not None:
+                gains[peer_id].append(gain)
+        of_all = list(itertools.chain.from_iterable(gains.values()))
+        if min(len(self._own), len(of_all)) < MIN_GROUPS:
+            return []
+        prior = PRIOR_GROUPS * _mean(of_all)
+        estimates = {
+            peer_id: (math.fsum(of_peer) + prior) / (len(of_peer) + PRIOR_GROUPS)
+            for peer_id, of_peer in gains.items()
+        }
+        better = [peer_id for peer_id, gain in estimates.items() if gain >= MARGIN]
+        return sorted(better, key=lambda peer_id: estimates[peer_id], reverse=True)[:MAX_SOURCES]
 
-    def _gain_of(self, groups: Iterable[_Earned]) -> float:
-        """Return how much more a peer earns than we do; -inf if too few groups can be compared.
+    def _gain_of(self, theirs: _Earned) -> float | None:
+        """Return how much more a peer's group earned than ours; None: it can't be compared.
 
-        Each of its groups is compared with our groups of the same family at the same or an easier
-        level: earning more on harder tasks shows a better model, on easier tasks it need not.
+        It is compared with ours of the same family at the same or an easier level: earning more on
+        harder tasks shows a better model, on easier tasks it need not.
         """
-        if len(self._own) < MIN_GROUPS:
-            return -math.inf
-        gains = []
-        for theirs in groups:
-            ours = [
-                own.reward
-                for own in self._own
-                if own.family == theirs.family and own.level <= theirs.level
-            ]
-            if ours:
-                gains.append(theirs.reward - _mean(ours))
-        return _mean(gains) if len(gains) >= MIN_GROUPS else -math.inf
+        ours = [
+            own.reward
+            for own in self._own
+            if own.family == theirs.family and own.level <= theirs.level
+        ]
+        return theirs.reward - _mean(ours) if ours else None
 
     def _begin_trial(self, fetched: Sequence[Fetched]) -> None:
         self.counts["fetched"] += len(fetched)
@@ -350,7 +356,8 @@ class Adoption:
     ) -> None:
         """Count a peer's weights that were not taken, and forget its rewards."""
         self.counts[kind] += 1
-        self._peers.pop(peer_id, None)
+        others = [heard for heard in self._peers if heard[0] != peer_id]
+        self._peers = deque(others, PEERS_GROUPS)
         if kind == "unusable":
             self.swarm.distrust_weights(peer_id)
         log.warning("weights not taken peer=%s kind=%s reason=%s", peer_id, kind, reason)

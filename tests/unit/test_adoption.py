@@ -337,8 +337,32 @@ def test_rewards_are_compared_at_the_same_or_harder_levels(
     assert node._find_better() == (["Qm1"] if is_better else [])
     # Other families that only the peer has answered say nothing.
     other = scored_group(Task("other", "x", 1, 1), "?", ("a", "b"), (1, 1), peer_id="Qm2")
-    node._see([], [other] * adoption.PEER_GROUPS)
+    node._see([], [other] * adoption.MIN_GROUPS)
     assert "Qm2" not in node._find_better()
+
+
+def test_few_groups_of_many_peers_show_that_they_are_ahead(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    node = Adoption(_NoSwarm(), trainers.make(), GYM, GENERATION, tmp_path)  # type: ignore[arg-type]
+    peers = [f"Qm{number}" for number in range(9)]
+    node._see([group(0.2)] * adoption.MIN_GROUPS, [group(0.5, peer) for peer in peers[:-1]])
+    assert node._find_better() == []
+    node._see([], [group(0.6, peers[-1])])
+    assert node._find_better()[0] == peers[-1]
+    # One lucky group does not show that a peer is ahead of all others.
+    assert node._find_better()[1:] == peers[: adoption.MAX_SOURCES - 1]
+    node._see([group(0.5)] * adoption.OWN_GROUPS, [group(0.9, peers[0])])
+    assert node._find_better() == []
+
+
+def test_groups_of_long_ago_are_not_compared(trainers: Trainers, tmp_path: Path) -> None:
+    node = Adoption(_NoSwarm(), trainers.make(), GYM, GENERATION, tmp_path)  # type: ignore[arg-type]
+    node._see([group(0.5)] * adoption.MIN_GROUPS, [group(0.1, "Qm1")] * adoption.PEERS_GROUPS)
+    node._see([], [group(0.7, "Qm1")] * (adoption.PEERS_GROUPS // 2))
+    assert node._find_better() == []
+    node._see([], [group(0.7, "Qm1")] * (adoption.PEERS_GROUPS // 2))
+    assert node._find_better() == ["Qm1"]
 
 
 LIES = ["digest", "too-large", "trickle", "never", "other-kind", "offer"]
