@@ -130,9 +130,12 @@ def play_with_slow(
                 heard[node.peer_id] = published[node.peer_id]
             collected = node.collect(unread[node.peer_id])
             unread[node.peer_id].clear()
+            tries = adoption if node is slow else None
+            if tries is not None:
+                tries.before_step(published[node.peer_id], collected)
             node.learn(published[node.peer_id], collected)
-            if node is slow and adoption is not None:
-                adoption.after_round(published[node.peer_id], collected)
+            if tries is not None:
+                tries.after_step()
         spent = time.process_time() - started
         now += spent * (slower if node is slow else 1)
         heapq.heappush(events, (now, number, not answers))

@@ -212,8 +212,10 @@ def join_late(
             round = start + number
             answered = {each.peer_id: each.answer(round) for each in (*veterans, node)}
             external = node.collect(answered)
+            if with_weights:
+                adopting.before_step(answered[node.peer_id], external)
             node.learn(answered[node.peer_id], external)
-            if with_weights and adopting.after_round(answered[node.peer_id], external):
+            if with_weights and adopting.after_step():
                 taken = taken or number + 1
             if (number + 1) % EVERY == 0:
                 curve.append(held_out(node))

@@ -48,7 +48,7 @@ PRIOR_GROUPS = 9
 """Weight, in groups, of the mean over all peers in the estimate for one peer. A slow node has few
 groups of each, so that most of their difference is luck."""
 MARGIN = 0.1
-"""A peer must earn this much more, in mean reward, before its weights are fetched."""
+"""A peer must earn this much more, in mean reward, before weights are fetched."""
 MAX_SOURCES = 3
 """Peers whose weights are fetched for one trial."""
 PAUSE_ROUNDS = 8
@@ -165,27 +165,31 @@ class Adoption:
         os.link(weights, file)
         return weight_exchange.describe(self.model, file, rounds_trained)
 
-    def after_round(
+    def before_step(
         self,
         local: Sequence[ScoredGroup],
         external: Sequence[ScoredGroup],
-    ) -> bool:
-        """Note the rewards of a round and continue a trial; return whether weights were taken."""
+    ) -> None:
+        """Note the rewards of a round; fetch weights of peers that earn much more than we do.
+
+        It is called before the step, so that the weights arrive while we train.
+        """
         self._see(local, external)
-        if self._is_fetching and not self.swarm.is_fetching_weights:
-            self._is_fetching = False
-            self._begin_trial(self.swarm.fetched_weights())
-        if self._trial is not None:
-            return self._go_on(self._trial)
-        if self._is_fetching:
-            return False
+        if self._is_fetching or self._trial is not None:
+            return
         self._rounds_until_next -= 1
         better = self._find_better() if self._rounds_until_next <= 0 else []
         if better:
             log.info("peers earn much more, fetching their weights peers=%s", better)
             self.swarm.fetch_weights(better, self.model, self._max_bytes, self._folder)
             self._is_fetching = True
-        return False
+
+    def after_step(self) -> bool:
+        """Try weights that have arrived with some more tasks; return whether they were taken."""
+        if self._is_fetching and not self.swarm.is_fetching_weights:
+            self._is_fetching = False
+            self._begin_trial(self.swarm.fetched_weights())
+        return self._trial is not None and self._go_on(self._trial)
 
     def _see(
         self,
@@ -202,7 +206,11 @@ class Adoption:
         return _Earned(group.task.family, -1 if level is None else level, group.mean_reward)
 
     def _find_better(self) -> list[str]:
-        """Return the peers that earn MARGIN more than we do, the best first."""
+        """Return the peers whose weights are worth a trial, the best first.
+
+        The best earns MARGIN more than we do, and the others at least half of that: the average of
+        several is usually better than each of them. Empty if none earns that much more.
+        """
         gains: defaultdict[str, list[float]] = defaultdict(list)
         for peer_id, theirs in self._peers:
             if (gain := self._gain_of(theirs)) is not None:
@@ -215,7 +223,9 @@ class Adoption:
             peer_id: (math.fsum(of_peer) + prior) / (len(of_peer) + PRIOR_GROUPS)
             for peer_id, of_peer in gains.items()
         }
-        better = [peer_id for peer_id, gain in estimates.items() if gain >= MARGIN]
+        if max(estimates.values()) < MARGIN:
+            return []
+        better = [peer_id for peer_id, gain in estimates.items() if gain >= MARGIN / 2]
         return sorted(better, key=lambda peer_id: estimates[peer_id], reverse=True)[:MAX_SOURCES]
 
     def _gain_of(self, theirs: _Earned) -> float | None:

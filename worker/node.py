@@ -284,6 +284,8 @@ class Node:
         published = self._publish(place, first)
         collected = self._collect(place)
         local, collected, num_parts = self._answer_until_enough(place, first, collected)
+        if self.adoption is not None and place.part == 0:
+            self.adoption.before_step(local, collected.groups)
         self._show("training")
         self.stopwatch.begin("training")
         further = f"/{place.part}" if place.part else ""
@@ -318,8 +320,10 @@ class Node:
             self._earn(tick, first, published, collected.groups)
         self.status.extra_groups += len(local) - (0 if place.part else len(first))
         if self.adoption is not None and place.part == 0:
-            self.adoption.after_round(local, collected.groups)
+            self.stopwatch.begin("evaluating")
+            self.adoption.after_step()
             self.status.weights = dict(self.adoption.counts)
+            self.stopwatch.begin("saving")
         self._save_part(record)
         self.pace.finish(place.part, record.seconds)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from worker.environments import Environment
 from worker.evaluation import HELD_OUT, Asked, Estimate, Score, fixed_tasks
 
-QUANTILE = 3.0
+QUANTILE = 2.5
 """Quantile of the normal distribution for intervals. A trial (worker/adoption.py) computes up to
-twelve; in one of them, one in 150 candidates that are no better seems to be better."""
+twelve; in one of them, one in 40 candidates that are no better seems to be better."""
 MIN_TASKS = 16
 """With fewer paired tasks no difference is significant."""
 

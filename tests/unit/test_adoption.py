@@ -86,10 +86,16 @@ def offer(node: Adoption, folder: Path, rounds: int = 10) -> None:
     node.offer(saved / "model.safetensors", rounds)
 
 
+def run_round(node: Adoption, own: Sequence, external: Sequence) -> bool:
+    """Return whether weights were taken."""
+    node.before_step(own, external)
+    return node.after_step()
+
+
 def run_until_tried(node: Adoption, peer_ids: list[str]) -> bool:
     """Let the node see that these peers earn more, until what they have was tried."""
     for _ in range(adoption.MIN_GROUPS):
-        node.after_round([group(0.1)], [group(0.9, peer) for peer in peer_ids])
+        node.before_step([group(0.1)], [group(0.9, peer) for peer in peer_ids])
     assert node._is_fetching
     wait_until(lambda: not node.swarm.is_fetching_weights, 30, "the transfer has ended")
     return try_all(node)
@@ -98,7 +104,7 @@ def run_until_tried(node: Adoption, peer_ids: list[str]) -> bool:
 def try_all(node: Adoption) -> bool:
     """Go on for as many rounds as the trial takes; return whether weights were taken."""
     while node._is_fetching or node._trial is not None:
-        if node.after_round([group(0.1)], []):
+        if run_round(node, [group(0.1)], []):
             return True
     return False
 
@@ -124,7 +130,7 @@ def test_late_joiner_takes_a_better_peers_weights(
     assert digest(late.trainer) == digest(better.trainer)
     assert not list((lab.folder("late") / "weights").glob("*.part"))
     # If the peer is far ahead again, the next trial need not wait.
-    late.after_round(
+    late.before_step(
         [group(0.1)] * adoption.MIN_GROUPS,
         [group(0.9, name_of(better.swarm))] * adoption.MIN_GROUPS,
     )
@@ -154,7 +160,7 @@ def test_worse_and_equal_weights_change_nothing(
     for _ in range(adoption.PAUSE_ROUNDS):
         assert not node._is_fetching
         better = [group(0.9, name_of(worse.swarm))] * adoption.MIN_GROUPS
-        node.after_round([group(0.1)], better)
+        node.before_step([group(0.1)], better)
     assert node._is_fetching
 
 
@@ -203,7 +209,7 @@ def test_unusable_weights_are_counted_and_change_nothing(
     before = digest(node.trainer)
     node.swarm.fetched = [weight_exchange.Fetched("Qm1", file, 10, 1.0, 1)]  # type: ignore[attr-defined]
     node._is_fetching = True
-    assert not node.after_round([group(0.1)], [])
+    assert not run_round(node, [group(0.1)], [])
     assert node.counts == {"fetched": 1, "unusable": 1}
     assert node.swarm.distrusted == ["Qm1"]  # type: ignore[attr-defined]
     assert digest(node.trainer) == before
@@ -235,7 +241,7 @@ def test_weights_that_make_outputs_not_finite_are_unusable(
     file = edited(node.trainer, tmp_path / "edited", lambda weights: None)
     node.swarm.fetched = [weight_exchange.Fetched("Qm1", file, 10, 1.0, 1)]  # type: ignore[attr-defined]
     node._is_fetching = True
-    assert not node.after_round([group(0.1)], [])
+    assert not run_round(node, [group(0.1)], [])
     assert node.counts["taken"] == 0
     assert node.counts["unusable"] >= 1
     assert digest(node.trainer) == before
@@ -269,7 +275,7 @@ class Scripted:
         taken = []
         while self.node._is_fetching or self.node._trial is not None:
             before = len(self.num_answered)
-            taken.append(self.node.after_round([group(0.1)], []))
+            taken.append(run_round(self.node, [group(0.1)], []))
             assert len(self.num_answered) - before in (0, 2)
         return taken
 
@@ -353,6 +359,18 @@ def test_few_groups_of_many_peers_show_that_they_are_ahead(
     # One lucky group does not show that a peer is ahead of all others.
     assert node._find_better()[1:] == peers[: adoption.MAX_SOURCES - 1]
     node._see([group(0.5)] * adoption.OWN_GROUPS, [group(0.9, peers[0])])
+    assert node._find_better() == []
+
+
+def test_weights_of_several_peers_are_tried_if_the_best_is_far_ahead(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    node = Adoption(_NoSwarm(), trainers.make(), GYM, GENERATION, tmp_path)  # type: ignore[arg-type]
+    rewards = {"best": 0.74, "good": 0.6, "worse": 0.3}
+    heard = [group(reward, peer) for peer, reward in rewards.items() for _ in range(9)]
+    node._see([group(0.5)] * adoption.MIN_GROUPS, heard)
+    assert node._find_better() == ["best", "good"]
+    node._see([group(0.7)] * adoption.OWN_GROUPS, [])
     assert node._find_better() == []
 
 
