@@ -3,13 +3,15 @@
     python -m benchmarks.weights [--model NAME_OR_FOLDER] [--rounds 40] [--late 30] [--json FILE]
 
 Sizes are of one model (the small one by default), trained for a few rounds: its weights and
-adapters as files, compressed, and as differences from the untouched model in bfloat16. The transfer
+adapters as files, compressed, and as differences to the untouched model, packed as a node packs
+them. With --pack a model is packed without training it, and nothing else is measured. The transfer
 is between two peers with libp2p daemons on 127.0.0.1. The late joiner's curve is of simulated nodes
 (benchmarks/nodes.py): three train for --rounds, then a fourth joins with the untouched model, with
 and without weights of peers. The small form (the defaults) takes two minutes of one core.
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -22,18 +24,20 @@ from typing import Any
 import torch
 import zstandard
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from benchmarks.nodes import Node, exchange, make_node, run
 from worker import adoption, environments, evaluation, settings
 from worker.adoption import Adoption
+from worker.environments import Environment
 from worker.environments.presets import DEMO_SETTINGS
+from worker.policy import policy
 from worker.swarm import identity
 from worker.swarm.exchange import weights as weight_exchange
 from worker.swarm.exchange.verify import Verifier
 from worker.swarm.exchange.weights import Fetched
 from worker.swarm.swarm import Swarm
-from worker.trainer import weight_sets
+from worker.trainer import checkpoint, weight_differences, weight_sets
+from worker.trainer.trainer import Trainer
 
 MEGABYTE = 1e6
 EVERY = 5
@@ -42,6 +46,8 @@ TASKS = 24
 REACHED = 0.9
 """Share of the veterans' held-out reward that a late joiner has to reach."""
 RATES = (1e-6, 1e-5)
+PACKED = 0.03
+"""Share of values that are moved where a model is packed without training."""
 
 
 def claim(text: str, ours: float, reference: float | None, unit: str) -> dict[str, Any]:
@@ -52,39 +58,78 @@ def claim(text: str, ours: float, reference: float | None, unit: str) -> dict[st
     return {"claim": text, "ours": ours, "reference": reference, "ratio": ratio, "unit": unit}
 
 
-def bits_of(weights: Mapping[str, Tensor]) -> Tensor:
-    """Return all weights as bfloat16, in one row of 16-bit integers."""
-    return torch.cat([w.bfloat16().view(torch.int16).flatten() for w in weights.values()])
-
-
 def compressed(content: bytes, level: int = 3) -> int:
     return len(zstandard.ZstdCompressor(level=level).compress(content))
+
+
+def pack_and_unpack(trainer: Trainer, checkpoint_file: Path, what: str) -> list[dict[str, Any]]:
+    """Return claims about the difference of a checkpoint's file: its size, loss and times."""
+    base = weight_differences.find_base(trainer)
+    packed = checkpoint_file.with_suffix(".difference")
+    started = time.perf_counter()
+    rounding = weight_differences.pack(weight_differences.open_file(checkpoint_file), base, packed)
+    seconds = time.perf_counter() - started
+    size = packed.stat().st_size / MEGABYTE
+    whole = 2 * sum(p.numel() for p in trainer.parameters.values()) / MEGABYTE
+    file = checkpoint_file.stat().st_size / MEGABYTE
+    shapes = {name: p.shape for name, p in trainer.parameters.items()}
+    started = time.perf_counter()
+    weight_differences.unpack(packed, base, shapes)
+    unpacking = time.perf_counter() - started
+    return [
+        claim(f"difference {what}, against whole bfloat16 weights", size, whole, "MB"),
+        claim(f"difference {what}, against the checkpoint's file", size, file, "MB"),
+        claim(f"share of the update lost by rounding {what}", rounding.loss, None, "share"),
+        claim(f"time to pack the difference {what}", seconds, None, "s"),
+        claim(f"time to unpack the difference {what}", unpacking, None, "s"),
+    ]
+
+
+def measure_difference(
+    config: settings.Settings, environment: Environment, rate: float, rounds: int
+) -> list[dict[str, Any]]:
+    """Return claims about the difference after training at a learning rate.
+
+    It is offered only if the update lost by rounding is at most adoption.MAX_ROUNDING_LOSS.
+    """
+    trainer = config.trainer.model_copy(update={"lora": None, "learning_rate": rate})
+    node = make_node(0, 0, config.model_copy(update={"trainer": trainer}), environment)
+    for round in range(rounds):
+        exchange([node], round)
+    what = f"after {rounds} rounds at {rate:g} in {config.model.dtype}"
+    base = weight_differences.find_base(node.trainer)
+    after = node.trainer.parameters
+    changed = sum(int((base[n].bfloat16() != w.cpu().bfloat16()).sum()) for n, w in after.items())
+    share = changed / sum(w.numel() for w in after.values())
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.save_weights(Path(name), node.trainer, {})
+        claims = pack_and_unpack(node.trainer, Path(name) / "model.safetensors", what)
+    return [claim(f"bfloat16 weights changed {what}", share, None, "share"), *claims]
+
+
+def measure_packing(config: settings.Settings) -> list[dict[str, Any]]:
+    """Return claims about a model of which a share PACKED of the values is moved by one step."""
+    model = policy.load(config.model.model_copy(update={"dtype": "bfloat16"}))
+    trainer = Trainer(model, config.trainer.model_copy(update={"lora": None}), config.generation)
+    for parameter in trainer.parameters.values():
+        parameter.detach().view(torch.int16)[torch.rand(parameter.shape) < PACKED] += 1
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint.save_weights(Path(name), trainer, {})
+        what = f"of {config.model.name}, {PACKED:.0%} moved"
+        return pack_and_unpack(trainer, Path(name) / "model.safetensors", what)
 
 
 def measure_sizes(config: settings.Settings, rounds: int) -> list[dict[str, Any]]:
     """Return claims about whole weights, their differences, and adapters."""
     claims = []
     environment = environments.load(config.environment)
-    for rate in RATES:
-        trainer = config.trainer.model_copy(update={"lora": None, "learning_rate": rate})
-        node = make_node(0, 0, config.model_copy(update={"trainer": trainer}), environment)
-        before = bits_of(weight_sets.current(node.trainer))
-        for round in range(rounds):
-            exchange([node], round)
-        after = bits_of(weight_sets.current(node.trainer))
-        different = (before ^ after).numpy()
-        num_bytes, what = 2 * len(after), f"{rounds} rounds at {rate:g}"
-        changed = float((different != 0).mean())
-        claims += [
-            claim(f"bfloat16 weights changed after {what}", changed, None, "share"),
-            claim(
-                f"difference of bfloat16 weights after {what}, zstd",
-                compressed(different.tobytes()) / MEGABYTE,
-                num_bytes / MEGABYTE,
-                "MB",
-            ),
-        ]
-    whole = after.numpy().tobytes()
+    for dtype, rate in itertools.product(("bfloat16", "float32"), RATES):
+        model = config.model.model_copy(update={"dtype": dtype})
+        typed = config.model_copy(update={"model": model})
+        claims += measure_difference(typed, environment, rate, rounds)
+    untouched = policy.load(config.model).model.parameters()
+    rows = [w.detach().cpu().bfloat16().view(torch.int16).flatten() for w in untouched]
+    whole = torch.cat(rows).numpy().tobytes()
     size = len(whole) / MEGABYTE
     claims.append(claim("whole bfloat16 weights, zstd", compressed(whole) / MEGABYTE, size, "MB"))
     adapters = config.trainer.model_copy(update={"lora": settings.Lora(), "learning_rate": None})
@@ -248,6 +293,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="of the three nodes (default: 40)")
     parser.add_argument("--late", type=int, default=30, help="of the late joiner (default: 30)")
     parser.add_argument("--training", type=int, default=8, help="rounds before sizes (default: 8)")
+    parser.add_argument("--pack", help="pack this model; nothing else is measured")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 20, 100])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -257,10 +303,14 @@ def main() -> None:
     if arguments.model:
         model = config.model.model_copy(update={"name": arguments.model})
         measured = config.model_copy(update={"model": model})
-    claims = measure_sizes(measured, arguments.training)
-    claims += measure_transfer(config, [int(size * MEGABYTE) for size in arguments.megabytes])
-    claims += measure_joining(config, arguments.rounds, arguments.late)
-    claims.append(claim("margin that starts a transfer", adoption.MARGIN, None, "reward"))
+    if arguments.pack:
+        model = config.model.model_copy(update={"name": arguments.pack})
+        claims = measure_packing(config.model_copy(update={"model": model}))
+    else:
+        claims = measure_sizes(measured, arguments.training)
+        claims += measure_transfer(config, [int(size * MEGABYTE) for size in arguments.megabytes])
+        claims += measure_joining(config, arguments.rounds, arguments.late)
+        claims.append(claim("margin that starts a transfer", adoption.MARGIN, None, "reward"))
     if arguments.json:
         arguments.json.write_text(json.dumps(claims, indent=1) + "\n")
 

@@ -19,7 +19,7 @@ import random
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +31,9 @@ from worker.runtime.state_dir import StateDir
 from worker.swarm.exchange import weights as weight_exchange
 from worker.swarm.exchange.weights import Fetched
 from worker.swarm.swarm import Swarm
-from worker.trainer import weight_sets
+from worker.trainer import weight_differences, weight_sets
 from worker.trainer.trainer import Trainer
+from worker.trainer.weight_differences import WeightsOnDisk
 from worker.trainer.weight_sets import WeightSet
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,13 @@ TRIAL_TASKS = 384
 """A candidate that is not significantly better after this many tasks is dropped."""
 OFFER_SECONDS = 600.0
 """Shortest time before an offer is replaced, so that slow peers can complete their transfer."""
+SMALL_DIFFERENCE = 0.7
+"""A difference is offered instead of the file if it is smaller than this share of it."""
+MAX_ROUNDING_LOSS = 0.1
+"""Largest rounding errors in such a difference, as a share of what training has changed. Updates of
+float32 weights may be smaller than a step of bfloat16; peers would get the untouched model."""
 _HEADER_BYTES = 1 << 16
+_UNPACKED = ".unpacked"
 
 
 class _Earned(NamedTuple):
@@ -128,9 +135,14 @@ class Adoption:
     def __post_init__(self) -> None:
         self._folder = StateDir(self.state_dir).weights
         self._rng = random.SystemRandom()
-        self.model = model_digest(self.trainer)
+        self._base = _find_base(self.trainer)
         sizes = [parameter.numel() for parameter in self.trainer.parameters.values()]
         self._max_bytes = 4 * sum(sizes) + _HEADER_BYTES + 256 * len(sizes)
+
+    @functools.cached_property
+    def model(self) -> bytes:
+        """Digest of the model, which peers compare. Raises OSError if its files can't be read."""
+        return model_digest(self.trainer, self._base)
 
     def offer(
         self,
@@ -158,12 +170,41 @@ class Adoption:
     ) -> weight_exchange.Offered | None:
         """Return an offer of the weights in a file that outlives the checkpoint. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob("own-*.safetensors"):
+        for old in self._folder.glob("own-*"):
             old.unlink()
-        # A hard link, which takes no space.
-        file = self._folder / f"own-{rounds_trained:08d}.safetensors"
-        os.link(weights, file)
+        file = self._keep_difference(weights, self._folder / f"own-{rounds_trained:08d}.difference")
+        if file is None:
+            file = self._folder / f"own-{rounds_trained:08d}.safetensors"
+            os.link(weights, file)  # takes no space
         return weight_exchange.describe(self.model, file, rounds_trained)
+
+    def _keep_difference(
+        self,
+        weights: Path,
+        file: Path,
+    ) -> Path | None:
+        """Write a checkpoint's difference to the untouched weights, and return its file.
+
+        None: there are no untouched weights, or the difference is not much smaller than the
+        checkpoint, or rounding loses too much, or it can't be made.
+        """
+        if self._base is None:
+            return None
+        unfinished = file.with_suffix(".unfinished")
+        started = time.monotonic()
+        try:
+            checkpoint = weight_differences.open_file(weights)
+            loss = weight_differences.pack(checkpoint, self._base, unfinished).loss
+            num_bytes, whole = unfinished.stat().st_size, weights.stat().st_size
+            if num_bytes < SMALL_DIFFERENCE * whole and loss <= MAX_ROUNDING_LOSS:
+                seconds = time.monotonic() - started
+                log.info("weights packed bytes=%d of=%d seconds=%.1f", num_bytes, whole, seconds)
+                return unfinished.rename(file)
+            log.debug("difference not offered bytes=%d of=%d loss=%.2f", num_bytes, whole, loss)
+        except (OSError, ValueError) as error:
+            log.debug("difference not offered reason=%s", error)
+        unfinished.unlink(missing_ok=True)
+        return None
 
     def before_step(
         self,
@@ -181,8 +222,7 @@ class Adoption:
         better = self._find_better() if self._rounds_until_next <= 0 else []
         if better:
             log.info("peers earn much more, fetching their weights peers=%s", better)
-            self.swarm.fetch_weights(better, self.model, self._max_bytes, self._folder)
-            self._is_fetching = True
+            self._fetch(better)
 
     def after_step(self) -> bool:
         """Try weights that have arrived with some more tasks; return whether they were taken."""
@@ -190,6 +230,16 @@ class Adoption:
             self._is_fetching = False
             self._begin_trial(self.swarm.fetched_weights())
         return self._trial is not None and self._go_on(self._trial)
+
+    def _fetch(self, peer_ids: Sequence[str]) -> None:
+        try:
+            model = self.model
+        except OSError as error:
+            log.warning("weights not fetched reason=%s", error)
+            self._rounds_until_next = PAUSE_ROUNDS
+            return
+        self.swarm.fetch_weights(peer_ids, model, self._max_bytes, self._folder)
+        self._is_fetching = True
 
     def _see(
         self,
@@ -243,7 +293,31 @@ class Adoption:
 
     def _begin_trial(self, fetched: Sequence[Fetched]) -> None:
         self.counts["fetched"] += len(fetched)
-        self._trial = _Trial(fetched, self._candidates(fetched))
+        for old in self._folder.glob(f"*{_UNPACKED}"):  # of a trial that a restart ended
+            old.unlink()
+        whole = [each for each in map(self._unpack, fetched) if each is not None]
+        self._trial = _Trial(whole, self._candidates(whole))
+
+    def _unpack(self, fetched: Fetched) -> Fetched | None:
+        """Replace a difference by a safetensors file; return what is not a difference as it is.
+
+        It is unpacked once, and not again for every block of a trial. None if that fails; the peer
+        is blamed only if its file is the reason.
+        """
+        try:
+            if self._base is None or not weight_differences.is_difference(fetched.file):
+                return fetched
+            whole = fetched.file.with_suffix(_UNPACKED)
+            weight_sets.unpack(self.trainer, fetched.file, self._base, whole)
+        except ValueError as error:
+            self._refuse(fetched.peer_id, "unusable", str(error))
+        except OSError as error:
+            log.warning("weights not tried peer=%s reason=%s", fetched.peer_id, error)
+        else:
+            fetched.file.unlink()
+            return replace(fetched, file=whole)
+        fetched.file.unlink(missing_ok=True)
+        return None
 
     def _candidates(self, fetched: Sequence[Fetched]) -> list[_Candidate]:
         """Return the usable sets of weights and their averages; count the unusable ones."""
@@ -373,10 +447,29 @@ class Adoption:
         log.warning("weights not taken peer=%s kind=%s reason=%s", peer_id, kind, reason)
 
 
-def model_digest(trainer: Trainer) -> bytes:
-    """Return a digest of origin, names and shapes of the weights that a trainer can take."""
+def model_digest(
+    trainer: Trainer,
+    base: WeightsOnDisk | None = None,
+) -> bytes:
+    """Return a digest of origin, names and shapes of the weights that a trainer can take.
+
+    With `base`, the untouched weights, peers have the same digest only if theirs are the same and
+    they understand differences too. Raises OSError if `base` can't be read.
+    """
     shapes = [(name, list(p.shape)) for name, p in trainer.parameters.items()]
-    return hashlib.sha256(json.dumps([trainer.origin, shapes]).encode()).digest()
+    described = [trainer.origin, shapes]
+    if base is not None:
+        described.append({"differences": 1, "base": weight_differences.digest_of(base)})
+    return hashlib.sha256(json.dumps(described).encode()).digest()
+
+
+def _find_base(trainer: Trainer) -> WeightsOnDisk | None:
+    """Return the untouched weights; None: differences are neither offered nor taken."""
+    try:
+        return weight_differences.find_base(trainer)
+    except ValueError as error:
+        log.debug("weights are exchanged as they are reason=%s", error)
+        return None
 
 
 def _mean(values: Sequence[float]) -> float:

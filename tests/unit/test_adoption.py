@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.groups import scored_group
 from tests.swarm.swarm_lab import Lab, wait_until
@@ -25,7 +25,7 @@ from worker.swarm.protocol.messages import Kind
 from worker.swarm.protocol.weight_messages import Offer, WeightRequest
 from worker.swarm.swarm import Swarm
 from worker.swarm.transport.streams import Stream
-from worker.trainer import checkpoint, weight_sets
+from worker.trainer import checkpoint, weight_differences, weight_sets
 from worker.trainer.trainer import Trainer
 
 GENERATION = settings.Generation(num_generations=4, max_completion_length=8, max_prompt_length=128)
@@ -39,15 +39,24 @@ class Trainers:
         torch.set_num_threads(1)
         self.pristine = load(settings.Model(device="cpu"))
 
-    def make(self, noise: float = 0.0) -> Trainer:
-        """Return one whose weights are `noise` standard deviations away from the small model's."""
+    def make(
+        self,
+        noise: float = 0.0,
+        has_base: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> Trainer:
+        """Return one whose weights are `noise` standard deviations away from the small model's.
+
+        `has_base`: it knows where the untouched model is, so differences are exchanged.
+        """
         model = copy.deepcopy(self.pristine.model)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in model.parameters():
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter += noise * parameter.std() * drawn
-        policy = Policy(model, self.pristine.tokenizer, self.pristine.name)
+        folder = self.pristine.folder if has_base else None
+        policy = Policy(model.to(dtype), self.pristine.tokenizer, self.pristine.name, folder)
         return Trainer(policy, settings.Trainer(), GENERATION)
 
 
@@ -140,6 +149,124 @@ def test_late_joiner_takes_a_better_peers_weights(
     again = trainers.make()
     assert checkpoint.restore(saved.parent, again) == {"round": 3}
     assert digest(again) == digest(better.trainer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_better_weights_come_as_a_difference(
+    trainers: Trainers, lab: Lab, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    lab.bootnode()
+    better = make_node(lab, "better", trainers.make(noise=0.05, has_base=True, dtype=dtype))
+    late = make_node(lab, "late", trainers.make(noise=3.0, has_base=True))
+    offer(better, tmp_path)
+    (kept,) = (lab.folder("better") / "weights").iterdir()
+    assert weight_differences.is_difference(kept)
+    (checkpoint_file,) = (tmp_path / "checkpoints").glob("*/model.safetensors")
+    assert kept.stat().st_size < adoption.SMALL_DIFFERENCE * checkpoint_file.stat().st_size
+    wait_until(lambda: late.swarm.status().peers_known == 1, 20, "the peer is known")
+    assert run_until_tried(late, [name_of(better.swarm)])
+    assert late.counts == {"fetched": 1, "taken": 1}
+    assert late.swarm.status().bytes_in < 2 * kept.stat().st_size
+    for name, master in weight_sets.current(late.trainer).items():
+        assert torch.equal(master, better.trainer.parameters[name].bfloat16().float())
+    assert not list((lab.folder("late") / "weights").iterdir())
+
+
+def kept_by(node: Adoption, folder: Path) -> Path:
+    """Return the file that a node keeps of its weights to offer it."""
+    saved = checkpoint.save(folder / "checkpoints", node.trainer, {}, keep=1)
+    offered = node._keep(saved / "model.safetensors", 10)
+    assert offered is not None
+    assert offered.model == node.model
+    assert list(offered.file.parent.iterdir()) == [offered.file]
+    return offered.file
+
+
+def make_alone(folder: Path, trainer: Trainer) -> Adoption:
+    return Adoption(_NoSwarm(), trainer, GYM, GENERATION, folder)  # type: ignore[arg-type]
+
+
+def test_file_is_offered_if_the_difference_is_not_much_smaller(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    node = make_alone(tmp_path, trainers.make(noise=3.0, has_base=True, dtype=torch.bfloat16))
+    assert not weight_differences.is_difference(kept_by(node, tmp_path))
+
+
+def test_file_is_offered_if_rounding_would_lose_what_was_learned(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    """At small learning rates, float32 weights differ by less than a step of bfloat16."""
+    node = make_alone(tmp_path, trainers.make(noise=1e-4, has_base=True))
+    assert not weight_differences.is_difference(kept_by(node, tmp_path))
+
+
+def test_file_is_offered_if_the_difference_cannot_be_written(
+    trainers: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_alone(tmp_path, trainers.make(noise=0.05, has_base=True))
+    real = weight_differences.write_to
+
+    def fill_disk(*arguments) -> None:
+        real(*arguments)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(weight_differences, "write_to", fill_disk)
+    assert not weight_differences.is_difference(kept_by(node, tmp_path))
+
+
+def test_offer_replaces_what_an_interrupted_one_left(trainers: Trainers, tmp_path: Path) -> None:
+    node = make_alone(tmp_path, trainers.make(noise=0.05, has_base=True))
+    node._folder.mkdir()
+    for name in ("own-00000001.unfinished", "own-00000002.difference", "own-00000003.safetensors"):
+        (node._folder / name).write_bytes(b"half")
+    assert weight_differences.is_difference(kept_by(node, tmp_path))
+
+
+def test_only_nodes_with_the_same_untouched_model_exchange_weights(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    assert trainers.pristine.folder is not None
+    other = trainers.make(has_base=True)
+    other.policy.folder = tmp_path
+    weights = load_file(trainers.pristine.folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[5] += 1
+    save_file(weights, tmp_path / "model.safetensors")
+    same, again = (make_alone(tmp_path, trainers.make(has_base=True)).model for _ in range(2))
+    assert same == again
+    assert len({same, make_alone(tmp_path, other).model, model_of_old_release(trainers)}) == 3
+
+
+def model_of_old_release(trainers: Trainers) -> bytes:
+    return adoption.model_digest(trainers.make(has_base=True))
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_damaged_difference_is_blamed_on_the_peer_and_a_missing_base_is_not(
+    trainers: Trainers, tmp_path: Path, is_ours: bool
+) -> None:
+    trainer = trainers.make(noise=0.05, has_base=True)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert trainer.policy.folder is not None
+    base = folder / "model.safetensors"
+    base.write_bytes((trainer.policy.folder / "model.safetensors").read_bytes())
+    trainer.policy.folder = folder
+    node = make_alone(tmp_path, trainer)
+    came = tmp_path / "weights" / "1.part"
+    kept_by(node, tmp_path).rename(came)
+    if is_ours:
+        base.unlink()
+    else:
+        came.write_bytes(came.read_bytes()[:-100])
+    before = digest(trainer)
+    node.swarm.fetched = [weight_exchange.Fetched("Qm1", came, 10, 1.0, 1)]  # type: ignore[attr-defined]
+    node._is_fetching = True
+    assert not run_round(node, [group(0.1)], [])
+    assert node.swarm.distrusted == ([] if is_ours else ["Qm1"])  # type: ignore[attr-defined]
+    assert node.counts["unusable"] == (0 if is_ours else 1)
+    assert digest(trainer) == before
+    assert not list(came.parent.iterdir())
 
 
 def test_worse_and_equal_weights_change_nothing(

@@ -66,6 +66,8 @@ class Policy:
     """A model and its tokenizer.
 
     The model is always in evaluation mode: dropout is used neither in training nor in sampling.
+    `folder` has the files that the model was loaded from; None: unknown, or not in transformers'
+    format.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Policy:
         model: Any,
         tokenizer: Any,
         name: str,
+        folder: Path | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.folder = folder
         self._before_ids = self._find_before_ids()
         end = model.generation_config.eos_token_id
         ends = end if isinstance(end, list) else [end]
@@ -374,7 +378,18 @@ def load(model: settings.Model) -> Policy:
         dtype,
         weights.num_parameters(),
     )
-    return Policy(weights, tokenizer, model.name)
+    return Policy(weights, tokenizer, model.name, None if gguf else _find_loaded(source))
+
+
+def _find_loaded(source: str) -> Path | None:
+    """Return the folder of the files of a loaded model; None if Hugging Face's cache lacks them."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(HUB.snapshot_download(source, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError) as error:
+        log.debug("files of the model not found name=%s reason=%s", source, error)
+        return None
 
 
 def _require_sound_weights(

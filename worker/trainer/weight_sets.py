@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worker.trainer import weight_differences
 from worker.trainer.trainer import Trainer
 
 WeightSet = Mapping[str, Tensor]
@@ -25,6 +26,25 @@ def read(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(str(error)) from None
+
+
+def unpack(
+    trainer: Trainer,
+    file: Path,
+    base: WeightSet,
+    output: Path,
+) -> None:
+    """Write the set in a difference (weight_differences.py) as a safetensors file.
+
+    Raises ValueError if the difference is unusable, OSError if `base` can't be read or `output`
+    can't be written.
+    """
+    shapes = {name: parameter.shape for name, parameter in trainer.parameters.items()}
+    weights = weight_differences.unpack(file, base, shapes)
+    try:
+        save_file(weights, output)
+    except SafetensorError as error:
+        raise OSError(f"{output}: {error}") from None
 
 
 def current(trainer: Trainer) -> dict[str, Tensor]:
