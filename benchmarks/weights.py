@@ -7,7 +7,7 @@ adapters as files, compressed, and as differences to the untouched model, packed
 them. With --pack a model is packed without training it, and nothing else is measured. The transfer
 is between two peers with libp2p daemons on 127.0.0.1. The late joiner's curve is of simulated nodes
 (benchmarks/nodes.py): three train for --rounds, then a fourth joins with the untouched model, with
-and without weights of peers. The small form (the defaults) takes two minutes of one core.
+and without weights of peers. The small form (the defaults) takes a few minutes of one core.
 """
 
 import argparse
