@@ -1,10 +1,16 @@
 """Read by pyinfra before anything else."""
 
+import sys
+
 from pyinfra import config
 
-from deploys.inventory import loading
-from deploys.pyinfra_ext import keepalive, run_report, sudo
-from deploys.tailscale import banners
+# pyinfra turns bytecode off, so each of its runs would compile all of the operator's modules again.
+# Python's own setting holds (-B, PYTHONDONTWRITEBYTECODE).
+sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+
+from deploys.inventory import loading  # noqa: E402
+from deploys.pyinfra_ext import keepalive, run_report, sudo  # noqa: E402
+from deploys.tailscale import banners  # noqa: E402
 
 config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
 config.CONNECT_TIMEOUT = 10

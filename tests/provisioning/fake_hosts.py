@@ -1,7 +1,9 @@
 """pyinfra's command line on hosts of its @fake connector."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
@@ -15,11 +17,16 @@ FAKE_ANSWERS = {
 }
 
 
-def pyinfra(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def pyinfra(
+    *arguments: str | Path,
+    timeout: float = 60,
+    env: Mapping[str, str] = os.environ,
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pyinfra", *map(str, arguments)]
     return subprocess.run(
         command,
         cwd=CHECKOUT,
+        env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
