@@ -17,12 +17,12 @@ _FORMS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": (
         "at most 63 letters, digits, dots, hyphens and underscores, first no dot"
     ),
-    r"^[A-Za-z0-9][\w.-]{0,62}$": (
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$": (
         "at most 63 letters, digits, dots, hyphens and underscores, first a letter or digit"
     ),
-    r"^(auto|cpu|cuda(:\d+)?)$": "auto, cpu, cuda, or cuda:0 and so on",
+    r"^(auto|cpu|cuda(:[0-9]+)?)$": "auto, cpu, cuda, or cuda:0 and so on",
     r"^[^\s/]{1,15}$": "a network interface, such as eth0: at most 15 characters",
-    r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$": (
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$": (
         "owner/name, or owner alone, on the Hugging Face Hub"
     ),
     r"^(pip|(https?|file)://\S+)$": "pip, or a URL of an index (https://, http:// or file://)",
