@@ -201,7 +201,9 @@ class Adoption:
                 log.info("weights packed bytes=%d of=%d seconds=%.1f", num_bytes, whole, seconds)
                 return unfinished.rename(file)
             log.debug("difference not offered bytes=%d of=%d loss=%.2f", num_bytes, whole, loss)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            log.warning("difference not written, offering the whole file reason=%s", error)
+        except ValueError as error:
             log.debug("difference not offered reason=%s", error)
         unfinished.unlink(missing_ok=True)
         return None

@@ -1,4 +1,4 @@
-"""Differences to the untouched weights: exact, small, and of no use to a peer that lies."""
+"""Differences to the untouched weights: exact, small, and refused if they are damaged."""
 
 import copy
 import io

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from worker.errors import WorkerError
+from worker.runtime import status_file
 
 STATUS_FILE = "status.json"
 
@@ -40,11 +40,4 @@ _STATUS = TypeAdapter(Status)
 def read_status(state_dir: Path) -> Status | None:
     """Return the keeper's last status, None before the first. Raises WorkerError if invalid."""
     file = state_dir / STATUS_FILE
-    try:
-        return _STATUS.validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise WorkerError(
-            f"{file}: not a keeper's status ({type(error).__name__}); restart the keeper"
-        ) from None
+    return status_file.read(file, _STATUS, "a keeper's status", "keeper")

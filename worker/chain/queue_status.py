@@ -6,9 +6,9 @@ The metrics endpoint of every process imports this module, so it does not import
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from worker.errors import WorkerError
+from worker.runtime import status_file
 
 STATUS_FILE = "queues.json"
 
@@ -57,11 +57,4 @@ _STATUS = TypeAdapter(QueuesStatus)
 def read_status(state_dir: Path) -> QueuesStatus | None:
     """Return the last status that the account service wrote; None: none. Raises WorkerError."""
     file = state_dir / STATUS_FILE
-    try:
-        return _STATUS.validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise WorkerError(
-            f"{file}: not the state of queues ({type(error).__name__}); restart the account service"
-        ) from None
+    return status_file.read(file, _STATUS, "the state of queues", "account service")
