@@ -1,13 +1,16 @@
 """A real chain: one anvil per test process, on a free port, and a new contract per test."""
 
 import json
+import os
 import subprocess
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from filelock import FileLock
 
 from tests.chain.hall import Hall, open_hall
 from worker import settings
@@ -15,7 +18,7 @@ from worker.chain import contract
 from worker.chain.client import Call, Receipt
 from worker.chain.coordinator import Coordinator
 from worker.chain.deployment import Deployment
-from worker.chain.embedded import anvil
+from worker.chain.embedded import anvil, pruning
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 10.0
@@ -63,10 +66,16 @@ def anvil_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def rpc_url(tmp_path_factory, anvil_binary):
-    """Run an anvil that all tests of this process share."""
+    """Run an anvil that all tests of this process share.
+
+    It is never restarted, so it need not write its state, which grows with every test.
+    """
     folder = tmp_path_factory.mktemp("anvil")
     section = settings.Anvil(port=0, state_file=folder / "state.json", binary=anvil_binary)
-    with anvil.running(section, settings.Chain().id) as (_, url):
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pruning, "dump_seconds", lambda state_file: 3600)
+            _, url = stack.enter_context(anvil.running(section, settings.Chain().id))
         yield url
 
 
@@ -114,10 +123,18 @@ def foreign_market_build(tmp_path_factory, anvil_binary) -> dict:
 
 
 def _built(name: str, tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp(name)
-    source = ROOT / f"tests/chain/foreign/{name}.sol"
-    subprocess.run([ROOT / "scripts/contracts", "build", folder, source], check=True, timeout=240)
-    return json.loads((folder / f"{name}.json").read_text())
+    """Compile a foreign contract, once for all processes of the run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # each process has a folder of its own in it
+    built = folder / f"{name}.json"
+    with FileLock(folder / f"{name}.lock"):
+        if not built.exists():
+            source = ROOT / f"tests/chain/foreign/{name}.sol"
+            command = [ROOT / "scripts/contracts", "build", folder / name, source]
+            subprocess.run(command, check=True, timeout=240)
+            (folder / name / f"{name}.json").rename(built)
+    return json.loads(built.read_text())
 
 
 @pytest.fixture
