@@ -12,6 +12,7 @@ from account_service import account_settings, serving
 from public_rpc import ODD_ANSWERS, PublicRpc, public
 from public_swarm import public_old_chain, public_swarm, through  # noqa: F401 - fixtures
 
+from tests import preloaded
 from worker import enrolment, settings
 from worker.chain.ledger import Ledger
 from worker.environments.presets import DEMO_SETTINGS
@@ -51,9 +52,12 @@ def be_odd_now_and_then(proxy: PublicRpc, every: int = 5) -> None:
 
 def hivewright(log: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
     with log.open("w") as stderr:
-        command = [sys.executable, "-m", "worker", *map(str, arguments)]
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True
+        return preloaded.Popen(
+            [sys.executable, "-m", "worker", *arguments],
+            "worker.node",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
         )
 
 

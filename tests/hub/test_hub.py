@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from stand_in import TOKEN, HubStandIn
 
+from tests import preloaded
 from worker import settings
 from worker.errors import SettingsError
 from worker.hub.hub import Hub, HubStatus
@@ -179,10 +180,10 @@ def test_upload_dies_with_a_killed_worker(tmp_path: Path, stand_in: HubStandIn) 
         " import Pusher\npusher = Pusher(Path(sys.argv[2]), sys.argv[3]); pusher.push();"
         " print(pusher.pid(), flush=True)\nimport time; time.sleep(60)"
     )
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), stand_in.endpoint],
+    worker = preloaded.Popen(
+        [sys.executable, "-c", code, Path(__file__).parent, tmp_path, stand_in.endpoint],
+        "worker.node",
         stdout=subprocess.PIPE,
-        text=True,
     )
     try:
         assert worker.stdout is not None
@@ -318,10 +319,9 @@ def test_worker_pushes_a_model_that_transformers_loads(
     file = tmp_path / "worker.yaml"
     file.write_text(yaml.safe_dump({**WORKER, "node": node, "hub": hub, "trainer": trainer}))
     for command in ("enrol", "worker"):
-        done = subprocess.run(
-            [sys.executable, "-m", "worker", command, "--settings", str(file)],
-            capture_output=True,
-            text=True,
+        done = preloaded.run(
+            [sys.executable, "-m", "worker", command, "--settings", file],
+            "worker.node",
             timeout=200,
         )
         assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """A dashboard as the process that it is, for the tests of what it says and of its page."""
 
 import json
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from tests import preloaded
-from worker import cli, settings
+from worker import settings
 from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,21 +59,17 @@ def showing(of: Settings) -> Iterator[Dashboard]:
     (folder / "dashboard.yaml").write_text(settings.dump(of))
     (folder / "address").unlink(missing_ok=True)  # of an earlier process
     log = folder / "log"
-    process = preloaded.start("worker.dashboard.server", _run, folder / "dashboard.yaml", log)
+    command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
+    with log.open("w") as stderr:
+        process = preloaded.Popen(command, "worker.dashboard.server", stderr=stderr)
     try:
         deadline = time.monotonic() + 60
         while not (folder / "address").exists():
-            assert process.is_alive(), log.read_text()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield Dashboard((folder / "address").read_text().strip(), folder)
     finally:
         process.terminate()
-        process.join()
-    assert process.exitcode == 0, log.read_text()
-
-
-def _run(file: Path, log: Path) -> None:
-    """Be `hivewright dashboard`, with standard error in `log`."""
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    cli.main(["dashboard", "--settings", str(file)])
+        process.wait(60)
+    assert process.returncode == 0, log.read_text()

@@ -5,7 +5,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
+from tests import preloaded
+
+PYINFRA = "pyinfra.__main__"
+"""What takes long to import (tests/preloaded.py)."""
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,18 +26,10 @@ def pyinfra(
     *arguments: str | Path,
     timeout: float = 60,
     env: Mapping[str, str] = os.environ,
+    stderr: int | IO[str] = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pyinfra", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=CHECKOUT,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return preloaded.run(command, PYINFRA, cwd=CHECKOUT, env=env, timeout=timeout, stderr=stderr)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *lines: str) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from fake_hosts import PYINFRA
+
+from tests import preloaded
 
 CHECKOUT = Path(__file__).parents[2]
 URL = "https://login.tailscale.com/a/0123abcd"
@@ -98,8 +101,8 @@ def pyinfra(folder: Path, port: int, server: CheckMode, *, with_key: bool) -> tu
         "got in",
     ]
     with (folder / "said").open("w") as said:
-        process = subprocess.Popen(
-            command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+        process = preloaded.Popen(
+            command, PYINFRA, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
         )
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_hosts import CHECKOUT, COMMIT, FAKE_ANSWERS, pyinfra
+from fake_hosts import CHECKOUT, COMMIT, FAKE_ANSWERS, PYINFRA, pyinfra
 
 from deploys import mesh, operator, units
 from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
 from deploys.fleet.pyinfra_process import Pyinfra
 from deploys.inventory import planning, validation
 from deploys.inventory.host_plan import HostEntry, Planned
+from tests import preloaded
 from worker.errors import SettingsError
 from worker.swarm import identity
 
@@ -76,7 +77,15 @@ def test_bytecode_of_the_operators_modules_is_kept_unless_python_is_told_not_to(
 ) -> None:
     """Pyinfra turns it off for all modules, and compiling them takes a tenth of an idle deploy."""
     own = {"PYTHONDONTWRITEBYTECODE": setting, "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    done = pyinfra("-y", tmp_path / "missing.py", "deploy.py", env={**os.environ, **own})
+    # Python reads these when it starts, so this process is none of tests/preloaded.py.
+    done = subprocess.run(
+        [sys.executable, "-m", "pyinfra", "-y", tmp_path / "missing.py", "deploy.py"],
+        cwd=CHECKOUT,
+        env={**os.environ, **own},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 2, done.stderr
     folder = tmp_path.joinpath(*CHECKOUT.parts[1:], "deploys", "inventory")
     assert any(folder.glob("loading.*.pyc")) == is_kept
@@ -380,8 +389,8 @@ def test_interrupted_run_ends_with_130_and_names_hosts_that_are_half_done(
 ) -> None:
     inventory = write_inventory({"account_host": "192.0.2.10", "fake_delay": 0.2}, {"slots": 1})
     command = [sys.executable, "-m", "pyinfra", "-y", inventory, "deploy.py"]
-    with subprocess.Popen(
-        command, cwd=CHECKOUT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    with preloaded.Popen(
+        command, PYINFRA, cwd=CHECKOUT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as run:
         assert run.stderr is not None
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_hosts import pyinfra
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -446,13 +447,7 @@ def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
         [*command, tmp_path / "fleet.json"], capture_output=True, text=True, timeout=30, check=True
     )
     (tmp_path / "fleet.py").write_text(done.stdout)
-    shown = subprocess.run(
-        [sys.executable, "-m", "pyinfra", "--json", tmp_path / "fleet.py", "debug-inventory"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    shown = pyinfra("--json", tmp_path / "fleet.py", "debug-inventory")
     assert {host["name"] for host in json.loads(shown.stdout)} == {
         "hub",
         "plain",

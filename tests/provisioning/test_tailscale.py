@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_hosts import pyinfra
 
 from deploys.inventory import validation
 from deploys.inventory.host_plan import HostEntry
@@ -48,20 +49,17 @@ class Machine:
         inventory = self.folder / "fleet.py"
         fleet = [("@local", {"tailscale": True, **data}), *(others or {}).items()]
         inventory.write_text(f"workers = {fleet!r}\n")
-        command = [sys.executable, "-m", "pyinfra", "-y", "-vvv", "--diff", "--json", inventory]
         own = {"STAND_IN": str(self.folder), "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        options = (
+            "-y",
+            "-vvv",
+            "--diff",
+            "--json",
+            inventory,
+            "tests/provisioning/tailscale_deploy.py",
+        )
         with (self.folder / "stderr").open("w") as stderr:
-            done = subprocess.run(
-                [*command, "tests/provisioning/tailscale_deploy.py"],
-                cwd=CHECKOUT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                timeout=200,
-                check=False,
-                env={**os.environ, **own},
-            )
+            done = pyinfra(*options, env={**os.environ, **own}, timeout=200, stderr=stderr)
         done.stderr = (self.folder / "stderr").read_text()
         return done
 

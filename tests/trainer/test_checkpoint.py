@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import preloaded
 from tests.groups import scored_group
 from worker import environments, settings
 from worker.environments.presets import DEMO_FAMILIES
@@ -302,7 +303,8 @@ for round in range(1000):
 
 
 def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(pristine, tmp_path):
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, str(tmp_path)])
+    command = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, str(tmp_path)]
+    process = preloaded.Popen(command, "worker.node")
     try:
         deadline = time.monotonic() + 100
         while (
@@ -347,7 +349,8 @@ for folder in map(Path, sys.argv[2:]):
 def train_rounds(rounds: int, *folders: Path) -> subprocess.Popen:
     """Start a process that trains a run in each folder, one after the other, to its end."""
     code = TRAIN_ROUNDS.replace("TESTS", str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(rounds), *folders])
+    command = [sys.executable, "-W", "ignore", "-c", code, str(rounds), *folders]
+    return preloaded.Popen(command, "worker.node")
 
 
 def read_curve(folder: Path) -> dict[int, str]:
@@ -360,7 +363,7 @@ def read_curve(folder: Path) -> dict[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # every start of Python with torch takes half a minute on a busy machine
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("rounds", "kills"), [(6, 1), pytest.param(12, 2, marks=pytest.mark.nightly)]
 )

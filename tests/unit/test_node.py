@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from tests import preloaded
 from tests.groups import scored_group
 from worker import enrolment, settings, signal_watch
 from worker import node as node_module
@@ -90,6 +90,11 @@ node.run(settings.load(Path(sys.argv[1])))
 """
 
 
+def run_script(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    return preloaded.run(command, "worker.node", cwd=ROOT, timeout=120)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint_every", "killed_at", "num_lines"),
@@ -105,13 +110,7 @@ def test_history_has_each_round_once_whenever_the_node_is_killed(
     checked = enrolled(tmp_path, node_checkpoint_every=checkpoint_every)
     file = tmp_path / "settings.yaml"
     file.write_text(settings.dump(checked))
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(file), str(killed_at)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=120,
-    )
+    killed = run_script(KILLED, file, str(killed_at))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     train(checked)
     assert [line["round"] for line in status.read_rounds(tmp_path)] == list(range(6))
@@ -281,13 +280,7 @@ def test_killed_node_repeats_or_skips_no_part(tmp_path, monkeypatch, when):
     script = KILLED_IN_A_PART + KILLED.replace("round == int(sys.argv[2])", die)
     if when == "before the checkpoint":
         script = script.replace("node.run(", KILL_AT_CHECKPOINT + "node.run(")
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(file), "2"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=120,
-    )
+    killed = run_script(script, file, "2")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     node = with_chain(make_node(checked), 3, 1)
     assert node.last == ((0, 1) if when == "before the checkpoint" else (0, 2))
