@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from small_models import save_model
 
@@ -14,6 +15,8 @@ from worker import settings
 from worker.errors import ModelError
 from worker.policy import policy as module
 from worker.policy.policy import TINY, load
+from worker.trainer import weight_differences
+from worker.trainer.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +236,23 @@ def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):
 def test_unknown_name_without_a_network_is_a_model_error(monkeypatch):
     monkeypatch.setattr(module, "HUB", module.HfApi(endpoint="http://127.0.0.1:9"))
     expect_model_error("nobody/nothing", "not on this machine, and Hugging Face can't be reached")
+
+
+def test_model_in_hugging_faces_cache_is_loaded_from_there_without_a_network(tmp_path, monkeypatch):
+    """Its folder is known, so that weights are exchanged as differences to its files."""
+    commit = "4" * 40
+    cached = tmp_path / "models--somebody--small"
+    save_model("llama", cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(module, "HUB", module.HfApi(endpoint="http://127.0.0.1:9"))
+    policy = load(settings.Model(name="somebody/small", device="cpu"))
+    assert policy.folder == cached / "snapshots" / commit
+    trainer = Trainer(policy, settings.Trainer(lora=None), settings.Generation())
+    base = weight_differences.find_base(trainer)
+    assert base.keys() == trainer.parameters.keys()
 
 
 def test_device_that_is_not_there_is_a_model_error():
