@@ -34,6 +34,7 @@ from deploys.paths import (
     settings_file,
 )
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_UNITS
+from tests import preloaded
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -43,26 +44,15 @@ NOBODY = {"ssh_hostname": "127.0.0.1", "ssh_port": 1}
 
 
 def hivewright(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from worker import cli; cli.main(sys.argv[1:])",
-            *map(str, arguments),
-        ],
-        cwd=cwd,
-        env={
-            "PYTHONPATH": str(CHECKOUT),
-            "PATH": "/usr/bin:/bin",
-            "COLUMNS": "80",
-            "HOME": str(cwd),
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    code = "import sys; from worker import cli; cli.main(sys.argv[1:])"
+    env = {
+        "PYTHONPATH": str(CHECKOUT),
+        "PATH": "/usr/bin:/bin",
+        "COLUMNS": "80",
+        "HOME": str(cwd),
+    }
+    command = [sys.executable, "-c", code, *arguments]
+    return preloaded.run(command, "deploys.fleet.commands", cwd=cwd, env=env, timeout=90)
 
 
 @pytest.mark.parametrize(
