@@ -9,11 +9,12 @@ from pyinfra import config
 sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
 
 from deploys.inventory import loading  # noqa: E402
-from deploys.pyinfra_ext import keepalive, run_report, sudo  # noqa: E402
+from deploys.pyinfra_ext import keepalive, run_report, shortcuts, sudo  # noqa: E402
 from deploys.tailscale import banners  # noqa: E402
 
 config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
 config.CONNECT_TIMEOUT = 10
+shortcuts.take()
 keepalive.limit_silence()
 banners.show()
 sudo.check_on_connect()
