@@ -77,7 +77,7 @@ def test_bytecode_of_the_operators_modules_is_kept_unless_python_is_told_not_to(
 ) -> None:
     """Pyinfra turns it off for all modules, and compiling them takes a tenth of an idle deploy."""
     own = {"PYTHONDONTWRITEBYTECODE": setting, "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    # Python reads these when it starts, so this process is none of tests/preloaded.py.
+    # Python reads these when it starts, so tests/preloaded.py can't start this one.
     done = subprocess.run(
         [sys.executable, "-m", "pyinfra", "-y", tmp_path / "missing.py", "deploy.py"],
         cwd=CHECKOUT,
