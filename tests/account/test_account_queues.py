@@ -1,5 +1,4 @@
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ import pytest
 import requests
 from account_service import eventually, serving
 
+from tests import preloaded
 from tests.account.hosting import PASSPHRASE
 from worker import settings
 from worker.account.accounts import Accounts
@@ -130,7 +130,7 @@ def process(host: settings.Settings):
     command = [sys.executable, "-m", "worker", "account", "--settings", folder / "account.yaml"]
     with (
         (folder / "log").open("a") as log,
-        subprocess.Popen(command, cwd=ROOT, stderr=log) as running,
+        preloaded.Popen(command, "worker.account.server", stderr=log) as running,
     ):
         try:
             eventually((folder / "address").exists, 120)

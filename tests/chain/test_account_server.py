@@ -23,6 +23,7 @@ from account_service import (
 )
 from eth_account import Account
 
+from tests import preloaded
 from worker import settings
 from worker.account import server
 from worker.account.vault import Tokens, load_account
@@ -88,9 +89,7 @@ def test_service_at_an_address_of_its_own_answers_on_its_machine_too(chain, tmp_
         settings.dump(parsed.model_copy(update={"account": own}))
     )
     command = [sys.executable, "-m", "worker", "account", "--settings", tmp_path / "account.yaml"]
-    with subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
-    ) as process:
+    with preloaded.Popen(command, "worker.account.server", stderr=subprocess.DEVNULL) as process:
         try:
             address = tmp_path / "account/address"
             eventually(address.exists)
@@ -659,11 +658,8 @@ def write_settings(folder: Path, **account: object) -> Path:
 
 
 def test_process_serves_without_a_chain_and_ends_cleanly(tmp_path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "account", "--settings", str(write_settings(tmp_path))],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "worker", "account", "--settings", write_settings(tmp_path)]
+    process = preloaded.Popen(command, "worker.account.server", stderr=subprocess.PIPE)
     try:
         address = tmp_path / "account/address"
         eventually(lambda: address.exists() or process.poll() is not None, 60)

@@ -17,6 +17,7 @@ import pytest
 import requests
 from eth_account import Account
 
+from tests import preloaded
 from worker import settings
 from worker.chain import deployment
 from worker.chain.client import Call
@@ -46,7 +47,9 @@ def start(place, tmp_path):
             tmp_path / "settings.yaml",
         ]
         with (tmp_path / "chain.log").open("a") as log:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            process = preloaded.Popen(
+                command, "worker.chain.embedded.anvil", stdout=log, stderr=log
+            )
         started.append(process)
         deadline = time.monotonic() + 90
         while not address.exists():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from web3 import Web3
 
+from tests import preloaded
 from worker import settings
 from worker.chain import contract
 from worker.chain.client import Call
@@ -274,7 +275,7 @@ def start(tmp_path):
         file.write_text(settings.dump(values))
         with (tmp_path / f"{name}.log").open("a") as log:
             command = [sys.executable, "-m", "worker", "keeper", "--settings", file]
-            started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+            started.append(preloaded.Popen(command, "worker.chain.keeper", stdout=log, stderr=log))
         return started[-1]
 
     yield keeper

@@ -13,8 +13,9 @@ import requests
 from eth_abi import encode
 from web3.types import RPCEndpoint, RPCResponse
 
+from tests import preloaded
 from tests.chain.conftest import Chain
-from tests.pages.dashboards import ROOT, Dashboard, showing, with_dashboard
+from tests.pages.dashboards import Dashboard, showing, with_dashboard
 from worker import settings
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil
@@ -436,9 +437,7 @@ def test_without_a_chain_it_serves_and_says_so(lonely: Dashboard) -> None:
 def run(*, folder: Path, **of: object) -> subprocess.CompletedProcess[str]:
     (folder / "dashboard.yaml").write_text(json.dumps(of))
     command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return preloaded.run(command, "worker.dashboard.server", timeout=120)
 
 
 def test_at_an_address_of_its_own_it_answers_on_its_machine_too(
