@@ -1,8 +1,8 @@
 """Compute once what pyinfra computes again for each operation, fact and host.
 
-In a deploy with nothing to change this is a third of the operator's processor time, and it grows
-with the number of hosts times that of operations. For the place of an operation in the deploy, for
-instance, pyinfra asks `inspect` for the source of all callers, which searches all modules.
+For the place of an operation in the deploy, for instance, pyinfra asks `inspect` for the source of
+all callers, which searches all modules. In a deploy of forty hosts this is more than half of the
+operator's processor time.
 """
 
 import functools
