@@ -1,5 +1,6 @@
 """A real chain: one anvil per test process, on a free port, and a new contract per test."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from filelock import FileLock
 
 from tests.chain.hall import Hall, open_hall
 from worker import settings
@@ -128,7 +128,8 @@ def _built(name: str, tmp_path_factory) -> dict:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # each process has a folder of its own in it
     built = folder / f"{name}.json"
-    with FileLock(folder / f"{name}.lock"):
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
             source = ROOT / f"tests/chain/foreign/{name}.sol"
             command = [ROOT / "scripts/contracts", "build", folder / name, source]
