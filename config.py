@@ -14,7 +14,7 @@ from deploys.tailscale import banners  # noqa: E402
 
 config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
 config.CONNECT_TIMEOUT = 10
-shortcuts.take()
+shortcuts.install()
 keepalive.limit_silence()
 banners.show()
 sudo.check_on_connect()

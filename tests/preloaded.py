@@ -28,6 +28,8 @@ from worker.runtime import entry_point
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _MAX_REQUEST_BYTES = 150_000
+_IMPORT_SECONDS = 240.0
+"""Time limit of the first answer, which comes after the import."""
 _PR_SET_CHILD_SUBREAPER = 36
 _FORK, _WAIT = os.fork, os.waitpid
 """Those of the system: pyinfra's import puts gevent's in their place."""
@@ -37,9 +39,27 @@ _SERVE = "from tests import preloaded; preloaded.serve()"
 class Popen(subprocess.Popen[str]):
     """A Python process with text streams that starts with `preload`, a module, imported."""
 
-    def __init__(self, arguments: Sequence[str | Path], preload: str, **options: Any) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        preload: str,
+        *,
+        stdin: int | IO[str] | None = None,
+        stdout: int | IO[str] | None = None,
+        stderr: int | IO[str] | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._preload = preload
-        super().__init__(list(map(str, arguments)), text=True, **options)
+        super().__init__(
+            list(map(str, arguments)),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            text=True,
+        )
 
     def _execute_child(self, *given: Any) -> None:
         """Take the place of fork and exec, in CPython's own class; `given` is in its order."""
@@ -69,8 +89,15 @@ def run(
 
     `stderr`: a file to write to while the process runs, whose text is not returned.
     """
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": stderr}
-    with Popen(arguments, preload, cwd=cwd, env=env, **streams) as process:
+    with Popen(
+        arguments,
+        preload,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        cwd=cwd,
+        env=env,
+    ) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except BaseException:
@@ -93,6 +120,7 @@ def _server(preload: str) -> socket.socket:
             pass_fds=[theirs.fileno()],
         )
     atexit.register(_stop, ours, process)
+    ours.settimeout(_IMPORT_SECONDS)
     return ours
 
 

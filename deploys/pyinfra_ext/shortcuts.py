@@ -14,14 +14,14 @@ from pyinfra.api import arguments, connectors, facts, inventory, util
 
 
 class _Place(NamedTuple):
-    """What pyinfra needs of `inspect.getframeinfo`."""
+    """The fields of `inspect.getframeinfo` that pyinfra reads."""
 
     filename: str
     lineno: int
 
 
-def take() -> None:
-    """Replace these parts of pyinfra in this process; for config.py."""
+def install() -> None:
+    """Replace the repeated computations of pyinfra in this process; config.py calls this."""
     util.stack = _stack
     util.getframeinfo = _place_of
     for function, users in (
@@ -44,4 +44,5 @@ def _stack() -> list[tuple[FrameType]]:
 
 
 def _place_of(frame: FrameType) -> _Place:
+    """Return file and line of a frame, without its source."""
     return _Place(frame.f_code.co_filename, frame.f_lineno)

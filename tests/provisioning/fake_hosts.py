@@ -10,7 +10,7 @@ from typing import IO
 from tests import preloaded
 
 PYINFRA = "pyinfra.__main__"
-"""What takes long to import (tests/preloaded.py)."""
+"""The module that tests/preloaded.py imports before it forks a pyinfra."""
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

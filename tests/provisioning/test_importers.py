@@ -448,6 +448,7 @@ def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
     )
     (tmp_path / "fleet.py").write_text(done.stdout)
     shown = pyinfra("--json", tmp_path / "fleet.py", "debug-inventory")
+    assert shown.returncode == 0, shown.stderr
     assert {host["name"] for host in json.loads(shown.stdout)} == {
         "hub",
         "plain",

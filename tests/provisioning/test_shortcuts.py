@@ -1,4 +1,4 @@
-"""What pyinfra computes again and again is computed once, with the same result."""
+"""Repeated computations of pyinfra are replaced, and their results stay the same."""
 
 import importlib.metadata
 import inspect
@@ -33,7 +33,7 @@ def orders() -> list[list[int]]:
     """Return the places of an operation in a deploy: before the shortcuts, and with them."""
     state = SimpleNamespace(current_deploy_filename=__file__, current_op_file_number=0)
     found = []
-    for prepare in (lambda: None, shortcuts.take):
+    for prepare in (lambda: None, shortcuts.install):
         prepare()
         found.append(util.get_operation_order_from_stack(state))
     return found
@@ -47,7 +47,7 @@ def test_operations_keep_their_order() -> None:
 
 def test_location_in_messages_is_the_same() -> None:
     found = []
-    for prepare in (lambda: None, shortcuts.take):
+    for prepare in (lambda: None, shortcuts.install):
         prepare()
         found.append(util.get_call_location(frame_offset=0))
     assert found[0].endswith("test_shortcuts.py")
@@ -55,7 +55,7 @@ def test_location_in_messages_is_the_same() -> None:
 
 
 def test_no_source_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    shortcuts.take()
+    shortcuts.install()
     monkeypatch.setattr(inspect, "getmodule", lambda *_: pytest.fail("searches all modules"))
     state = SimpleNamespace(current_deploy_filename=__file__, current_op_file_number=0)
     assert util.get_operation_order_from_stack(state)
@@ -65,7 +65,7 @@ def test_global_arguments_and_connectors_are_the_same_and_are_listed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listed = arguments.all_global_arguments(), connectors.get_execution_connectors()
-    shortcuts.take()
+    shortcuts.install()
     again = arguments.all_global_arguments(), inventory.get_execution_connectors()
     assert again == listed
     assert facts.all_global_arguments() == listed[0]
